@@ -1,0 +1,1 @@
+"""The contract between coordinator and device: numpy and the standard library only."""
