@@ -1,0 +1,26 @@
+"""The methods, one file each. To add one: its file, its test, and its line in `REGISTRY`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from umbel.coordinator.methods.base import AbstractMethod
+from umbel.shared.errors import ConfigError
+
+REGISTRY: dict[str, str] = {
+    "plora": "umbel.coordinator.methods.plora:PLoRA",
+}
+
+
+def method_class(name: str) -> type[AbstractMethod]:
+    """Returns the class of a registered method.
+
+    Raises:
+        ConfigError: No method has this name.
+    """
+    if name not in REGISTRY:
+        raise ConfigError(f"there is no method '{name}'", hint=f"Known methods: {', '.join(sorted(REGISTRY))}.")
+    module, _, attribute = REGISTRY[name].partition(":")
+    found = getattr(import_module(module), attribute)
+    assert issubclass(found, AbstractMethod)
+    return found

@@ -1,0 +1,107 @@
+"""What a personalization method is: its private tensors, its shared module, and what it does at each injection point."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from umbel.coordinator.backbone import BackboneShape
+from umbel.coordinator.sites import Frame, Site
+from umbel.shared.profile import TensorSpec
+
+
+class MethodConfig(BaseModel):
+    """Options of a method, as written under [methods.NAME] in a configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AbstractMethod(nn.Module, ABC):
+    """A method: shared parameters, private tensors, and what they add to the encoder.
+
+    A method does nothing at the points that it does not override, and nothing at all while its private tensors and its
+    shared module are as they were made: a new model starts as the plain backbone.
+
+    Attributes:
+        name: Its name in configurations and tensor names.
+        citation: The paper.
+        equation: What it computes, in one line.
+        Config: Its options.
+    """
+
+    name: ClassVar[str]
+    citation: ClassVar[str]
+    equation: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]]
+
+    @abstractmethod
+    def profile_tensors(self) -> tuple[TensorSpec, ...]:
+        """Returns the private tensors of one user; names start with "<method>."."""
+
+    def at_site(self, site: Site, x: Tensor, h: Tensor, frame: Frame) -> Tensor | None:
+        """Returns what to add to a projection's output.
+
+        Args:
+            site: Which projection.
+            x: (batch, seq, d_in) its input.
+            h: (batch, seq, d_out) its output without any method.
+            frame: The private tensors of each example.
+
+        Returns:
+            (batch, seq or 1, d_out), or None to leave the site alone.
+        """
+        return None
+
+    def prompt(self, frame: Frame) -> Tensor | None:
+        """Returns (batch, m, d) rows to put before the input embeddings, or None."""
+        return None
+
+    def at_logits(self, logits: Tensor, frame: Frame) -> Tensor | None:
+        """Returns (batch, labels) to add to the task's output, or None."""
+        return None
+
+    def needs_generic_pass(self) -> bool:
+        """Says whether `training_term` wants the logits of the same texts without profiles."""
+        return False
+
+    def training_term(self, logits: Tensor, generic_logits: Tensor | None, frame: Frame) -> Tensor | None:
+        """Returns a scalar to add to the loss while the coordinator trains, or None.
+
+        Args:
+            logits: (batch, labels) with profiles.
+            generic_logits: (batch, labels) without, if `needs_generic_pass`; only the head gets gradients through it.
+            frame: The pass that made `logits`, with its records.
+        """
+        return None
+
+    def fold(self, site: Site, profile: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Returns (delta of W (d_out, d_in), delta of b (d_out,)) that stand for this method at a site for one user.
+
+        None: the method does nothing at this site. Methods that cannot be folded raise NotImplementedError.
+        """
+        raise NotImplementedError(f"{self.name} cannot be folded into weights")
+
+    def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Expresses the private tensors in the basis in which few-shot learning goes best, changing no output.
+
+        Args:
+            profiles: The trained private tensors of seen users, by full name: (users, *shape).
+
+        Returns:
+            The same profiles in the new basis.
+        """
+        return dict(profiles)
+
+
+def kaiming(rows: int, columns: int, rng: torch.Generator) -> nn.Parameter:
+    """Returns a (rows, columns) parameter, kaiming-uniform with a = sqrt 5: uniform in +-1 / sqrt(columns)."""
+    bound = columns**-0.5
+    return nn.Parameter(torch.empty(rows, columns).uniform_(-bound, bound, generator=rng))
+
+
+__all__ = ["AbstractMethod", "BackboneShape", "MethodConfig", "kaiming"]

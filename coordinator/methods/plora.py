@@ -1,0 +1,123 @@
+"""PLoRA: personalized low-rank adaptation (Zhang et al., AAAI 2024, arXiv 2403.06208)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, final
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from umbel.coordinator.methods.base import AbstractMethod, BackboneShape, MethodConfig, kaiming
+from umbel.coordinator.sites import Frame, Site
+from umbel.shared.profile import TensorSpec
+
+_TEMPERATURE = 4.0
+_EIGENVALUE_FLOOR = 1e-4
+
+
+@final
+class PLoRAConfig(MethodConfig):
+    """Options of PLoRA; the paper's symbols in brackets."""
+
+    rank: int = Field(16, ge=1, description="Rank of the update [r]; the paper uses 64.")
+    alpha: float = Field(32.0, gt=0, description="Scale of the update is alpha / rank [alpha]; the paper uses 128.")
+    user_size: int = Field(64, ge=1, description="Floats in the private vector [d_u]; the paper uses 512.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of x and of the user vector while training.")
+    agreement: float = Field(0.1, ge=0, description="Weight of the agreement (mutual-information) terms [mim].")
+    storage: Literal["float16", "float32"] = Field("float16", description="How a device stores the vector.")
+
+
+@final
+class _Projection(nn.Module):
+    """A (r, d_in), B (d_out, r) and P (r, d_u) of one site."""
+
+    def __init__(self, site: Site, config: PLoRAConfig, rng: torch.Generator):
+        super().__init__()
+        self.A = kaiming(config.rank, site.d_in, rng)
+        self.P = kaiming(config.rank, config.user_size, rng)
+        self.B = nn.Parameter(torch.zeros(site.d_out, config.rank))
+
+
+@final
+class PLoRA(AbstractMethod):
+    """h = W x + b + s B (A drop(x) + P drop(m_u p_u)) at the query and value projections of every layer; s = alpha / r.
+
+    p_u (d_u,) is private and zero at birth; A, P, B are shared. B starts at zero, so a new model is the backbone.
+    """
+
+    name = "plora"
+    citation = "Zhang et al., Personalized LoRA for Human-Centered Text Understanding, AAAI 2024, arXiv 2403.06208"
+    equation = "h = W x + b + s B (A drop(x) + P drop(m_u p_u)),  s = alpha / r"
+    Config = PLoRAConfig
+
+    def __init__(self, config: PLoRAConfig, shape: BackboneShape, sites: Sequence[Site], rng: torch.Generator):
+        super().__init__()
+        self.config = config
+        self.scale = config.alpha / config.rank
+        own = [site for site in sites if site.role in ("query", "value")]
+        self.projections = nn.ModuleDict({site.name: _Projection(site, config, rng) for site in own})
+
+    def profile_tensors(self) -> tuple[TensorSpec, ...]:
+        """The user vector p_u (d_u,)."""
+        return (TensorSpec("plora.user", (self.config.user_size,), self.config.storage),)
+
+    def at_site(self, site: Site, x: Tensor, h: Tensor, frame: Frame) -> Tensor | None:
+        """Returns s B (A drop(x) + P drop(m_u p_u)): (batch, seq, d_out)."""
+        if site.name not in self.projections:
+            return None
+        part = self.projections[site.name]
+        rate = self.config.dropout if self.training else 0.0
+        user = frame.profile["plora.user"]  # (batch, d_u)
+        if frame.keep is not None:
+            user = user * frame.keep
+        user = functional.dropout(user, rate, self.training)
+        low_rank = functional.dropout(x, rate, self.training) @ part.A.T  # (batch, seq, r)
+        personal = user @ part.P.T  # (batch, r)
+        if frame.records is not None:
+            # s B (A x + P p) - s B A x is s B P p, the same for every token.
+            frame.record("plora.shift", self.scale * (personal @ part.B.T))  # (batch, d_out)
+        return self.scale * ((low_rank + personal.unsqueeze(1)) @ part.B.T)
+
+    def needs_generic_pass(self) -> bool:
+        """The agreement terms compare with the generic logits."""
+        return self.config.agreement > 0
+
+    def training_term(self, logits: Tensor, generic_logits: Tensor | None, frame: Frame) -> Tensor | None:
+        """Returns mim * (mean over sites of MSE(s B(Ax + Pp), s B A x) + KL(softmax(z_p / 4) || softmax(z_0 / 4)))."""
+        if generic_logits is None or frame.records is None:
+            return None
+        mse = torch.stack([shift.square().mean() for shift in frame.records["plora.shift"]]).mean()
+        personal = functional.log_softmax(logits / _TEMPERATURE, dim=-1)
+        generic = functional.log_softmax(generic_logits / _TEMPERATURE, dim=-1)
+        divergence = (personal.exp() * (personal - generic)).sum(dim=-1).mean()
+        return self.config.agreement * (mse + divergence)
+
+    def fold(self, site: Site, profile: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Returns (s B A, s B P p_u): the whole method is a change of W and b for one user."""
+        if site.name not in self.projections:
+            return None
+        part = self.projections[site.name]
+        return self.scale * part.B @ part.A, self.scale * part.B @ (part.P @ profile["plora.user"])
+
+    @torch.no_grad()
+    def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Makes the seen users' second moment the identity: P <- P L, p <- L^-1 p, with L L^T = mean of p p^T.
+
+        P p is unchanged for every p in the span of the users seen. A prior of N(0, I) on the new vector then is the
+        distribution of the people seen, so that a few examples move a new user along the directions in which people
+        really differ.
+        """
+        users = profiles["plora.user"].double()  # (users, d_u)
+        moment = users.T @ users / max(len(users), 1)
+        values, vectors = torch.linalg.eigh(moment)
+        floor = _EIGENVALUE_FLOOR * values.max().clamp_min(torch.finfo(torch.float32).tiny)
+        values = values.clamp_min(floor).flip(0)
+        vectors = vectors.flip(1)
+        basis = vectors * values.sqrt()  # L: (d_u, d_u), strongest direction first
+        for part in self.projections.values():
+            part.P.copy_((part.P.double() @ basis).to(part.P.dtype))
+        rebased = (users @ (vectors / values.sqrt())).to(profiles["plora.user"].dtype)
+        return {**profiles, "plora.user": rebased}

@@ -1,0 +1,169 @@
+"""The personal model: a pretrained encoder, a task head and any set of methods, functional in the profile."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from umbel.coordinator.backbone import Backbone
+from umbel.coordinator.methods import method_class
+from umbel.coordinator.methods.base import AbstractMethod, MethodConfig
+from umbel.coordinator.sites import Frame, FrameHolder, InjectedLinear, find_sites, inject
+from umbel.coordinator.tasks import task_class
+from umbel.coordinator.tasks.base import AbstractTask
+from umbel.shared.profile import ProfileSpec
+from umbel.shared.rng import integer_seed
+
+
+@final
+class PersonalModel(nn.Module):
+    """logits = model(input_ids, attention_mask, owner, profile).
+
+    `owner` (batch,) says whose text each row is, an index into the leading axis of every profile tensor: one batch
+    serves one user or many, and a gradient comes back per user.
+    """
+
+    def __init__(self, encoder: nn.Module, methods: Mapping[str, AbstractMethod], task: AbstractTask):
+        super().__init__()
+        self.encoder = encoder
+        self.methods = nn.ModuleDict(dict(methods))
+        self.task = task
+        self.__dict__["_holder"] = FrameHolder()
+        inject(encoder, find_sites(encoder), self.method_list(), self._holder)
+
+    def method_list(self) -> list[AbstractMethod]:
+        """Returns the methods, in the order in which they act."""
+        return [method for method in self.methods.values() if isinstance(method, AbstractMethod)]
+
+    def profile_spec(self) -> ProfileSpec:
+        """Returns the private tensors of one user."""
+        return ProfileSpec(tuple(spec for method in self.method_list() for spec in method.profile_tensors()))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        owner: Tensor,
+        profile: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Returns logits (batch, labels).
+
+        Args:
+            input_ids: (batch, seq) int64.
+            attention_mask: (batch, seq) int64, 1 for tokens.
+            owner: (batch,) int64 index of each row's user.
+            profile: Private tensors by full name: (users, *shape).
+        """
+        return self.run(input_ids, attention_mask, self.frame(attention_mask, owner, profile))
+
+    def frame(self, attention_mask: Tensor, owner: Tensor, profile: Mapping[str, Tensor]) -> Frame:
+        """Gives each example the private tensors of its owner: (users, *shape) -> (batch, *shape)."""
+        rows = {name: rows_of(owner, values) for name, values in profile.items()}
+        return Frame(rows, attention_mask)
+
+    def run(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
+        """Returns logits (batch, labels) under a frame that the caller made."""
+        logits = self.task(self.states(input_ids, attention_mask, frame), attention_mask)
+        for method in self.method_list():
+            extra = method.at_logits(logits, frame)
+            logits = logits if extra is None else logits + extra
+        return logits
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
+        """Returns the encoder's last token states (batch, seq, d), prompt rows left out."""
+        self._holder.frame = frame
+        try:
+            prompts = [rows for rows in (m.prompt(frame) for m in self.method_list()) if rows is not None]
+            if not prompts:
+                return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            return self._with_prompt(input_ids, attention_mask, torch.cat(prompts, dim=1))
+        finally:
+            self._holder.frame = None
+
+    def _with_prompt(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
+        embedded = self.encoder.get_input_embeddings()(input_ids)  # (batch, seq, d)
+        ones = attention_mask.new_ones(rows.shape[0], rows.shape[1])
+        states = self.encoder(
+            inputs_embeds=torch.cat([rows, embedded], dim=1), attention_mask=torch.cat([ones, attention_mask], dim=1)
+        ).last_hidden_state
+        return states[:, rows.shape[1] :]
+
+    def shared_names(self) -> list[str]:
+        """Returns the names of the parameters that umbel adds to the backbone: methods and task head."""
+        return [name for name, _ in self.named_parameters() if not name.startswith("encoder.")]
+
+    @torch.no_grad()
+    def folded(self, profile: Mapping[str, Tensor]) -> PersonalModel:
+        """Returns a plain model for one user: every method folded into W and b, nothing left to add at run time.
+
+        Args:
+            profile: The user's private tensors by full name: (*shape).
+
+        Raises:
+            NotImplementedError: A method that is on cannot be folded.
+        """
+        twin = copy.deepcopy(self)
+        for path, module in list(twin.encoder.named_modules()):
+            if isinstance(module, InjectedLinear):
+                parent = twin.encoder.get_submodule(path.rpartition(".")[0])
+                setattr(parent, path.rpartition(".")[2], self._folded_linear(module, profile))
+        twin.methods = nn.ModuleDict()
+        return twin
+
+    def _folded_linear(self, module: InjectedLinear, profile: Mapping[str, Tensor]) -> nn.Linear:
+        base = module.base
+        linear = nn.Linear(base.in_features, base.out_features)
+        weight = base.weight.clone()
+        bias = torch.zeros(base.out_features) if base.bias is None else base.bias.clone()
+        for site in module.sites:
+            rows = slice(site.offset, site.offset + site.d_out)
+            for method in self.method_list():
+                change = method.fold(site, profile)
+                if change is not None:
+                    weight[rows] += change[0]
+                    bias[rows] += change[1]
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+        return linear
+
+
+def rows_of(owner: Tensor, values: Tensor) -> Tensor:
+    """Returns values[owner] as a matrix product, whose gradient is one too and so has an ONNX form everywhere.
+
+    Args:
+        owner: (batch,) int64, each below users.
+        values: (users, *shape).
+
+    Returns:
+        (batch, *shape).
+    """
+    choice = (owner.unsqueeze(1) == torch.arange(values.shape[0], device=owner.device)).to(values.dtype)
+    return (choice @ values.reshape(values.shape[0], -1)).reshape(owner.shape[0], *values.shape[1:])
+
+
+def build_model(
+    backbone: Backbone, task_kind: str, labels: Sequence[str], methods: Mapping[str, MethodConfig], seed: int
+) -> PersonalModel:
+    """Builds a model around a copy of the backbone; the same arguments give the same bits.
+
+    Raises:
+        ConfigError: A method or the task is not known.
+        BackboneError: The backbone's layers cannot be found.
+    """
+    encoder = copy.deepcopy(backbone.module)
+    sites = find_sites(encoder)
+    built: dict[str, AbstractMethod] = {}
+    for name, config in methods.items():
+        maker: Any = method_class(name)
+        built[name] = maker(config, backbone.shape, sites, _rng(seed, f"init {name}"))
+    task_maker: Any = task_class(task_kind)
+    task = task_maker(tuple(labels), backbone.shape.hidden_size, _rng(seed, "init task"))
+    return PersonalModel(encoder, built, task)
+
+
+def _rng(seed: int, purpose: str) -> torch.Generator:
+    return torch.Generator().manual_seed(integer_seed(seed, 0, "", purpose))
