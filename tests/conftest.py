@@ -1,0 +1,31 @@
+"""What every test shares: a quiet, offline process, and the `device` marker given by folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before any test module is imported, and inherited by every process that a test starts.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).parents[1]
+DEVICE_FOLDERS = ("tests/shared", "tests/device_client", "src/umbel/shared", "src/umbel/device_client")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what a device can run, so that no one has to remember to: `make device` selects by this marker.
+
+    A test that needs more than the device extra belongs into tests/coordinator or tests/simulations.
+    """
+    for item in items:
+        if any(item.path.is_relative_to(ROOT / folder) for folder in DEVICE_FOLDERS):
+            item.add_marker(pytest.mark.device)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return ROOT
