@@ -1,8 +1,7 @@
 """The result of one experiment: what is measured, in one typed value that goes to JSON and back without loss.
 
 Measured floats are rounded to 6 digits when the value is made, so that memory and file hold the same numbers.
-The configuration is kept as it was given. Numbers by k, the count of a new person's own examples, have strings as
-keys.
+The configuration is kept as it was given. Keys by k, the count of a new person's own examples, are strings.
 """
 
 import json
