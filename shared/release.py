@@ -1,0 +1,296 @@
+"""A release: a manifest and content-addressed blobs. Reading one checks everything and reports all problems at once.
+
+    release/
+      manifest.json        what is in it; its sha256 is the release's id
+      blobs/<sha256>       graphs, weights, tokenizer
+
+Blobs are named by their content, so that a new release re-sends only what changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from umbel.shared.errors import ReleaseError, UmbelError
+from umbel.shared.files import atomic_write, sha256_bytes, sha256_file
+from umbel.shared.profile import ProfileSpec
+from umbel.shared.recipe import LearningRecipe
+
+FORMAT = "umbel.release/1"
+MANIFEST = "manifest.json"
+GRAPHS = ("predict", "learn", "contribute")
+BACKBONE_WEIGHTS = "backbone.safetensors"
+SHARED_WEIGHTS = "shared.safetensors"
+TOKENIZER = "tokenizer.json"
+_BLOBS = (*(f"{graph}.onnx" for graph in GRAPHS), BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER)
+_KEYS = ("format", "parent", "task", "labels", "backbone", "methods", "max_tokens", "profile", "recipe", "trainables")
+_ALL_KEYS = (*_KEYS, "parity", "blobs")
+_HEX = frozenset("0123456789abcdef")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A file of a release: its sha256 (64 hex digits) and its size in bytes."""
+
+    sha256: str
+    size_bytes: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a release is.
+
+    Attributes:
+        parent: Id of the release that it follows, or None.
+        task: Kind of task, such as "classification".
+        labels: Label names, in the order of the logits.
+        backbone: name, family and sha256 of the pretrained weights it started from.
+        methods: Method name -> its options.
+        max_tokens: Texts are cut to this many tokens.
+        profile: The private tensors of one user.
+        recipe: How a device learns them.
+        trainables: Shared tensor name -> shape: what a device may work on in a round, and nothing else.
+        parity: Graph output -> worst relative difference from torch that was measured at publication.
+        blobs: File name -> its content's address.
+    """
+
+    parent: str | None
+    task: str
+    labels: tuple[str, ...]
+    backbone: Mapping[str, str]
+    methods: Mapping[str, Mapping[str, Any]]
+    max_tokens: int
+    profile: ProfileSpec
+    recipe: LearningRecipe
+    trainables: Mapping[str, tuple[int, ...]]
+    parity: Mapping[str, float]
+    blobs: Mapping[str, Blob]
+
+    def to_bytes(self) -> bytes:
+        """Returns the manifest as JSON; the same manifest gives the same bytes."""
+        row = {
+            "format": FORMAT,
+            "parent": self.parent,
+            "task": self.task,
+            "labels": list(self.labels),
+            "backbone": dict(self.backbone),
+            "methods": {name: dict(options) for name, options in self.methods.items()},
+            "max_tokens": self.max_tokens,
+            "profile": self.profile.as_json(),
+            "recipe": self.recipe.as_json(),
+            "trainables": {name: list(shape) for name, shape in self.trainables.items()},
+            "parity": dict(self.parity),
+            "blobs": {name: {"sha256": b.sha256, "bytes": b.size_bytes} for name, b in self.blobs.items()},
+        }
+        return json.dumps(row, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+    @property
+    def release_id(self) -> str:
+        """The release's id: the sha256 of the manifest."""
+        return sha256_bytes(self.to_bytes())
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release on disk whose every byte has been checked.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: What it is.
+        release_id: sha256 of the manifest file.
+    """
+
+    folder: Path
+    manifest: Manifest
+    release_id: str
+
+    def blob_path(self, name: str) -> Path:
+        """Returns where a blob lies."""
+        return self.folder / "blobs" / self.manifest.blobs[name].sha256
+
+
+def write_release(folder: Path, manifest: Manifest, blobs: Mapping[str, bytes]) -> Release:
+    """Writes a release; blobs that are there already are kept, and the manifest comes last.
+
+    Raises:
+        ReleaseError: The manifest names other blobs than the ones given.
+        OSError: The folder cannot be written; an older release in it still reads as before.
+    """
+    described = {name: Blob(sha256_bytes(data), len(data)) for name, data in blobs.items()}
+    if described != dict(manifest.blobs):
+        raise ReleaseError("the manifest does not describe the blobs that were given")
+    for name, data in blobs.items():
+        path = folder / "blobs" / described[name].sha256
+        if not path.is_file() or sha256_file(path) != described[name].sha256:
+            atomic_write(path, data)
+    atomic_write(folder / MANIFEST, manifest.to_bytes())
+    return read_release(folder)
+
+
+def read_release(folder: Path) -> Release:
+    """Reads and checks a release: its manifest, and the size and hash of every blob.
+
+    Raises:
+        ReleaseError: Anything is missing, unknown, damaged or of another version; lists all that was found.
+    """
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ReleaseError(
+            f"no release at {folder}",
+            [f"{path}: {error.strerror or type(error).__name__}"],
+            "Give the folder that 'umbel coordinator publish' wrote.",
+        ) from error
+    row = _parse(path, data)
+    problems: list[str] = []
+    manifest = _manifest(row, problems)
+    problems += _blob_problems(folder, row.get("blobs"))
+    if problems or manifest is None:
+        raise ReleaseError(
+            f"the release at {folder} cannot be used", problems, "Fetch or publish it again; nothing was changed."
+        )
+    return Release(folder, manifest, sha256_bytes(data))
+
+
+def _parse(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ReleaseError(f"{path} is not JSON", [f"{type(error).__name__}"], "Fetch the release again.") from error
+    if not isinstance(row, dict):
+        raise ReleaseError(f"{path} is not a manifest", ["expected an object"], "Fetch the release again.")
+    if row.get("format") != FORMAT:
+        raise ReleaseError(
+            f"{path} is of another version",
+            [f"format is {row.get('format')!r}, this umbel reads '{FORMAT}'"],
+            "Install the umbel that the release was made for, or publish it again.",
+        )
+    return row
+
+
+def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
+    """Builds the manifest, adding to `problems` whatever stands in the way."""
+    problems += [f"manifest: unknown key '{key}'" for key in sorted(set(row) - set(_ALL_KEYS))]
+    problems += [f"manifest: missing key '{key}'" for key in _ALL_KEYS if key not in row]
+    fields = {
+        "parent": _field(row, "parent", lambda v: v is None or _is_sha256(v), "a release id or null", problems),
+        "task": _field(row, "task", lambda v: isinstance(v, str), "a string", problems),
+        "labels": _field(row, "labels", _are_labels, "a list of two or more different strings", problems),
+        "backbone": _field(row, "backbone", _is_backbone, "name, family and sha256", problems),
+        "methods": _field(row, "methods", _are_methods, "method name -> options", problems),
+        "max_tokens": _field(row, "max_tokens", _is_count, "an integer above 1", problems),
+        "trainables": _field(row, "trainables", _are_shapes, "tensor name -> shape", problems),
+        "parity": _field(row, "parity", _are_numbers, "graph output -> number", problems),
+        "blobs": _field(row, "blobs", _are_blobs, "file name -> sha256 and bytes", problems),
+    }
+    profile = _section(row, "profile", lambda v: ProfileSpec.from_json(v), problems)
+    recipe = _section(row, "recipe", LearningRecipe.from_json, problems)
+    if problems or profile is None or recipe is None:
+        return None
+    return Manifest(
+        parent=fields["parent"],
+        task=fields["task"],
+        labels=tuple(fields["labels"]),
+        backbone=fields["backbone"],
+        methods=fields["methods"],
+        max_tokens=fields["max_tokens"],
+        profile=profile,
+        recipe=recipe,
+        trainables={name: tuple(shape) for name, shape in fields["trainables"].items()},
+        parity=fields["parity"],
+        blobs={name: Blob(b["sha256"], b["bytes"]) for name, b in fields["blobs"].items()},
+    )
+
+
+def _field(
+    row: Mapping[str, Any], key: str, right: Callable[[Any], bool], expected: str, problems: list[str]
+) -> Any:
+    value = row.get(key)
+    if key in row and not right(value):
+        problems.append(f"manifest: '{key}' is not {expected}")
+    return value
+
+
+def _section(row: Mapping[str, Any], key: str, read: Callable[[Any], Any], problems: list[str]) -> Any:
+    if key not in row:
+        return None
+    try:
+        return read(row[key])
+    except UmbelError as error:
+        problems += [f"manifest: {problem}" for problem in error.problems or [error.headline]]
+    except (TypeError, ValueError) as error:
+        problems.append(f"manifest: '{key}' is malformed ({type(error).__name__})")
+    return None
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= _HEX
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 1
+
+
+def _are_labels(value: Any) -> bool:
+    strings = isinstance(value, list) and all(isinstance(label, str) for label in value)
+    return strings and len(value) >= 2 and len(set(value)) == len(value)
+
+
+def _is_backbone(value: Any) -> bool:
+    named = isinstance(value, dict) and set(value) == {"name", "family", "sha256"}
+    return named and all(isinstance(v, str) for v in value.values()) and _is_sha256(value["sha256"])
+
+
+def _are_methods(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(options, dict) for options in value.values())
+
+
+def _are_shapes(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape)
+        for shape in value.values()
+    )
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
+
+
+def _are_blobs(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == set(_BLOBS) and all(_is_blob(blob) for blob in value.values())
+
+
+def _is_blob(value: Any) -> bool:
+    named = isinstance(value, dict) and set(value) == {"sha256", "bytes"} and _is_sha256(value["sha256"])
+    return named and isinstance(value["bytes"], int) and not isinstance(value["bytes"], bool) and value["bytes"] >= 0
+
+
+def _blob_problems(folder: Path, blobs: Any) -> list[str]:
+    if not isinstance(blobs, dict):
+        return []
+    return [
+        problem
+        for name, blob in sorted(blobs.items())
+        if _is_blob(blob) and (problem := _blob_problem(folder, name, blob))
+    ]
+
+
+def _blob_problem(folder: Path, name: str, blob: Mapping[str, Any]) -> str:
+    path = folder / "blobs" / str(blob["sha256"])
+    if not path.is_file():
+        return f"blob '{name}' is missing: {path}"
+    size = path.stat().st_size
+    if size != blob["bytes"]:
+        return f"blob '{name}' has {size} bytes, expected {blob['bytes']}"
+    found = sha256_file(path)
+    if found != blob["sha256"]:
+        return f"blob '{name}' is damaged: sha256 is {found[:12]}..., expected {str(blob['sha256'])[:12]}..."
+    return ""
