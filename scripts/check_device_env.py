@@ -38,7 +38,8 @@ def _command_problems() -> list[str]:
         if run.returncode != 0:
             problems.append(f"`umbel {' '.join(words)}` ended with {run.returncode}: {run.stderr.strip()}")
     run = _umbel("coordinator", "--help")
-    if run.returncode != 2 or "pip install 'umbel[coordinator]'" not in run.stderr:
+    # Its help may do without torch; if not, the message must name the remedy.
+    if run.returncode != 0 and "pip install 'umbel[coordinator]'" not in run.stderr:
         problems.append(f"`umbel coordinator` ended with {run.returncode}, no remedy: {run.stderr.strip()}")
     return problems
 

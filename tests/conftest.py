@@ -18,10 +18,11 @@ DEVICE_FOLDERS = ("tests/shared", "tests/device_client", "src/umbel/shared", "sr
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what a device can run, so that no one has to remember to: `make device` selects by this marker.
 
-    A test that needs more than the device extra belongs into tests/coordinator or tests/simulations.
+    A test in a device's folder that needs more than the device extra (Parquet needs pyarrow) is marked `full`.
     """
     for item in items:
-        if any(item.path.is_relative_to(ROOT / folder) for folder in DEVICE_FOLDERS):
+        of_device = any(item.path.is_relative_to(ROOT / folder) for folder in DEVICE_FOLDERS)
+        if of_device and item.get_closest_marker("full") is None:
             item.add_marker(pytest.mark.device)
 
 
