@@ -18,7 +18,7 @@ DEVICE_FOLDERS = ("tests/shared", "tests/device_client", "src/umbel/shared", "sr
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what a device can run, so that no one has to remember to: `make device` selects by this marker.
 
-    A test in a device's folder that needs more than the device extra (Parquet needs pyarrow) is marked `full`.
+    A test in a device's folder that needs more than the device extra, such as pyarrow, is marked `full`.
     """
     for item in items:
         of_device = any(item.path.is_relative_to(ROOT / folder) for folder in DEVICE_FOLDERS)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 PARTS = ("shared", "device_client", "coordinator", "simulations")
-DATA_SUFFIXES = {".toml", ".md", ".json", ".html"}
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys, umbel
@@ -79,8 +78,8 @@ def test_wheel_holds_every_module_of_the_four_parts(repository: Path, wheel_file
 def test_wheel_holds_types_licence_and_the_experiments_data(repository: Path, wheel_files: set[str]) -> None:
     assert "umbel/py.typed" in wheel_files
     assert any(name.endswith("licenses/LICENSE") for name in wheel_files)
-    folder = repository / "simulations"
-    data = {path for path in folder.rglob("*") if path.suffix in DATA_SUFFIXES and "runs" not in path.parts}
+    files = [path for part in PARTS for path in (repository / part).rglob("*") if path.is_file()]
+    data = {path for path in files if path.suffix not in {".py", ".pyc"} and not path.name.startswith(".")}
     assert {f"umbel/{path.relative_to(repository)}" for path in data} - wheel_files == set()
 
 
