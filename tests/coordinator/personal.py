@@ -1,0 +1,116 @@
+"""Small personal models, batches and profiles for the tests of the coordinator."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tests.oracles.personal import OracleConfig, OracleResult, oracle_gradients
+from torch import Tensor
+
+from umbel.coordinator.backbone import Backbone
+from umbel.coordinator.methods.plora import PLoRA, PLoRAConfig
+from umbel.coordinator.model import PersonalModel, build_model
+from umbel.shared.rng import generator
+
+LABELS = ("awful", "fair", "great")
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of token ids with their owners, labels and weights; each row holds at least two tokens."""
+
+    input_ids: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+    owner: npt.NDArray[np.int64]
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns ids, mask and owner, as the model takes them."""
+        return torch.tensor(self.input_ids), torch.tensor(self.attention_mask), torch.tensor(self.owner)
+
+    def row(self, index: int) -> "Batch":
+        """Returns one row as a batch of one, for a single user."""
+        own = slice(index, index + 1)
+        ids, mask = self.input_ids[own], self.attention_mask[own]
+        return Batch(ids, mask, self.labels[own], self.weights[own], np.zeros(1, np.int64))
+
+
+def random_batch(
+    seed: int, rows: int, seq: int, users: int, vocabulary: int, weights: npt.ArrayLike | None = None
+) -> Batch:
+    """Returns rows of 2 to `seq` tokens, the longest first, with weights in [0.5, 1.5) if none are given."""
+    rng = generator(seed, 0, "", "test batch")
+    lengths = rng.integers(2, seq + 1, rows)
+    lengths[0] = seq
+    mask = (np.arange(seq) < lengths[:, None]).astype(np.int64)
+    ids = rng.integers(4, vocabulary, (rows, seq)) * mask
+    ids[:, 0] = 2
+    importance = rng.uniform(0.5, 1.5, rows) if weights is None else np.asarray(weights)
+    return Batch(
+        ids,
+        mask,
+        rng.integers(0, len(LABELS), rows),
+        importance.astype(np.float32),
+        rng.integers(0, users, rows),
+    )
+
+
+def random_users(seed: int, users: int, size: int, scale: float = 1.0) -> npt.NDArray[np.float32]:
+    """Returns private vectors (users, size)."""
+    return generator(seed, 0, "", "test users").normal(0.0, scale, (users, size)).astype(np.float32)
+
+
+def trained_model(backbone: Backbone, config: PLoRAConfig, seed: int = 0) -> PersonalModel:
+    """Returns a model in evaluation mode whose B and head are no longer as they were made."""
+    model = build_model(backbone, "classification", LABELS, {"plora": config}, seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".B") or name.startswith("task."):
+                rng = generator(seed, 0, "", f"test {name}")
+                noise = rng.normal(0.0, 0.1, tuple(parameter.shape)).astype(np.float32)
+                parameter.copy_(torch.tensor(noise))
+    return model.eval()
+
+
+def plora_of(model: PersonalModel) -> PLoRA:
+    """Returns the model's PLoRA."""
+    method = model.methods["plora"]
+    assert isinstance(method, PLoRA)
+    return method
+
+
+def torch_gradients(model: PersonalModel, batch: Batch, profile: Mapping[str, Any]) -> OracleResult:
+    """Returns logits, nll, loss and all gradients of torch's float32, in the oracle's own form."""
+    private = {name: torch.tensor(values, requires_grad=True) for name, values in profile.items()}
+    shared = {name: model.get_parameter(name) for name in model.shared_names()}
+    logits = model(*batch.tensors(), private)
+    nll = model.task.nll(logits, torch.tensor(batch.labels))
+    loss = (nll * torch.tensor(batch.weights)).sum()
+    wanted = {**private, **shared}
+    found = torch.autograd.grad(loss, list(wanted.values()))
+    grads: Arrays = {name: grad.numpy() for name, grad in zip(wanted, found, strict=True)}
+    return OracleResult(logits.detach().numpy(), nll.detach().numpy(), float(loss.detach()), grads)
+
+
+def oracle_of(model: PersonalModel, batch: Batch, profile: Mapping[str, Any]) -> OracleResult:
+    """Returns what the numpy oracle makes of the same model, batch and profile."""
+    config: Any = model.encoder.config
+    sizes = OracleConfig(
+        config.num_hidden_layers, config.num_attention_heads, config.layer_norm_eps, plora_of(model).scale
+    )
+    weights = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
+    return oracle_gradients(
+        weights,
+        sizes,
+        batch.input_ids,
+        batch.attention_mask,
+        batch.labels,
+        batch.weights,
+        batch.owner,
+        profile,
+    )

@@ -1,0 +1,83 @@
+"""The personal model with PLoRA in plain numpy: logits, losses and every gradient that a release exports."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tests.oracles.encoder import Array, Encoder, IntArray, softmax
+from tests.oracles.plora import PLoRA
+
+
+@dataclass(frozen=True, slots=True)
+class OracleConfig:
+    """The sizes that cannot be read off the weights.
+
+    Attributes:
+        layers: Number of layers L.
+        heads: Attention heads per layer.
+        epsilon: What LayerNorm adds to the variance.
+        scale: PLoRA's s = alpha / r.
+    """
+
+    layers: int
+    heads: int
+    epsilon: float
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class OracleResult:
+    """What the oracle found, all in float64.
+
+    Attributes:
+        logits: (batch, labels).
+        nll: (batch,) in nats.
+        loss: sum over i of w_i nll_i.
+        grads: d loss / d tensor: shared ones by parameter name, private ones (users, *shape) by profile name.
+    """
+
+    logits: Array
+    nll: Array
+    loss: float
+    grads: dict[str, Array]
+
+
+def oracle_gradients(
+    weights: Mapping[str, npt.NDArray[Any]],
+    config: OracleConfig,
+    input_ids: IntArray,
+    attention_mask: IntArray,
+    labels: IntArray,
+    example_weights: npt.NDArray[Any],
+    owner: IntArray,
+    profile: Mapping[str, npt.NDArray[Any]],
+) -> OracleResult:
+    """Runs the model forward and backward.
+
+    Args:
+        weights: Every parameter of the model by name, as `PersonalModel.named_parameters` names them.
+        config: Sizes and s.
+        input_ids: (batch, seq).
+        attention_mask: (batch, seq), 1 for tokens; at least one in each row.
+        labels: (batch,) the label of each row.
+        example_weights: (batch,) w.
+        owner: (batch,) index of each row's user.
+        profile: {"plora.user": (users, d_u)}.
+    """
+    plora = PLoRA(weights, config.scale, owner, np.asarray(profile["plora.user"], np.float64))
+    encoder = Encoder(weights, config.layers, config.heads, config.epsilon, plora)
+    states = encoder.forward(input_ids, attention_mask)
+    share = attention_mask / attention_mask.sum(1, keepdims=True)  # (batch, seq): the mean over tokens
+    pooled = np.einsum("bs,bsd->bd", share, states)
+    head = np.asarray(weights["task.weight"], np.float64)
+    logits = pooled @ head.T + np.asarray(weights["task.bias"], np.float64)
+    nll = -np.log(softmax(logits))[np.arange(len(labels)), labels]
+    importance = np.asarray(example_weights, np.float64)
+
+    chosen = np.eye(logits.shape[1])[labels]
+    of_logits = importance[:, None] * (softmax(logits) - chosen)
+    encoder.backward(np.einsum("bs,bl,ld->bsd", share, of_logits, head))
+    grads = {**plora.grads, "task.weight": of_logits.T @ pooled, "task.bias": of_logits.sum(0)}
+    return OracleResult(logits, nll, float(importance @ nll), grads)
