@@ -22,12 +22,12 @@ _EIGENVALUE_FLOOR = 1e-4
 class PLoRAConfig(MethodConfig):
     """Options of PLoRA; the paper's symbols in brackets."""
 
-    rank: int = Field(16, ge=1, description="Rank of the update [r]; the paper uses 64.")
-    alpha: float = Field(32.0, gt=0, description="Scale of the update is alpha / rank [alpha]; the paper uses 128.")
-    user_size: int = Field(64, ge=1, description="Floats in the private vector [d_u]; the paper uses 512.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of x and of the user vector while training.")
-    agreement: float = Field(0.1, ge=0, description="Weight of the agreement (mutual-information) terms [mim].")
-    storage: Literal["float16", "float32"] = Field("float16", description="How a device stores the vector.")
+    rank: int = Field(default=16, ge=1, description="Rank of the update [r]; the paper uses 64.")
+    alpha: float = Field(default=32.0, gt=0, description="Scale of the update is alpha / rank [alpha]; the paper uses 128.")
+    user_size: int = Field(default=64, ge=1, description="Floats in the private vector [d_u]; the paper uses 512.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout of x and of the user vector while training.")
+    agreement: float = Field(default=0.1, ge=0, description="Weight of the agreement (mutual-information) terms [mim].")
+    storage: Literal["float16", "float32"] = Field(default="float16", description="How a device stores the vector.")
 
 
 @final

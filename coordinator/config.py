@@ -1,0 +1,166 @@
+"""The configuration of coordinator training, read from TOML and checked at once as a whole."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from umbel.coordinator.backbone import MINILM
+from umbel.coordinator.methods import REGISTRY, method_class
+from umbel.coordinator.methods.base import MethodConfig
+from umbel.coordinator.tasks import REGISTRY as TASKS
+from umbel.shared.errors import ConfigError
+
+Section = TypeVar("Section", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """A section: unknown keys are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@final
+class BackboneConfig(Strict):
+    """[backbone]: the pretrained encoder and how much of it is trained."""
+
+    name: str = Field(MINILM, description="Packaged model, folder, or hub name.")
+    sha256: str | None = Field(None, description="Pin of model.safetensors; the packaged model has its own.")
+    max_tokens: int = Field(32, ge=4, le=8192, description="Texts are cut to this many tokens.")
+    train: str = Field("none", description="What of the encoder is trained: none, top:N (its last N layers), all.")
+
+    @field_validator("train")
+    @classmethod
+    def _train(cls, value: str) -> str:
+        if value not in ("none", "all") and not (value.startswith("top:") and value[4:].isdigit()):
+            raise ValueError("expected 'none', 'all' or 'top:N'")
+        return value
+
+
+@final
+class TaskConfig(Strict):
+    """[task]: what is predicted."""
+
+    kind: str = Field("classification", description="Kind of task.")
+    labels: tuple[str, ...] | None = Field(None, description="Label names in order; None takes those in the examples.")
+
+    @field_validator("kind")
+    @classmethod
+    def _kind(cls, value: str) -> str:
+        if value not in TASKS:
+            raise ValueError(f"unknown task, expected one of {', '.join(sorted(TASKS))}")
+        return value
+
+
+@final
+class TrainingConfig(Strict):
+    """[training]: how the coordinator trains what everyone shares."""
+
+    max_steps: int = Field(600, ge=1, description="Optimizer steps at most.")
+    batch_size: int = Field(64, ge=1, description="Examples per step, of many users mixed.")
+    shared_rate: float = Field(1e-3, gt=0, description="Learning rate of the methods' shared tensors.")
+    head_rate: float = Field(3e-3, gt=0, description="Learning rate of the task head.")
+    backbone_rate: float = Field(5e-5, gt=0, description="Learning rate of the trained part of the encoder.")
+    private_rate: float = Field(3e-2, gt=0, description="Learning rate of the seen users' private tensors.")
+    private_prior: float = Field(0.01, ge=0, description="Weight of |p_u|^2 / 2, per example, in the loss.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of everything else.")
+    warmup_steps: int = Field(50, ge=0, description="Steps over which rates rise from 0.")
+    personalised_dropout: float = Field(0.2, ge=0, lt=1, description="Share of examples trained without a profile.")
+    clip_norm: float = Field(1.0, gt=0, description="Gradients of everything shared are clipped to this norm.")
+    examples_per_user: int = Field(200, ge=1, description="Examples of one user in an epoch at most.")
+    validation_share: float = Field(0.1, gt=0, lt=1, description="Share of a seen user's examples held out.")
+    validation_examples: int = Field(2000, ge=1, description="Held-out examples looked at, at most.")
+    evaluate_every: int = Field(100, ge=1, description="Steps between looks at held-out examples.")
+    patience: int = Field(4, ge=1, description="Looks without a better loss before training stops.")
+    checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    calibration_share: float = Field(0.1, ge=0, lt=0.9, description="Share of seen users kept for choosing the recipe.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train.")
+
+
+@final
+class RecipeConfig(Strict):
+    """[recipe]: what is tried, on calibration users, to choose how devices learn; every combination."""
+
+    steps: tuple[int, ...] = Field((16,), min_length=1)
+    learning_rate: tuple[float, ...] = Field((0.3,), min_length=1)
+    prior_strength: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1)
+    second_moment: tuple[Literal["tensor", "element"], ...] = Field(("tensor",), min_length=1)
+    bias_prior: tuple[float, ...] = Field((0.1, 0.3, 1.0, 3.0, 10.0), min_length=1)
+    k: tuple[int, ...] = Field((4, 16), min_length=1, description="Support sizes over which the loss is averaged.")
+    users: int = Field(24, ge=1, description="Calibration users at most.")
+
+
+@final
+class CoordinatorConfig(Strict):
+    """Everything that `umbel coordinator train` needs to know besides the examples."""
+
+    seed: int = Field(0, description="Seed of all randomness.")
+    backbone: BackboneConfig = BackboneConfig.model_construct()
+    task: TaskConfig = TaskConfig.model_construct()
+    methods: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"plora": {}})
+    training: TrainingConfig = TrainingConfig.model_construct()
+    recipe: RecipeConfig = RecipeConfig.model_construct()
+    trainables: tuple[str, ...] = Field(
+        ("task.*", "methods.*.A"), description="Shared tensors (patterns) that devices may train in rounds."
+    )
+
+    @field_validator("methods")
+    @classmethod
+    def _methods(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, options in value.items():
+            if name not in REGISTRY:
+                raise ValueError(f"unknown method '{name}', expected some of {', '.join(sorted(REGISTRY))}")
+            method_class(name).Config.model_validate(options)
+        return value
+
+    def method_configs(self) -> dict[str, MethodConfig]:
+        """Returns each method's options, defaults filled in."""
+        return {name: method_class(name).Config.model_validate(options) for name, options in self.methods.items()}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        ConfigError: It is missing or not TOML; the line is named.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}", [error.strerror or type(error).__name__]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML", [str(error)]) from error
+
+
+def validated(kind: type[Section], row: Mapping[str, Any], place: str) -> Section:
+    """Builds a section, or lists everything that is wrong with it.
+
+    Raises:
+        ConfigError: Keys are unknown or values out of range.
+    """
+    try:
+        return kind.model_validate(row)
+    except ValidationError as error:
+        problems = [_problem(detail) for detail in error.errors()]
+        raise ConfigError(f"{place} cannot be used", problems, "Mend the lines above and run again.") from error
+
+
+def _problem(detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"]) or "(whole)"
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: unknown key"
+    return f"{where}: {detail['msg']} (found {detail['input']!r})"
+
+
+def read_config(path: Path) -> CoordinatorConfig:
+    """Reads the configuration of `umbel coordinator train`.
+
+    Raises:
+        ConfigError: The file is missing, is not TOML, or holds unknown keys or values out of range: all are listed.
+    """
+    return validated(CoordinatorConfig, read_toml(path), str(path))

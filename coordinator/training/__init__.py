@@ -1,0 +1,1 @@
+"""Trains what everyone shares on the examples of seen users."""

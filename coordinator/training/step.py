@@ -1,0 +1,146 @@
+"""One training step: the batch's loss with every method's own terms, and the update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from umbel.coordinator.config import BackboneConfig, TrainingConfig
+from umbel.coordinator.model import PersonalModel
+from umbel.coordinator.sites import Frame
+from umbel.shared.errors import ConfigError
+from umbel.shared.profile import ProfileSpec
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's examples on the training device.
+
+    Attributes:
+        ids: (batch, seq) int64.
+        mask: (batch, seq) int64.
+        labels: (batch,) int64.
+        owner: (batch,) int64, rows of the users' table.
+        keep: (batch, 1) 1 where the profile counts, 0 where personalised dropout hides it.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+    owner: Tensor
+    keep: Tensor
+
+
+@final
+class UserTable(nn.Module):
+    """The seen users' private tensors, zeros at birth: name -> (users, *shape)."""
+
+    def __init__(self, spec: ProfileSpec, users: int):
+        super().__init__()
+        self.names = [tensor.name for tensor in spec.tensors]
+        self.values = nn.ParameterList([nn.Parameter(torch.zeros(users, *tensor.shape)) for tensor in spec.tensors])
+
+    def as_profile(self) -> dict[str, Tensor]:
+        """Returns name -> (users, *shape)."""
+        return dict(zip(self.names, self.values, strict=True))
+
+
+def trained_parameters(model: PersonalModel, backbone: BackboneConfig) -> dict[str, nn.Parameter]:
+    """Freezes what is not trained and returns the rest by name: methods, task head, and the encoder as configured.
+
+    Raises:
+        ConfigError: More top layers are asked for than there are.
+    """
+    model.requires_grad_(False)
+    chosen = {n: p for n, p in model.named_parameters() if _is_trained(n, model, backbone.train)}
+    if backbone.train.startswith("top:"):
+        layers = int(model.encoder.config.num_hidden_layers)
+        if int(backbone.train[4:]) > layers:
+            raise ConfigError(
+                "backbone.train asks for more layers than there are", [f"found {backbone.train}, the encoder has {layers}"]
+            )
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    return chosen
+
+
+def _is_trained(name: str, model: PersonalModel, train: str) -> bool:
+    if not name.startswith("encoder."):
+        return True
+    if train.startswith("top:"):
+        layer = next((int(part) for part in name.split(".") if part.isdigit()), None)
+        return layer is not None and layer >= int(model.encoder.config.num_hidden_layers) - int(train[4:])
+    return train == "all"
+
+
+def make_optimizer(
+    trained: Mapping[str, nn.Parameter], table: UserTable, config: TrainingConfig
+) -> torch.optim.AdamW:
+    """Returns AdamW with a rate of its own for methods, head, encoder and users."""
+    groups: dict[str, list[nn.Parameter]] = {"methods": [], "task": [], "encoder": []}
+    for name, parameter in trained.items():
+        groups[name.partition(".")[0]].append(parameter)
+    rates = {"methods": config.shared_rate, "task": config.head_rate, "encoder": config.backbone_rate}
+    parts: list[dict[str, Any]] = [
+        {"params": parameters, "lr": rates[name], "base": rates[name], "weight_decay": config.weight_decay}
+        for name, parameters in groups.items()
+        if parameters
+    ]
+    # The prior of a private vector is in the loss, where it weighs by example; decay would pull the absent too.
+    parts.append(
+        {"params": list(table.values), "lr": config.private_rate, "base": config.private_rate, "weight_decay": 0.0}
+    )
+    return torch.optim.AdamW(parts, betas=(0.9, 0.98), foreach=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainingConfig) -> None:
+    """Linear warm-up, then a half cosine to a twentieth."""
+    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    share = min(1.0, step / max(config.max_steps, 1))
+    factor = warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
+    for group in optimizer.param_groups:
+        group["lr"] = group["base"] * factor
+
+
+def batch_loss(model: PersonalModel, table: UserTable, batch: Batch, private_prior: float) -> tuple[Tensor, Tensor]:
+    """Returns the loss of a batch and its mean nll, both scalars.
+
+    loss = mean nll + every method's training term + private_prior / 2 * mean |keep * p_owner|^2.
+    """
+    frame = model.frame(batch.mask, batch.owner, table.as_profile())
+    frame.keep = batch.keep
+    frame.records = {}
+    logits = model.run(batch.ids, batch.mask, frame)
+    nll = model.task.nll(logits, batch.labels).mean()
+    loss = nll + _training_terms(model, batch, frame, logits)
+    for rows in frame.profile.values():
+        kept = rows.flatten(1) * batch.keep
+        loss = loss + 0.5 * private_prior * kept.square().sum(1).mean()
+    return loss, nll.detach()
+
+
+def _training_terms(model: PersonalModel, batch: Batch, frame: Frame, logits: Tensor) -> Tensor:
+    methods = model.method_list()
+    generic = None
+    if any(method.needs_generic_pass() for method in methods):
+        generic = _generic_logits(model, batch, frame)
+    total = logits.new_zeros(())
+    for method in methods:
+        term = method.training_term(logits, generic, frame)
+        if term is not None:
+            total = total + term
+    return total
+
+
+def _generic_logits(model: PersonalModel, batch: Batch, frame: Frame) -> Tensor:
+    """Logits without profiles; no gradient through the encoder, so that only the head learns from them."""
+    empty = Frame({name: torch.zeros_like(rows) for name, rows in frame.profile.items()}, batch.mask)
+    with torch.no_grad():
+        states = model.states(batch.ids, batch.mask, empty)
+    return model.task(states, batch.mask)
