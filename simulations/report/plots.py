@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from umbel.simulations.report.svg import AXIS, BEST, BIAS, GENERIC, HARM, PERSONAL, STYLE
+from umbel.simulations.report.svg import AXIS, BEST, BIAS, GENERIC, HARM, PERSONAL, style
 from umbel.simulations.report.words import MINUS, NBSP, headline_k
 from umbel.simulations.results import Round, Seen, Training, Unseen
 
@@ -17,7 +16,7 @@ _ROOM = 0.02  # above and below an accuracy
 
 
 def _figure(draw: Callable[[Figure], None], height_inches: float = _HEIGHT_INCHES) -> Figure:
-    with matplotlib.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
         draw(figure)
     return figure

@@ -65,11 +65,11 @@ def accuracy(unseen: Unseen) -> str:
 def ecdf(unseen: Unseen) -> str:
     """Returns the distribution of the users' gains."""
     k = words.headline_k(unseen)
-    title = f"Each person's gain at k = {k}"
+    title = f"Each person's gain at {words.at_k(k)}"
     caption = "Share of people whose accuracy rose by at most so much over the generic model. " + words.harm(
         unseen, k
     )
-    legend: list[tuple[str, Line, str]] = [("personal", "solid", f"k = {k}")]
+    legend: list[tuple[str, Line, str]] = [("personal", "solid", words.at_k(k))]
     if others := [other for other in unseen.ks if other not in ("0", k)]:
         legend.append(("personal", "faint", f"k = {', '.join(others)}"))
     svg = inline(plots.gain_ecdf(unseen), "ecdf", title, caption)
@@ -91,7 +91,7 @@ def spread(unseen: Unseen) -> str:
     k = words.headline_k(unseen)
     title = "The worst tenth of people"
     worst = points(unseen.worst_decile[k])
-    caption = f"The tenth of people who gain least at k = {k}: {worst} points on average."
+    caption = f"The tenth of people who gain least at {words.at_k(k)}: {worst} points on average."
     legend: list[tuple[str, Line, str]] = [
         ("personal", "solid", "median gain"),
         ("personal", "band", f"middle 50{NBSP}% and 80{NBSP}%"),

@@ -3,9 +3,10 @@
 import html
 import io
 import re
+from contextlib import AbstractContextManager
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -23,7 +24,7 @@ PALETTE = {
 }
 INK, GRID, AXIS, PERSONAL, BIAS, GENERIC, BEST, HARM = (light for light, _ in PALETTE.values())
 
-STYLE: dict[Any, Any] = {  # matplotlib types its keys as a literal of 300 names
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "umbel",
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that the layout is the same on every machine
@@ -57,11 +58,16 @@ STYLE: dict[Any, Any] = {  # matplotlib types its keys as a literal of 300 names
 _NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
 
+def style() -> AbstractContextManager[None]:
+    """Returns a context in which figures have the report's style, whatever a user has set."""
+    return matplotlib.style.context(["default", _STYLE])
+
+
 def inline(figure: Figure, name: str, title: str, description: str) -> str:
     """Returns the figure as an <svg> element for an HTML page; the same figure gives the same text.
 
     Args:
-        figure: Drawn in the colours of PALETTE only, under STYLE.
+        figure: Drawn in the colours of PALETTE only, under style().
         name: Unique on the page; goes before every id within.
         title: What a screen reader says first.
         description: What the figure shows, in words.
@@ -70,7 +76,7 @@ def inline(figure: Figure, name: str, title: str, description: str) -> str:
         ValueError: A colour is not in PALETTE, and would be unreadable on one of the two backgrounds.
     """
     stream = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with style():
         FigureCanvasSVG(figure)
         figure.savefig(stream, format="svg", metadata=_NO_METADATA)
     text = stream.getvalue()

@@ -84,8 +84,8 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{whole}{NBSP}s"
     if whole < 3600:
-        return f"{whole // 60}{NBSP}min {whole % 60}{NBSP}s"
-    return f"{whole // 3600}{NBSP}h {whole % 3600 // 60}{NBSP}min"
+        return f"{whole // 60}{NBSP}min{NBSP}{whole % 60}{NBSP}s"
+    return f"{whole // 3600}{NBSP}h{NBSP}{whole % 3600 // 60}{NBSP}min"
 
 
 def counted(count: int, one: str, many: str) -> str:
@@ -96,6 +96,11 @@ def counted(count: int, one: str, many: str) -> str:
         ('1 person', '1,200 people')
     """
     return f"{count:,} {one if count == 1 else many}"
+
+
+def at_k(k: str) -> str:
+    """Returns "k = 16" in one piece, never broken over two lines."""
+    return f"k{NBSP}={NBSP}{k}"
 
 
 def headline(unseen: Unseen) -> str:
