@@ -32,7 +32,7 @@ class PersonalModel(nn.Module):
         self.encoder = encoder
         self.methods = nn.ModuleDict(dict(methods))
         self.task = task
-        self.__dict__["_holder"] = FrameHolder()
+        self._holder = FrameHolder()
         inject(encoder, find_sites(encoder), self.method_list(), self._holder)
 
     def method_list(self) -> list[AbstractMethod]:
@@ -67,7 +67,7 @@ class PersonalModel(nn.Module):
 
     def run(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
         """Returns logits (batch, labels) under a frame that the caller made."""
-        logits = self.task(self.states(input_ids, attention_mask, frame), attention_mask)
+        logits: Tensor = self.task(self.states(input_ids, attention_mask, frame), attention_mask)
         for method in self.method_list():
             extra = method.at_logits(logits, frame)
             logits = logits if extra is None else logits + extra
@@ -78,17 +78,22 @@ class PersonalModel(nn.Module):
         self._holder.frame = frame
         try:
             prompts = [rows for rows in (m.prompt(frame) for m in self.method_list()) if rows is not None]
-            if not prompts:
-                return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            return self._with_prompt(input_ids, attention_mask, torch.cat(prompts, dim=1))
+            if prompts:
+                return self._with_prompt(input_ids, attention_mask, torch.cat(prompts, dim=1))
+            states: Tensor = self.encoder(
+                input_ids=input_ids, attention_mask=attention_mask
+            ).last_hidden_state
+            return states
         finally:
             self._holder.frame = None
 
     def _with_prompt(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
-        embedded = self.encoder.get_input_embeddings()(input_ids)  # (batch, seq, d)
+        encoder: Any = self.encoder
+        embedded = encoder.get_input_embeddings()(input_ids)  # (batch, seq, d)
         ones = attention_mask.new_ones(rows.shape[0], rows.shape[1])
-        states = self.encoder(
-            inputs_embeds=torch.cat([rows, embedded], dim=1), attention_mask=torch.cat([ones, attention_mask], dim=1)
+        states: Tensor = encoder(
+            inputs_embeds=torch.cat([rows, embedded], dim=1),
+            attention_mask=torch.cat([ones, attention_mask], dim=1),
         ).last_hidden_state
         return states[:, rows.shape[1] :]
 
@@ -115,10 +120,10 @@ class PersonalModel(nn.Module):
         return twin
 
     def _folded_linear(self, module: InjectedLinear, profile: Mapping[str, Tensor]) -> nn.Linear:
-        base = module.base
-        linear = nn.Linear(base.in_features, base.out_features)
-        weight = base.weight.clone()
-        bias = torch.zeros(base.out_features) if base.bias is None else base.bias.clone()
+        linear = copy.deepcopy(module.base)
+        weight = linear.weight
+        old_bias = linear._parameters["bias"]  # None in ModernBERT
+        bias = weight.new_zeros(linear.out_features) if old_bias is None else old_bias.clone()
         for site in module.sites:
             rows = slice(site.offset, site.offset + site.d_out)
             for method in self.method_list():
@@ -126,8 +131,7 @@ class PersonalModel(nn.Module):
                 if change is not None:
                     weight[rows] += change[0]
                     bias[rows] += change[1]
-        linear.weight.copy_(weight)
-        linear.bias.copy_(bias)
+        linear.bias = nn.Parameter(bias)
         return linear
 
 

@@ -99,17 +99,19 @@ class InjectedLinear(nn.Module):
     out = W x + b + sum over methods of delta(site, x, W x + b), each delta at the site's own rows.
     """
 
-    def __init__(self, base: nn.Linear, sites: Sequence[Site], methods: Sequence[ActsAtSite], holder: FrameHolder):
+    def __init__(
+        self, base: nn.Linear, sites: Sequence[Site], methods: Sequence[ActsAtSite], holder: FrameHolder
+    ):
         super().__init__()
         self.base = base
         self.sites = tuple(sites)
-        # Kept out of the module tree: the model owns the methods, and parameters must be named once.
-        self.__dict__["_methods"] = tuple(methods)
-        self.__dict__["_holder"] = holder
+        # A tuple keeps them out of the module tree: the model owns the methods, each parameter has one name.
+        self._methods = tuple(methods)
+        self._holder = holder
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (batch, seq, d_in) to (batch, seq, d_out)."""
-        h = self.base(x)
+        h: Tensor = self.base(x)
         frame = self._holder.frame
         if frame is None:
             return h
@@ -157,7 +159,9 @@ def _sites_of(path: str, module: nn.Linear) -> list[Site]:
     return []
 
 
-def inject(encoder: nn.Module, sites: Sequence[Site], methods: Sequence[ActsAtSite], holder: FrameHolder) -> None:
+def inject(
+    encoder: nn.Module, sites: Sequence[Site], methods: Sequence[ActsAtSite], holder: FrameHolder
+) -> None:
     """Replaces, in place, each Linear that holds a site by an `InjectedLinear`."""
     by_path: dict[str, list[Site]] = {}
     for site in sites:
@@ -166,4 +170,6 @@ def inject(encoder: nn.Module, sites: Sequence[Site], methods: Sequence[ActsAtSi
         parent = encoder.get_submodule(path.rpartition(".")[0])
         name = path.rpartition(".")[2]
         base = getattr(parent, name)
-        setattr(parent, name, InjectedLinear(base, sorted(own, key=lambda site: site.offset), methods, holder))
+        setattr(
+            parent, name, InjectedLinear(base, sorted(own, key=lambda site: site.offset), methods, holder)
+        )

@@ -19,8 +19,10 @@ def method_class(name: str) -> type[AbstractMethod]:
         ConfigError: No method has this name.
     """
     if name not in REGISTRY:
-        raise ConfigError(f"there is no method '{name}'", hint=f"Known methods: {', '.join(sorted(REGISTRY))}.")
+        raise ConfigError(
+            f"there is no method '{name}'", hint=f"Known methods: {', '.join(sorted(REGISTRY))}."
+        )
     module, _, attribute = REGISTRY[name].partition(":")
-    found = getattr(import_module(module), attribute)
+    found: type[AbstractMethod] = getattr(import_module(module), attribute)
     assert issubclass(found, AbstractMethod)
     return found

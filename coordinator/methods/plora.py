@@ -23,11 +23,21 @@ class PLoRAConfig(MethodConfig):
     """Options of PLoRA; the paper's symbols in brackets."""
 
     rank: int = Field(default=16, ge=1, description="Rank of the update [r]; the paper uses 64.")
-    alpha: float = Field(default=32.0, gt=0, description="Scale of the update is alpha / rank [alpha]; the paper uses 128.")
-    user_size: int = Field(default=64, ge=1, description="Floats in the private vector [d_u]; the paper uses 512.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout of x and of the user vector while training.")
-    agreement: float = Field(default=0.1, ge=0, description="Weight of the agreement (mutual-information) terms [mim].")
-    storage: Literal["float16", "float32"] = Field(default="float16", description="How a device stores the vector.")
+    alpha: float = Field(
+        default=32.0, gt=0, description="Scale of the update is alpha / rank [alpha]; the paper uses 128."
+    )
+    user_size: int = Field(
+        default=64, ge=1, description="Floats in the private vector [d_u]; the paper uses 512."
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Dropout of x and of the user vector while training."
+    )
+    agreement: float = Field(
+        default=0.1, ge=0, description="Weight of the agreement (mutual-information) terms [mim]."
+    )
+    storage: Literal["float16", "float32"] = Field(
+        default="float16", description="How a device stores the vector."
+    )
 
 
 @final
@@ -49,11 +59,15 @@ class PLoRA(AbstractMethod):
     """
 
     name = "plora"
-    citation = "Zhang et al., Personalized LoRA for Human-Centered Text Understanding, AAAI 2024, arXiv 2403.06208"
+    citation = (
+        "Zhang et al., Personalized LoRA for Human-Centered Text Understanding, AAAI 2024, arXiv 2403.06208"
+    )
     equation = "h = W x + b + s B (A drop(x) + P drop(m_u p_u)),  s = alpha / r"
     Config = PLoRAConfig
 
-    def __init__(self, config: PLoRAConfig, shape: BackboneShape, sites: Sequence[Site], rng: torch.Generator):
+    def __init__(
+        self, config: PLoRAConfig, shape: BackboneShape, sites: Sequence[Site], rng: torch.Generator
+    ):
         super().__init__()
         self.config = config
         self.scale = config.alpha / config.rank
@@ -66,9 +80,9 @@ class PLoRA(AbstractMethod):
 
     def at_site(self, site: Site, x: Tensor, h: Tensor, frame: Frame) -> Tensor | None:
         """Returns s B (A drop(x) + P drop(m_u p_u)): (batch, seq, d_out)."""
-        if site.name not in self.projections:
+        part = self._projection(site)
+        if part is None:
             return None
-        part = self.projections[site.name]
         rate = self.config.dropout if self.training else 0.0
         user = frame.profile["plora.user"]  # (batch, d_u)
         if frame.keep is not None:
@@ -97,27 +111,34 @@ class PLoRA(AbstractMethod):
 
     def fold(self, site: Site, profile: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         """Returns (s B A, s B P p_u): the whole method is a change of W and b for one user."""
-        if site.name not in self.projections:
+        part = self._projection(site)
+        if part is None:
             return None
-        part = self.projections[site.name]
         return self.scale * part.B @ part.A, self.scale * part.B @ (part.P @ profile["plora.user"])
+
+    def _projection(self, site: Site) -> _Projection | None:
+        part = self.projections[site.name] if site.name in self.projections else None
+        assert part is None or isinstance(part, _Projection)
+        return part
 
     @torch.no_grad()
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Makes the seen users' second moment the identity: P <- P L, p <- L^-1 p, with L L^T = mean of p p^T.
 
-        P p is unchanged for every p in the span of the users seen. A prior of N(0, I) on the new vector then is the
+        P p is unchanged for every p. Directions in which the users hardly differ, or that fewer users than d_u cannot
+        tell, are cut off at 1e-4 of the largest eigenvalue and keep a moment below 1. A prior of N(0, I) on the new vector then is the
         distribution of the people seen, so that a few examples move a new user along the directions in which people
         really differ.
         """
         users = profiles["plora.user"].double()  # (users, d_u)
-        moment = users.T @ users / max(len(users), 1)
-        values, vectors = torch.linalg.eigh(moment)
-        floor = _EIGENVALUE_FLOOR * values.max().clamp_min(torch.finfo(torch.float32).tiny)
-        values = values.clamp_min(floor).flip(0)
+        if not users.any():  # no users, or no one learned anything: nothing says which directions matter
+            return dict(profiles)
+        values, vectors = torch.linalg.eigh(users.T @ users / len(users))
+        values = values.clamp_min(_EIGENVALUE_FLOOR * values.max()).flip(0)
         vectors = vectors.flip(1)
         basis = vectors * values.sqrt()  # L: (d_u, d_u), strongest direction first
         for part in self.projections.values():
+            assert isinstance(part, _Projection)
             part.P.copy_((part.P.double() @ basis).to(part.P.dtype))
         rebased = (users @ (vectors / values.sqrt())).to(profiles["plora.user"].dtype)
         return {**profiles, "plora.user": rebased}

@@ -21,6 +21,6 @@ def task_class(kind: str) -> type[AbstractTask]:
     if kind not in REGISTRY:
         raise ConfigError(f"there is no task '{kind}'", hint=f"Known tasks: {', '.join(sorted(REGISTRY))}.")
     module, _, attribute = REGISTRY[kind].partition(":")
-    found = getattr(import_module(module), attribute)
+    found: type[AbstractTask] = getattr(import_module(module), attribute)
     assert issubclass(found, AbstractTask)
     return found

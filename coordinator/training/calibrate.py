@@ -1,0 +1,133 @@
+"""Chooses the learning recipe on calibration users: seen users whose examples nothing was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from umbel.coordinator.config import RecipeConfig
+from umbel.coordinator.model import PersonalModel
+from umbel.coordinator.training.data import Rows
+from umbel.shared.bias import fit_bias, softmax
+from umbel.shared.learning import minimise
+from umbel.shared.profile import FloatArray
+from umbel.shared.recipe import LearningRecipe
+from umbel.shared.text import TokenBatch
+
+_QUERY = 24
+
+
+@final
+class TorchGradients:
+    """The torch twin of the device's learn and predict graphs; the only torch <-> numpy door of learning."""
+
+    def __init__(self, model: PersonalModel, tokens: TokenBatch):
+        self.model = model.eval()
+        self.tokens = tokens
+        self.device = next(model.parameters()).device
+
+    def learn(
+        self, rows: Rows, profile: Mapping[str, FloatArray]
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """Returns each example's nll and the gradient of their sum; `rows.user` indexes the profile's leading axis."""
+        leaves = {n: torch.from_numpy(v).to(self.device).requires_grad_() for n, v in profile.items()}
+        nll = self.model.task.nll(self._logits(rows, leaves), torch.from_numpy(rows.label).to(self.device))
+        gradients = torch.autograd.grad(nll.sum(), list(leaves.values()))
+        return nll.detach().cpu().numpy(), {
+            name: gradient.cpu().numpy() for name, gradient in zip(leaves, gradients, strict=True)
+        }
+
+    @torch.no_grad()
+    def logits(self, rows: Rows, profile: Mapping[str, FloatArray]) -> FloatArray:
+        """Returns logits (batch, labels)."""
+        tensors = {name: torch.from_numpy(values).to(self.device) for name, values in profile.items()}
+        return self._logits(rows, tensors).cpu().numpy()
+
+    def _logits(self, rows: Rows, profile: Mapping[str, Any]) -> Any:
+        tokens = self.tokens.rows(rows.text)
+        arrays = (tokens.ids, tokens.mask, rows.user)
+        return self.model(*(torch.from_numpy(array).to(self.device) for array in arrays), profile)
+
+
+def choose_recipe(
+    model: PersonalModel,
+    tokens: TokenBatch,
+    users: Sequence[Rows],
+    config: RecipeConfig,
+    on_trial: Callable[[int, int], None] | None = None,
+) -> tuple[LearningRecipe, list[dict[str, Any]]]:
+    """Tries every combination and returns the one with the lowest query loss, averaged over support sizes.
+
+    Args:
+        model: The trained model.
+        tokens: Every text.
+        users: Calibration users' rows; the first ones of each are support, the next ones query.
+        config: What to try. With one combination, or without calibration users, nothing is run.
+        on_trial: Called with (trials done, trials in all).
+
+    Returns:
+        The recipe, and a row for each combination: its options, nll and accuracy by k.
+    """
+    recipes = [
+        LearningRecipe(steps=s, learning_rate=rate, prior_strength=prior, second_moment=moment)
+        for s, rate, prior, moment in product(
+            config.steps, config.learning_rate, config.prior_strength, config.second_moment
+        )
+    ]
+    able = [rows for rows in users if len(rows) > max(config.k)][: config.users]
+    if not able:
+        return recipes[0], []
+    twin = TorchGradients(model, tokens)
+    trials = []
+    for number, recipe in enumerate(recipes):
+        trials.append({"recipe": recipe.as_json(), **_trial(twin, able, recipe, config.k)})
+        if on_trial is not None:
+            on_trial(number + 1, len(recipes))
+    best = min(range(len(trials)), key=lambda number: float(trials[number]["loss"]))
+    bias_prior = _choose_bias_prior(twin, able, config)
+    chosen = LearningRecipe(**{**recipes[best].as_json(), "bias_prior": bias_prior})
+    return chosen, trials
+
+
+def _trial(twin: TorchGradients, users: Sequence[Rows], recipe: LearningRecipe, ks: Sequence[int]) -> dict[str, Any]:
+    most = max(ks)
+    query = _side_by_side([rows.take(np.arange(most, min(len(rows), most + _QUERY))) for rows in users])
+    spec = twin.model.profile_spec()
+    found: dict[str, Any] = {"nll": {}, "accuracy": {}}
+    for k in ks:
+        support = _side_by_side([rows.take(np.arange(k)) for rows in users])
+        profile = minimise(lambda p, rows=support: twin.learn(rows, p), spec.zeros(len(users)), recipe)  # type: ignore[misc]
+        logits = twin.logits(query, profile)
+        found["nll"][str(k)] = _nll(logits, query)
+        found["accuracy"][str(k)] = float((logits.argmax(1) == query.label).mean())
+    return {"loss": float(np.mean(list(found["nll"].values()))), **found}
+
+
+def _choose_bias_prior(twin: TorchGradients, users: Sequence[Rows], config: RecipeConfig) -> float:
+    """Gives the baseline the same care: its prior is chosen on the same users."""
+    most = max(config.k)
+    zeros = twin.model.profile_spec().zeros(1)
+    logits = [twin.logits(rows.take(np.arange(min(len(rows), most + _QUERY))), zeros) for rows in users]
+    losses = []
+    for prior in config.bias_prior:
+        total = []
+        for rows, z in zip(users, logits, strict=True):
+            for k in config.k:
+                bias = fit_bias(z[:k], rows.label[:k], prior)
+                total.append(_nll(z[most:] + bias, rows.take(np.arange(most, len(z)))))
+        losses.append(float(np.mean(total)))
+    return float(config.bias_prior[int(np.argmin(losses))])
+
+
+def _side_by_side(parts: Sequence[Rows]) -> Rows:
+    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return Rows(np.concatenate([p.text for p in parts]), owner, np.concatenate([p.label for p in parts]))
+
+
+def _nll(logits: Any, rows: Rows) -> float:
+    probability = softmax(logits)[np.arange(len(rows)), rows.label]
+    return float(-np.log(np.maximum(probability, 1e-12)).mean())

@@ -1,0 +1,182 @@
+"""The training loop: progress, held-out looks, early stopping, checkpoints, resume to the same bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from umbel.coordinator.config import CoordinatorConfig
+from umbel.coordinator.model import PersonalModel
+from umbel.coordinator.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
+from umbel.coordinator.training.data import Rows, TrainingData, epoch_batches
+from umbel.coordinator.training.step import (
+    Batch,
+    UserTable,
+    batch_loss,
+    make_optimizer,
+    set_rates,
+    trained_parameters,
+)
+from umbel.shared.errors import TrainingError
+from umbel.shared.rng import generator, integer_seed
+
+METRICS = "metrics.jsonl"
+
+
+@final
+class Trainer:
+    """Trains a personal model on seen users; every random choice is a function of (seed, step)."""
+
+    def __init__(
+        self, model: PersonalModel, data: TrainingData, config: CoordinatorConfig, folder: Path, fingerprint: str
+    ):
+        self.config = config
+        self.data = data
+        self.folder = folder
+        self.fingerprint = fingerprint
+        self.device = _device(config.training.device)
+        self.model = model.to(self.device)
+        self.table = UserTable(model.profile_spec(), len(data.users)).to(self.device)
+        trained = trained_parameters(model, config.backbone)
+        self.optimizer = make_optimizer(trained, self.table, config.training)
+        self.weights: dict[str, Tensor] = dict(trained)
+        self.weights |= {f"users/{name}": value for name, value in self.table.as_profile().items()}
+        self.best: dict[str, Tensor] = {}
+        self.progress = Progress()
+        self._bfloat16 = _uses_bfloat16(config.training.precision, self.device)
+
+    def run(self, on_step: Callable[[Progress], None] | None = None) -> Progress:
+        """Trains until the last step or until held-out loss no longer falls, then takes the best weights.
+
+        A checkpoint that lies in the folder is resumed. On Ctrl-C the current state is kept as a checkpoint.
+
+        Raises:
+            TrainingError: The folder holds another training, or the loss is no longer finite.
+        """
+        found = load_checkpoint(self.folder, self.fingerprint)
+        if found is not None:
+            self.progress, tensors = found
+            self.best = restore(tensors, self.weights, self.optimizer)
+        self._cut_metrics()
+        try:
+            self._loop(on_step)
+        except KeyboardInterrupt:
+            self._checkpoint()
+            raise
+        with torch.no_grad():
+            for name, value in self.best.items():
+                self.weights[name].copy_(value)
+        return self.progress
+
+    def _loop(self, on_step: Callable[[Progress], None] | None) -> None:
+        training, progress = self.config.training, self.progress
+        recent: list[float] = []
+        while not progress.stopped:
+            batches = epoch_batches(self.data, training, self.config.seed, progress.epoch)
+            while progress.batch < len(batches) and not progress.stopped:
+                recent.append(self._step(self.data.train.take(batches[progress.batch])))
+                progress.batch += 1
+                self._after_step(recent)
+                if on_step is not None:
+                    on_step(progress)
+            if not progress.stopped:
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+
+    def _step(self, rows: Rows) -> float:
+        config, number = self.config, self.progress.step
+        torch.manual_seed(integer_seed(config.seed, number, "", "dropout"))
+        set_rates(self.optimizer, number, config.training)
+        self.model.train()
+        with self._precision():
+            loss, nll = batch_loss(self.model, self.table, self._batch(rows), config.training.private_prior)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is no longer finite at step {number}", hint="Lower the learning rates under [training]."
+            )
+        self.optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        shared = [value for name, value in self.weights.items() if not name.startswith("users/")]
+        torch.nn.utils.clip_grad_norm_(shared, config.training.clip_norm)
+        self.optimizer.step()
+        return float(nll)
+
+    def _after_step(self, recent: list[float]) -> None:
+        training, progress = self.config.training, self.progress
+        progress.step += 1
+        last = progress.step >= training.max_steps
+        if progress.step % training.evaluate_every == 0 or last:
+            self._look(float(np.mean(recent)))
+            recent.clear()
+        if last and not progress.stopped:
+            progress.stopped = "reached max_steps"
+        if progress.step % training.checkpoint_every == 0 or progress.stopped:
+            self._checkpoint()
+
+    def _look(self, train_loss: float) -> None:
+        """Measures held-out examples, keeps the best weights, and decides whether to stop."""
+        progress = self.progress
+        loss, accuracy = self.held_out()
+        row = {"step": progress.step, "loss": train_loss, "heldout_loss": loss, "heldout_accuracy": accuracy}
+        progress.curve.append(row)
+        with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        if progress.best_loss is None or loss < progress.best_loss:
+            progress.best_loss, progress.best_step, progress.stale = loss, progress.step, 0
+            self.best = {name: value.detach().clone() for name, value in self.weights.items()}
+        else:
+            progress.stale += 1
+        if progress.stale >= self.config.training.patience:
+            progress.stopped = f"no better held-out loss in {progress.stale} looks"
+
+    @torch.no_grad()
+    def held_out(self) -> tuple[float, float]:
+        """Returns mean nll and accuracy of seen users' held-out examples under their own private tensors."""
+        self.model.eval()
+        rows, profile = self.data.validation, self.table.as_profile()
+        order = np.argsort(self.data.tokens.mask.sum(1)[rows.text], kind="stable")
+        losses, right = 0.0, 0
+        for start in range(0, len(rows), 256):
+            batch = self._batch(rows.take(order[start : start + 256]), training=False)
+            with self._precision():
+                logits = self.model(batch.ids, batch.mask, batch.owner, profile)
+            losses += float(self.model.task.nll(logits.float(), batch.labels).sum())
+            right += int((logits.argmax(-1) == batch.labels).sum())
+        return losses / len(rows), right / len(rows)
+
+    def _batch(self, rows: Rows, *, training: bool = True) -> Batch:
+        tokens = self.data.tokens.rows(rows.text)
+        keep = np.ones((len(rows), 1), np.float32)
+        if training:
+            rng = generator(self.config.seed, self.progress.step, "", "personalised dropout")
+            keep = (rng.random((len(rows), 1)) >= self.config.training.personalised_dropout).astype(np.float32)
+        arrays = (tokens.ids, tokens.mask, rows.label, rows.user, keep)
+        return Batch(*(torch.from_numpy(array).to(self.device) for array in arrays))
+
+    def _checkpoint(self) -> None:
+        save_checkpoint(self.folder, self.fingerprint, self.progress, self.weights, self.best, self.optimizer)
+
+    def _cut_metrics(self) -> None:
+        """Makes the metrics file hold exactly the looks of the progress that training goes on from."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rows = [json.dumps(row) + "\n" for row in self.progress.curve]
+        (self.folder / METRICS).write_text("".join(rows), encoding="utf-8")
+
+    def _precision(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("training.device is 'cuda', but torch sees no GPU", hint="Use device = 'auto' or 'cpu'.")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _uses_bfloat16(precision: str, device: torch.device) -> bool:
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
