@@ -1,4 +1,4 @@
-"""Loads a pretrained encoder of any supported Hugging Face family, safetensors only, and describes its shape."""
+"""Loads a pretrained encoder of any supported Hugging Face family, safetensors only, and tells its shape."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def load_backbone(name: str = MINILM, *, sha256: str | None = None) -> Backbone:
         sha256: Expected hash of model.safetensors; checked before anything is read from it.
 
     Raises:
-        BackboneError: The folder, its safetensors or its tokenizer is missing, the hash differs, or the family is
-            not supported.
+        BackboneError: The folder, its safetensors or its tokenizer is missing, the hash differs, or the
+            family is not supported.
     """
     folder = _locate(name)
     weights = folder / "model.safetensors"
@@ -83,9 +83,9 @@ def load_backbone(name: str = MINILM, *, sha256: str | None = None) -> Backbone:
         raise BackboneError(
             f"the weights of backbone '{name}' are not the ones that were pinned",
             [f"{weights}: sha256 is {fingerprint}, expected {expected}"],
-            "Re-install the package or fetch the model again; if the change is intended, update backbone.sha256.",
+            "Install or fetch the model again; if the change is intended, update backbone.sha256.",
         )
-    module, config = _load_module(folder)
+    module, config = _load_module(name, folder)
     return Backbone(name, config.model_type, fingerprint, shape_of(config), module, tokenizer.read_bytes())
 
 
@@ -142,7 +142,9 @@ def _from_hub_cache(name: str) -> Path:
 
 
 def _check_files(name: str, folder: Path, weights: Path, tokenizer: Path) -> None:
-    problems = [f"missing: {path}" for path in (folder / "config.json", weights, tokenizer) if not path.is_file()]
+    problems = [
+        f"missing: {path}" for path in (folder / "config.json", weights, tokenizer) if not path.is_file()
+    ]
     if problems:
         raise BackboneError(
             f"backbone '{name}' is incomplete",
@@ -151,23 +153,47 @@ def _check_files(name: str, folder: Path, weights: Path, tokenizer: Path) -> Non
         )
 
 
-def _load_module(folder: Path) -> tuple[nn.Module, Any]:
-    from transformers import AutoConfig, AutoModel
+def _load_module(name: str, folder: Path) -> tuple[nn.Module, Any]:
     from transformers.utils import logging
 
     # The load report speaks of the pooler, which umbel leaves out on purpose.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet: Any = logging
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
+    try:
+        module, config, absent = _from_folder(folder)
+    except BackboneError:
+        raise
+    except Exception as error:  # transformers and safetensors raise many kinds for a damaged file
+        raise BackboneError(
+            f"backbone '{name}' cannot be loaded",
+            [f"{folder}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"],
+            "The model's files are damaged or do not belong together; fetch it again.",
+        ) from error
+    if absent:
+        raise BackboneError(
+            f"the weights of backbone '{name}' are incomplete",
+            [f"missing tensor: {tensor}" for tensor in absent],
+            "model.safetensors must hold every weight of the encoder that config.json describes.",
+        )
+    return module, config
+
+
+def _from_folder(folder: Path) -> tuple[nn.Module, Any, list[str]]:
+    """Returns the encoder, its config, and the weights that its file lacks (they would be random)."""
+    from transformers import AutoConfig, AutoModel
+
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     shape_of(config)
     extra = {} if config.model_type in ("distilbert", "modernbert") else {"add_pooling_layer": False}
-    module = AutoModel.from_pretrained(
+    module, report = AutoModel.from_pretrained(
         folder,
         config=config,
         use_safetensors=True,
         trust_remote_code=False,
         attn_implementation="eager",
         dtype=torch.float32,
+        output_loading_info=True,
         **extra,
     )
-    return module.eval(), config
+    return module.eval(), config, sorted(report["missing_keys"])

@@ -23,8 +23,8 @@ from umbel.shared.rng import integer_seed
 class PersonalModel(nn.Module):
     """logits = model(input_ids, attention_mask, owner, profile).
 
-    `owner` (batch,) says whose text each row is, an index into the leading axis of every profile tensor: one batch
-    serves one user or many, and a gradient comes back per user.
+    `owner` (batch,) says whose text each row is, an index into the leading axis of every profile tensor: one
+    batch serves one user or many, and a gradient comes back per user.
     """
 
     def __init__(self, encoder: nn.Module, methods: Mapping[str, AbstractMethod], task: AbstractTask):
@@ -103,7 +103,7 @@ class PersonalModel(nn.Module):
 
     @torch.no_grad()
     def folded(self, profile: Mapping[str, Tensor]) -> PersonalModel:
-        """Returns a plain model for one user: every method folded into W and b, nothing left to add at run time.
+        """Returns a plain model for one user: every method folded into W and b, nothing left to add later.
 
         Args:
             profile: The user's private tensors by full name: (*shape).
@@ -136,7 +136,7 @@ class PersonalModel(nn.Module):
 
 
 def rows_of(owner: Tensor, values: Tensor) -> Tensor:
-    """Returns values[owner] as a matrix product, whose gradient is one too and so has an ONNX form everywhere.
+    """Returns values[owner] as a matrix product, whose gradient is one too and so has an ONNX form.
 
     Args:
         owner: (batch,) int64, each below users.

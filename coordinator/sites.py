@@ -62,7 +62,8 @@ class Frame:
     Attributes:
         profile: Private tensors by full name, a row per example: (batch, *shape).
         mask: (batch, seq) 1 for tokens, 0 for padding.
-        keep: (batch, 1) 1 where the example's profile counts, 0 where personalised dropout hides it; None: all count.
+        keep: (batch, 1) 1 where the example's profile counts, 0 where personalised dropout hides it; None:
+            all count.
         records: What methods noted for their training terms, by key; None while nothing is recorded.
     """
 

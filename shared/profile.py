@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -18,6 +19,12 @@ FloatArray = npt.NDArray[np.float32]
 _STORAGE: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 _MAGIC = b"UMBP"
 _VERSION = 1
+# Far beyond any profile, and little enough that a hostile manifest cannot fill the memory.
+_MAX_VALUES = 1 << 24
+_MAX_DIMENSIONS = 8
+_MAX_NAME = 200
+_RELEASE_ID = re.compile("[0-9a-f]{64}")
+_RELEARN = "Learn a new one with: umbel device learn."
 _HEADER = struct.Struct("<4sHH32s")  # magic, version, flags, release id
 
 
@@ -67,7 +74,9 @@ class ProfileSpec:
         names = [tensor.name for tensor in self.tensors]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
-            raise ProfileError("private tensors must have different names", [f"twice: {name}" for name in doubled])
+            raise ProfileError(
+                "private tensors must have different names", [f"more than once: {name}" for name in doubled]
+            )
 
     @property
     def packed_bytes(self) -> int:
@@ -88,16 +97,41 @@ class ProfileSpec:
         return [{"name": t.name, "shape": list(t.shape), "storage": t.storage} for t in self.tensors]
 
     @classmethod
-    def from_json(cls, rows: Iterable[Mapping[str, Any]]) -> ProfileSpec:
-        """Reads the spec back from a manifest.
+    def from_json(cls, rows: object) -> ProfileSpec:
+        """Reads the spec back from a manifest; nothing about `rows` is taken on trust.
 
         Raises:
-            ProfileError: A row is not a tensor spec.
+            ProfileError: It is not a list of tensor specs; all problems are listed.
         """
-        try:
-            return cls(tuple(TensorSpec(str(r["name"]), tuple(int(n) for n in r["shape"]), str(r["storage"])) for r in rows))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProfileError("the profile spec is malformed", [f"{type(error).__name__}: {error}"]) from error
+        problems = [] if isinstance(rows, list) else [f"it is a {type(rows).__name__}, expected a list"]
+        tensors = []
+        for index, row in enumerate(rows if isinstance(rows, list) else ()):
+            found = _row_problems(row)
+            problems += [f"tensor {index}: {problem}" for problem in found]
+            if not found:
+                tensors.append(TensorSpec(row["name"], tuple(row["shape"]), row["storage"]))
+        if sum(tensor.size for tensor in tensors) > _MAX_VALUES:
+            problems.append(f"it has more than {_MAX_VALUES:,} values")
+        if problems:
+            raise ProfileError("the profile spec is malformed", problems)
+        return cls(tuple(tensors))
+
+
+def _row_problems(row: object) -> list[str]:
+    """Returns what keeps a row of a manifest from being a TensorSpec."""
+    if not isinstance(row, dict) or set(row) != {"name", "shape", "storage"}:
+        return ["expected an object with name, shape and storage"]
+    name, shape, storage = row["name"], row["shape"], row["storage"]
+    problems = []
+    if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
+        problems.append(f"name must be text of 1 to {_MAX_NAME} characters")
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
+        problems.append(f"shape must be a list of at most {_MAX_DIMENSIONS} sizes")
+    elif not all(type(size) is int and 1 <= size <= _MAX_VALUES for size in shape):
+        problems.append(f"each size of its shape must be a whole number from 1 to {_MAX_VALUES:,}")
+    if not isinstance(storage, str) or storage not in _STORAGE:
+        problems.append(f"storage must be one of {', '.join(_STORAGE)}")
+    return problems
 
 
 def pack_profile(spec: ProfileSpec, profile: Mapping[str, npt.NDArray[Any]], release_id: str) -> bytes:
@@ -112,9 +146,12 @@ def pack_profile(spec: ProfileSpec, profile: Mapping[str, npt.NDArray[Any]], rel
         Header and values, `spec.file_bytes` long.
 
     Raises:
-        ProfileError: Tensors are missing, unknown, of another shape, or not finite once stored.
+        ProfileError: Tensors are missing, unknown, of another shape, or not finite once stored; or the
+            release id is none.
     """
     problems = [f"unknown tensor: {name}" for name in sorted(set(profile) - {t.name for t in spec.tensors})]
+    if not _RELEASE_ID.fullmatch(release_id):
+        problems.append("the release id is not 64 lower-case hex digits")
     parts: list[bytes] = []
     for tensor in spec.tensors:
         values = profile.get(tensor.name)
@@ -138,13 +175,20 @@ def unpack_profile(spec: ProfileSpec, data: bytes, release_id: str) -> dict[str,
     """Returns name -> (1, *shape) float32 of a packed profile.
 
     Raises:
-        ProfileError: The bytes are not a profile, of another version, of another release, of the wrong length, or hold
-            values that are not finite.
+        ProfileError: The bytes are not a profile, of another version, of another release, of the wrong
+            length, or hold values that are not finite.
     """
     if len(data) < _HEADER.size or data[:4] != _MAGIC:
-        raise ProfileError("this is not an umbel profile", hint="Learn a new one with: umbel device learn.")
-    _, version, _, owner = _HEADER.unpack_from(data)
+        problem = (
+            f"it has {len(data)} bytes, and its header alone has {_HEADER.size}"
+            if len(data) < _HEADER.size
+            else f"it does not begin with {_MAGIC.decode()}"
+        )
+        raise ProfileError("this is not an umbel profile", [problem], _RELEARN)
+    _, version, flags, owner = _HEADER.unpack_from(data)
     problems = []
+    if flags:
+        problems.append(f"flags are {flags:#06x}, expected none")
     if version != _VERSION:
         problems.append(f"format version is {version}, expected {_VERSION}")
     if owner.hex() != release_id:
@@ -152,9 +196,7 @@ def unpack_profile(spec: ProfileSpec, data: bytes, release_id: str) -> dict[str,
     elif len(data) != spec.file_bytes:
         problems.append(f"it has {len(data)} bytes, expected {spec.file_bytes}")
     if problems:
-        raise ProfileError(
-            "the profile does not fit this release", problems, "Learn a new one with: umbel device learn."
-        )
+        raise ProfileError("the profile does not fit this release", problems, _RELEARN)
     return _values(spec, data)
 
 
@@ -167,5 +209,7 @@ def _values(spec: ProfileSpec, data: bytes) -> dict[str, FloatArray]:
         start += tensor.packed_bytes
     broken = [name for name, values in profile.items() if not np.isfinite(values).all()]
     if broken:
-        raise ProfileError("the profile is damaged", [f"{name}: values that are not finite" for name in broken])
+        raise ProfileError(
+            "the profile is damaged", [f"{name}: values that are not finite" for name in broken], _RELEARN
+        )
     return profile

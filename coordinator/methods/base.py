@@ -1,4 +1,4 @@
-"""What a personalization method is: its private tensors, its shared module, and what it does at each injection point."""
+"""What a personalization method is: private tensors, a shared module, what it does at injection points."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class MethodConfig(BaseModel):
 class AbstractMethod(nn.Module, ABC):
     """A method: shared parameters, private tensors, and what they add to the encoder.
 
-    A method does nothing at the points that it does not override, and nothing at all while its private tensors and its
-    shared module are as they were made: a new model starts as the plain backbone.
+    A method does nothing at the points that it does not override, and nothing at all while its private
+    tensors and its shared module are as they were made: a new model starts as the plain backbone.
 
     Attributes:
         name: Its name in configurations and tensor names.
@@ -74,20 +74,21 @@ class AbstractMethod(nn.Module, ABC):
 
         Args:
             logits: (batch, labels) with profiles.
-            generic_logits: (batch, labels) without, if `needs_generic_pass`; only the head gets gradients through it.
+            generic_logits: (batch, labels) without, if `needs_generic_pass`; only the head gets gradients
+                through it.
             frame: The pass that made `logits`, with its records.
         """
         return None
 
     def fold(self, site: Site, profile: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Returns (delta of W (d_out, d_in), delta of b (d_out,)) that stand for this method at a site for one user.
+        """Returns (change of W (d_out, d_in), change of b (d_out,)) that stand for this method, for one user.
 
         None: the method does nothing at this site. Methods that cannot be folded raise NotImplementedError.
         """
         raise NotImplementedError(f"{self.name} cannot be folded into weights")
 
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Expresses the private tensors in the basis in which few-shot learning goes best, changing no output.
+        """Expresses the private tensors in the basis where few-shot learning goes best, changing no output.
 
         Args:
             profiles: The trained private tensors of seen users, by full name: (users, *shape).
@@ -99,7 +100,7 @@ class AbstractMethod(nn.Module, ABC):
 
 
 def kaiming(rows: int, columns: int, rng: torch.Generator) -> nn.Parameter:
-    """Returns a (rows, columns) parameter, kaiming-uniform with a = sqrt 5: uniform in +-1 / sqrt(columns)."""
+    """Returns (rows, columns), kaiming-uniform with a = sqrt 5: uniform in +-1 / sqrt(columns)."""
     bound = columns**-0.5
     return nn.Parameter(torch.empty(rows, columns).uniform_(-bound, bound, generator=rng))
 

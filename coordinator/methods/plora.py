@@ -53,9 +53,10 @@ class _Projection(nn.Module):
 
 @final
 class PLoRA(AbstractMethod):
-    """h = W x + b + s B (A drop(x) + P drop(m_u p_u)) at the query and value projections of every layer; s = alpha / r.
+    """h = W x + b + s B (A drop(x) + P drop(m_u p_u)), s = alpha / r, at every query and value projection.
 
-    p_u (d_u,) is private and zero at birth; A, P, B are shared. B starts at zero, so a new model is the backbone.
+    p_u (d_u,) is private and zero at birth; A, P, B are shared. B starts at zero, so a new model is the
+    backbone.
     """
 
     name = "plora"
@@ -100,7 +101,7 @@ class PLoRA(AbstractMethod):
         return self.config.agreement > 0
 
     def training_term(self, logits: Tensor, generic_logits: Tensor | None, frame: Frame) -> Tensor | None:
-        """Returns mim * (mean over sites of MSE(s B(Ax + Pp), s B A x) + KL(softmax(z_p / 4) || softmax(z_0 / 4)))."""
+        """Returns mim * (mean over sites MSE(s B(Ax + Pp), s B A x) + KL(softmax(z_p/4), softmax(z_0/4)))."""
         if generic_logits is None or frame.records is None:
             return None
         mse = torch.stack([shift.square().mean() for shift in frame.records["plora.shift"]]).mean()
@@ -117,18 +118,20 @@ class PLoRA(AbstractMethod):
         return self.scale * part.B @ part.A, self.scale * part.B @ (part.P @ profile["plora.user"])
 
     def _projection(self, site: Site) -> _Projection | None:
-        part = self.projections[site.name] if site.name in self.projections else None
-        assert part is None or isinstance(part, _Projection)
+        if site.name not in self.projections:
+            return None
+        part = self.projections[site.name]
+        assert isinstance(part, _Projection)
         return part
 
     @torch.no_grad()
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Makes the seen users' second moment the identity: P <- P L, p <- L^-1 p, with L L^T = mean of p p^T.
+        """Makes the seen users' second moment the identity: P <- P L, p <- L^-1 p, L L^T = mean of p p^T.
 
-        P p is unchanged for every p. Directions in which the users hardly differ, or that fewer users than d_u cannot
-        tell, are cut off at 1e-4 of the largest eigenvalue and keep a moment below 1. A prior of N(0, I) on the new vector then is the
-        distribution of the people seen, so that a few examples move a new user along the directions in which people
-        really differ.
+        P p is unchanged for every p. Directions in which the users hardly differ, or that fewer users than
+        d_u cannot tell, are cut off at 1e-4 of the largest eigenvalue and keep a moment below 1. A prior of
+        N(0, I) on the new vector then is the distribution of the people seen, so that a few examples move a
+        new user along the directions in which people really differ.
         """
         users = profiles["plora.user"].double()  # (users, d_u)
         if not users.any():  # no users, or no one learned anything: nothing says which directions matter

@@ -35,7 +35,8 @@ class Classification(AbstractTask):
     def nll(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns -log softmax(logits)[label]: (batch,).
 
-        Written as log_softmax and a one-hot dot: exported, cross_entropy's gradient is too large by the batch size.
+        Written as log_softmax and a one-hot dot: exported, cross_entropy's gradient is too large by the batch
+        size.
         """
         chosen = functional.one_hot(labels, len(self.labels)).to(logits.dtype)
         return -(functional.log_softmax(logits, dim=-1) * chosen).sum(-1)

@@ -125,7 +125,7 @@ class _Tape:
 
 
 class Encoder:
-    """BERT (Devlin et al., 2019), post-norm, exact GELU; parameters named as in transformers after `prefix`."""
+    """BERT (Devlin et al., 2019), post-norm, exact GELU; weights named as in transformers, after `prefix`."""
 
     def __init__(
         self,
