@@ -1,13 +1,13 @@
 """A generated community: many people with different tastes judge the same short reviews of stories.
 
-Each review speaks of a few aspects of a story (`reviews.FEATURES`). Person u says "yes", I would enjoy it, with
+Each review speaks of a few aspects of a story (`reviews.FEATURES`). Person u says "yes" with probability
 
     p = sigmoid(sharpness * (craft_weight * craft + taste_u . aspects) - threshold_u)
 
-and so it is known how often the best of all predictors would be right. A taste has few dimensions: it is a basis
-of four (thrill, comfort, mind, grandeur) times the person's factor, plus small deviations of their own. Factors
-gather around six types, whose mean is zero: on average people want good craft and nothing else, so that only
-knowing the person helps.
+and so it is known how often the best of all predictors would be right. A taste has few dimensions: a basis of
+three (thrill, comfort, depth) times the person's factor, plus small deviations of their own. Factors gather
+around six types, whose mean is zero: on average people want good craft and nothing else, so that only knowing
+the person helps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,23 +24,21 @@ from umbel.simulations.data.reviews import Review, write_review
 
 LABELS = ("no", "yes")
 
-# Rows in the order of FEATURES without the craft; columns thrill, comfort, mind, grandeur.
+# Rows in the order of FEATURES without the craft; columns thrill, comfort, depth.
 _BASIS = (
-    (1.0, 0.0, -0.6, 0.0),  # fast
-    (0.6, -1.0, 0.0, 0.3),  # dark
-    (0.0, 0.6, 0.0, -0.7),  # funny
-    (-0.6, 0.6, 0.0, 0.5),  # romantic
-    (0.0, 0.0, 1.0, 0.0),  # complex
-    (0.3, -0.8, 0.6, 0.0),  # strange
-    (0.0, 0.3, 0.0, 1.0),  # magical
-    (1.0, -0.6, 0.0, 0.0),  # violent
-    (0.0, 0.0, -0.3, 1.0),  # epic
-    (-0.6, 0.0, 0.6, 0.3),  # ornate
-    (0.0, -0.7, 0.8, 0.0),  # open-ended
-    (-0.5, 0.0, 0.3, 0.8),  # long
+    (1.0, 0.0, -0.6),  # fast
+    (0.6, -0.9, 0.0),  # dark
+    (0.0, 0.7, -0.7),  # funny
+    (-0.8, 0.6, 0.3),  # romantic
+    (0.0, -0.3, 1.0),  # complex
+    (0.3, -0.8, 0.6),  # strange
+    (0.4, 0.5, 0.7),  # magical
+    (1.0, -0.5, -0.2),  # violent
+    (0.8, 0.3, 0.5),  # epic
+    (-0.6, 0.0, 0.8),  # ornate
 )
-# Centres of the types: adventurer, noir reader, comfort reader, dreamer, critic, war reader. Their sum is zero.
-_TYPES = ((1, 1, -1, 1), (1, -1, 1, -1), (-1, 1, -1, -1), (-1, 1, 1, 1), (-1, -1, 1, -1), (1, -1, -1, 1))
+# Who seeks or shuns thrill, comfort, depth. Their sum is zero.
+_TYPES = ((1.7, 0, 0), (-1.7, 0, 0), (0, 1.7, 0), (0, -1.7, 0), (0, 0, 1.7), (0, 0, -1.7))
 
 
 @final
@@ -57,13 +55,13 @@ class CommunityConfig:
         craft_weight: Weight of good craft, which is the same for all; an aspect's is about 1.
         threshold_sd: Standard deviation of how readily people say yes, in logits.
         spread: Standard deviation of a person's factor around their type.
-        deviation: Standard deviation of a person's own likings outside of the four dimensions, per aspect.
+        deviation: Standard deviation of a person's own likings outside of the three dimensions, per aspect.
         craft_share: Share of reviews that speak of the craft.
     """
 
-    users: int = 120
-    examples_per_user: int = 80
-    texts: int = 2000
+    users: int = 300
+    examples_per_user: int = 100
+    texts: int = 1500
     seed: int = 0
     sharpness: float = 1.9
     craft_weight: float = 1.4

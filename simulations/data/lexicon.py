@@ -1,6 +1,7 @@
 """The words of the generated community: ways to say each of the two poles of each aspect of a story.
 
 Each phrase says one thing of a story and nothing of the other aspects, and fits a film as well as a game.
+Common ways come first: the grammar picks early ones more often.
 """
 
 from dataclasses import dataclass
@@ -235,46 +236,6 @@ ASPECTS: tuple[Aspect, ...] = (
             "not a word is wasted; the style is bare; the language is plain; there are no frills; "
             "it says things flatly; every ornament has been cut; the wording is dry and short",
             "plain language; no metaphors; a bare style; no decoration; dry, short sentences; terse dialogue",
-        ),
-    ),
-    Aspect(
-        "open-ended",
-        _pole(
-            "open-ended; unresolved; ambiguous; inconclusive; enigmatic; mysterious; elusive; "
-            "unanswered; cryptic; unexplained",
-            "the ending is left open; it answers none of its questions; you never learn the truth; "
-            "it stops before the end; you decide what it means; the mystery stays unsolved; "
-            "loose ends remain",
-            "an open ending; many unanswered questions; a final riddle; loose ends; "
-            "an ambiguous last scene; no solution",
-        ),
-        _pole(
-            "neatly resolved; fully explained; rounded-off; tidy; conclusive; settled; well-concluded; "
-            "neatly finished; neatly tied-up; fully resolved",
-            "all the questions are answered; the ending ties everything up; you learn the whole truth; "
-            "the ending settles everything; the mystery is solved; no loose ends remain; it closes neatly",
-            "a clear ending; an answer to everything; a proper conclusion; no loose ends; "
-            "a tidy last scene; a full explanation",
-        ),
-    ),
-    Aspect(
-        "long",
-        _pole(
-            "long; lengthy; never-ending; drawn-out; extended; bulky; long-winded; endless; "
-            "time-consuming; overlong",
-            "it goes on for ages; it fills a whole weekend; I needed a month to finish it; "
-            "it is far from short; it lasts and lasts; it could be half as long; "
-            "you will need several evenings",
-            "enormous length; hours and hours of material; far too many chapters; "
-            "a weekend's worth of story; dozens of parts",
-        ),
-        _pole(
-            "short; brief; compact; bite-sized; concise; little; condensed; snack-sized; pocket-sized; "
-            "pint-sized",
-            "it is over in an hour; you finish it in one sitting; it is done before dinner; "
-            "it ends soon; it does not take long; it fits into a lunch break; I wanted it to be longer",
-            "a short running time; only a few chapters; barely an hour of material; one short part; "
-            "half the usual length",
         ),
     ),
 )

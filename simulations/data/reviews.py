@@ -42,10 +42,10 @@ _OPENERS = (
     "Well, ",
 )
 _MENTIONS = (2, 3, 4)
-_MENTION_SHARES = (0.3, 0.5, 0.2)
+_MENTION_SHARES = (0.2, 0.5, 0.3)
 
-# One sentence each, by how many things it says. A: adjective, P: predicate, Q: the same, perhaps negated (only the
-# last one: "hardly grim and long" could mean either), C: clause, N: noun phrase.
+# One sentence each, by how many things it says. A: adjective, C: clause, N: noun phrase, P: predicate, Q: the
+# same, perhaps negated (only the last one: "hardly grim and long" could mean either).
 _TEMPLATES: Mapping[int, tuple[str, ...]] = {
     1: (
         "A {A} {kind}.",
@@ -129,6 +129,11 @@ def _pick(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
     return choices[int(rng.integers(len(choices)))]
 
 
+def _pick_common(rng: np.random.Generator, phrases: Sequence[str]) -> str:
+    """Picks early ones more often than late ones, as people do: some words are common and some are rare."""
+    return phrases[int(len(phrases) * rng.random() ** 2)]
+
+
 def _sentence(rng: np.random.Generator, about: Sequence[int], kind: str, features: list[float]) -> str:
     """Fills one template with phrases about the aspects, and notes in `features` what they say."""
     parts = _pick(rng, _TEMPLATES[len(about)]).replace("{kind}", kind).split("{")
@@ -150,13 +155,13 @@ def _attributive(rng: np.random.Generator, aspect: int) -> tuple[str, float]:
     pole, _, sign = _poles(rng, aspect)
     size = _pick(rng, (_MILD, _PLAIN, _PLAIN, _STRONG))
     degrees = [degree for degree in _DEGREES[size] if not degree.startswith("a ")]
-    return f"{_pick(rng, degrees)} {_pick(rng, pole.adjectives)}".strip(), sign * size
+    return f"{_pick(rng, degrees)} {_pick_common(rng, pole.adjectives)}".strip(), sign * size
 
 
 def _predicate(rng: np.random.Generator, aspect: int) -> tuple[str, float]:
     pole, _, sign = _poles(rng, aspect)
     size = _pick(rng, (_MILD, _PLAIN, _PLAIN, _STRONG))
-    return f"{_pick(rng, _DEGREES[size])} {_pick(rng, pole.adjectives)}".strip(), sign * size
+    return f"{_pick(rng, _DEGREES[size])} {_pick_common(rng, pole.adjectives)}".strip(), sign * size
 
 
 def _perhaps_negated(rng: np.random.Generator, aspect: int) -> tuple[str, float]:
@@ -164,17 +169,17 @@ def _perhaps_negated(rng: np.random.Generator, aspect: int) -> tuple[str, float]
         return _predicate(rng, aspect)
     _, opposite, sign = _poles(rng, aspect)
     size = _pick(rng, tuple(_NEGATIONS))
-    return f"{_pick(rng, _NEGATIONS[size])} {_pick(rng, opposite.adjectives)}", sign * size
+    return f"{_pick(rng, _NEGATIONS[size])} {_pick_common(rng, opposite.adjectives)}", sign * size
 
 
 def _clause(rng: np.random.Generator, aspect: int) -> tuple[str, float]:
     pole, _, sign = _poles(rng, aspect)
-    return _pick(rng, pole.clauses), sign
+    return _pick_common(rng, pole.clauses), sign
 
 
 def _noun(rng: np.random.Generator, aspect: int) -> tuple[str, float]:
     pole, _, sign = _poles(rng, aspect)
-    return _pick(rng, pole.nouns), sign
+    return _pick_common(rng, pole.nouns), sign
 
 
 _PHRASES: Mapping[str, Callable[[np.random.Generator, int], tuple[str, float]]] = {
