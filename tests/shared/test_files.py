@@ -1,0 +1,128 @@
+"""Files are wholly there or not at all, and as private as was asked."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from umbel.shared import files
+from umbel.shared.files import atomic_write, sha256_bytes, sha256_file
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def fail(error: BaseException) -> Callable[..., Any]:
+    def raise_it(*_: object, **__: object) -> Any:
+        raise error
+
+    return raise_it
+
+
+def test_writes_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "file.bin"
+    for content in (b"first", b"", b"\0second\n"):
+        atomic_write(path, content)
+        assert path.read_bytes() == content
+        assert os.listdir(path.parent) == ["file.bin"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_mode_is_the_one_asked_for_whatever_was_there(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "file"
+    old_mask = os.umask(0o077)
+    try:
+        atomic_write(path, b"new", mode=mode)
+        assert mode_of(path) == mode
+        path.chmod(0o666)
+        atomic_write(path, b"newer", mode=mode)
+    finally:
+        os.umask(old_mask)
+    assert mode_of(path) == mode
+
+
+def test_a_private_file_is_never_readable_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even under its temporary name: its mode when the first byte is written is 0600."""
+    modes = []
+    real = os.fsync
+
+    def look(handle: int) -> None:
+        modes.append(stat.S_IMODE(os.fstat(handle).st_mode))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", look)
+    atomic_write(tmp_path / "private", b"secret", mode=0o600)
+    assert modes[0] == 0o600
+
+
+@pytest.mark.parametrize("step", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_keeps_the_old_file_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+) -> None:
+    path = tmp_path / "file"
+    atomic_write(path, b"old")
+    monkeypatch.setattr(os, step, fail(error))
+    with pytest.raises(type(error)):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(IsADirectoryError):
+        atomic_write(tmp_path / "file", b"new")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises((NotADirectoryError, FileExistsError)):
+        atomic_write(tmp_path / "file" / "inner", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "open", fail(PermissionError(13, "Permission denied")))
+    files._sync_folder(tmp_path)
+
+
+def test_content_is_durable_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order that survives a power loss: sync the content, rename it, sync the folder."""
+    order: list[str] = []
+    for step in ("fsync", "replace"):
+        real = getattr(os, step)
+
+        def note(*arguments: Any, _real: Callable[..., Any] = real, _step: str = step) -> None:
+            order.append(_step)
+            _real(*arguments)
+
+        monkeypatch.setattr(os, step, note)
+    atomic_write(tmp_path / "file", b"new")
+    assert order == ["fsync", "replace", "fsync"]
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_sha256_around_the_piece_that_is_read_at_once(tmp_path: Path, size: int) -> None:
+    content = b"umbel" * (size // 5) + b"x" * (size % 5)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    assert sha256_file(path) == sha256_bytes(content) == hashlib.sha256(content).hexdigest()
+
+
+def test_sha256_of_nothing_is_the_well_known_one() -> None:
+    # printf '' | sha256sum
+    assert sha256_bytes(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_sha256_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        sha256_file(tmp_path / "nowhere")

@@ -1,0 +1,258 @@
+"""Profiles: what is packed is unpacked, the size is known beforehand, and no damage goes unnoticed."""
+
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from umbel.shared.errors import ProfileError
+from umbel.shared.profile import ProfileSpec, TensorSpec, pack_profile, unpack_profile
+
+RELEASE = "ab" * 32
+HEADER_BYTES = 4 + 2 + 2 + 32  # magic, version, flags, release id
+RELEARN = "Learn a new one with: umbel device learn."
+SPEC = ProfileSpec((TensorSpec("plora.user", (3,), "float16"), TensorSpec("gate", (2, 2), "float32")))
+PROFILE = {
+    "plora.user": np.array([[1.0, -0.5, 0.25]], np.float32),
+    "gate": np.array([[[0.1, 0.2], [0.3, 0.4]]], np.float32),
+}
+
+_shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
+_specs = st.lists(st.tuples(_shapes, st.sampled_from(["float16", "float32"])), min_size=1, max_size=4).map(
+    lambda rows: ProfileSpec(tuple(TensorSpec(f"t{n}", shape, kind) for n, (shape, kind) in enumerate(rows)))
+)
+
+
+@st.composite
+def profiles(draw: st.DrawFn) -> tuple[ProfileSpec, dict[str, npt.NDArray[np.float32]]]:
+    """A spec and finite values for it; float16 ones within its range."""
+    spec = draw(_specs)
+    values = {}
+    for tensor in spec.tensors:
+        largest = 65_504.0 if tensor.storage == "float16" else float(np.finfo(np.float32).max)
+        elements = st.floats(-largest, largest, width=32)
+        values[tensor.name] = draw(hnp.arrays(np.float32, (1, *tensor.shape), elements=elements))
+    return spec, values
+
+
+def refused(spec: ProfileSpec, data: bytes, release: str = RELEASE) -> ProfileError:
+    with pytest.raises(ProfileError) as caught:
+        unpack_profile(spec, data, release)
+    return caught.value
+
+
+def unpackable(profile: dict[str, Any], release: str = RELEASE) -> tuple[str, ...]:
+    with pytest.raises(ProfileError, match=r"^the profile cannot be packed") as caught:
+        pack_profile(SPEC, profile, release)
+    return tuple(caught.value.problems)
+
+
+@given(profiles())
+def test_round_trip(case: tuple[ProfileSpec, dict[str, npt.NDArray[np.float32]]]) -> None:
+    """float32 comes back as it was; float16 rounded once, and then as it was for ever."""
+    spec, profile = case
+    data = pack_profile(spec, profile, RELEASE)
+    assert len(data) == spec.file_bytes
+    back = unpack_profile(spec, data, RELEASE)
+    assert back.keys() == profile.keys()
+    for tensor in spec.tensors:
+        kind = np.float16 if tensor.storage == "float16" else np.float32
+        assert back[tensor.name].dtype == np.float32
+        np.testing.assert_array_equal(back[tensor.name], profile[tensor.name].astype(kind))
+    assert pack_profile(spec, back, RELEASE) == data
+
+
+@given(_specs)
+def test_the_size_is_known_from_the_spec_alone(spec: ProfileSpec) -> None:
+    width = {"float16": 2, "float32": 4}
+    values = sum(int(np.prod(tensor.shape)) * width[tensor.storage] for tensor in spec.tensors)
+    assert spec.packed_bytes == values
+    assert spec.file_bytes == HEADER_BYTES + values
+    assert len(pack_profile(spec, spec.zeros(), RELEASE)) == spec.file_bytes
+
+
+@given(_specs)
+def test_a_spec_survives_its_json(spec: ProfileSpec) -> None:
+    assert ProfileSpec.from_json(spec.as_json()) == spec
+
+
+def test_the_bytes_themselves() -> None:
+    """Little-endian, in the order of the spec: any other implementation can read this."""
+    expected = b"UMBP" + struct.pack("<HH", 1, 0) + bytes.fromhex(RELEASE)
+    expected += struct.pack("<3e", 1.0, -0.5, 0.25) + struct.pack("<4f", 0.1, 0.2, 0.3, 0.4)
+    assert pack_profile(SPEC, PROFILE, RELEASE) == expected
+    assert len(expected) == SPEC.file_bytes == 40 + 3 * 2 + 4 * 4
+
+
+def test_zeros_have_a_row_per_user() -> None:
+    zeros = SPEC.zeros(3)
+    shapes = {name: values.shape for name, values in zeros.items()}
+    assert shapes == {"plora.user": (3, 3), "gate": (3, 2, 2)}
+    assert {values.dtype.name for values in zeros.values()} == {"float32"}
+    assert not any(values.any() for values in zeros.values())
+
+
+def test_a_profile_without_its_leading_axis_packs_the_same() -> None:
+    flat = {name: values[0] for name, values in PROFILE.items()}
+    assert pack_profile(SPEC, flat, RELEASE) == pack_profile(SPEC, PROFILE, RELEASE)
+
+
+def test_all_that_is_wrong_with_a_profile_is_told_at_once() -> None:
+    assert unpackable({"plora.user": np.zeros((2, 3)), "stray": np.zeros(1)}) == (
+        "unknown tensor: stray",
+        "plora.user: shape is (2, 3), expected (3,)",
+        "missing tensor: gate",
+    )
+
+
+def test_the_right_number_of_values_in_the_wrong_shape() -> None:
+    assert unpackable({**PROFILE, "gate": np.zeros((1, 4))}) == ("gate: shape is (1, 4), expected (2, 2)",)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 70_000.0])
+def test_values_that_cannot_be_stored(value: float) -> None:
+    """70,000 is beyond float16's largest, 65,504. The value itself is private and not told."""
+    broken = {**PROFILE, "plora.user": np.array([0.0, value, 0.0], np.float32)}
+    assert unpackable(broken) == ("plora.user: holds values that are not finite as float16",)
+
+
+@pytest.mark.parametrize("release", ["", "ab", "AB" * 32, "zz" * 32, "ab" * 33, RELEASE + "\n"])
+def test_a_release_id_that_is_none(release: str) -> None:
+    assert unpackable(PROFILE, release) == ("the release id is not 64 lower-case hex digits",)
+
+
+DATA = pack_profile(SPEC, PROFILE, RELEASE)
+
+
+@pytest.mark.parametrize("length", range(HEADER_BYTES))
+def test_a_truncated_header(length: int) -> None:
+    error = refused(SPEC, DATA[:length])
+    assert error.headline == "this is not an umbel profile"
+    assert error.problems == (f"it has {length} bytes, and its header alone has 40",)
+    assert error.hint == RELEARN
+
+
+@pytest.mark.parametrize("length", [HEADER_BYTES, len(DATA) - 1, len(DATA) + 1])
+def test_another_length(length: int) -> None:
+    error = refused(SPEC, (DATA + b"\0")[:length])
+    assert error.headline == "the profile does not fit this release"
+    assert error.problems == (f"it has {length} bytes, expected {len(DATA)}",)
+    assert error.hint == RELEARN
+
+
+@given(st.integers(0, HEADER_BYTES * 8 - 1))
+def test_any_flipped_bit_of_the_header_is_noticed(bit: int) -> None:
+    damaged = bytearray(DATA)
+    damaged[bit // 8] ^= 1 << bit % 8
+    assert len(refused(SPEC, bytes(damaged)).problems) == 1
+
+
+def test_what_a_damaged_header_is_told_as() -> None:
+    assert refused(SPEC, b"PMBU" + DATA[4:]).problems == ("it does not begin with UMBP",)
+    assert refused(SPEC, DATA[:6] + b"\2\0" + DATA[8:]).problems == ("flags are 0x0002, expected none",)
+    both = refused(SPEC, DATA[:4] + struct.pack("<H", 7) + DATA[6:], release="cd" * 32)
+    assert both.problems == (
+        "format version is 7, expected 1",
+        "it belongs to release abababababab, not to cdcdcdcdcdcd",
+    )
+    assert both.hint == RELEARN
+
+
+def test_values_that_are_not_finite_name_every_tensor() -> None:
+    nan16, inf32 = struct.pack("<e", np.nan), struct.pack("<f", np.inf)
+    damaged = DATA[:40] + nan16 + DATA[42:-4] + inf32
+    assert refused(SPEC, damaged).problems == (
+        "plora.user: values that are not finite",
+        "gate: values that are not finite",
+    )
+
+
+def test_a_tensor_that_cannot_be_described() -> None:
+    with pytest.raises(ProfileError) as caught:
+        TensorSpec("gate", (2, 0), "int8")
+    assert caught.value.headline == "private tensor 'gate' cannot be described"
+    assert caught.value.problems == (
+        "storage is 'int8', expected one of float16, float32",
+        "shape (2, 0) has a size below 1",
+    )
+
+
+def test_names_given_twice() -> None:
+    with pytest.raises(ProfileError) as caught:
+        ProfileSpec(
+            (TensorSpec("b", (1,)), TensorSpec("a", (1,)), TensorSpec("b", (2,)), TensorSpec("a", (1,)))
+        )
+    assert caught.value.problems == ("more than once: a", "more than once: b")
+
+
+ROW = {"name": "a", "shape": [2], "storage": "float16"}
+NOT_A_ROW = "tensor 0: expected an object with name, shape and storage"
+NOT_A_SIZE = "tensor 0: each size of its shape must be a whole number from 1 to 16,777,216"
+NOT_A_SHAPE = "tensor 0: shape must be a list of at most 8 sizes"
+NOT_A_NAME = "tensor 0: name must be text of 1 to 200 characters"
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (None, "it is a NoneType, expected a list"),
+        ({"name": "a"}, "it is a dict, expected a list"),
+        ("abc", "it is a str, expected a list"),
+        ([None], NOT_A_ROW),
+        (["abc"], NOT_A_ROW),
+        ([[1, 2, 3]], NOT_A_ROW),
+        ([{}], NOT_A_ROW),
+        ([{**ROW, "extra": 1}], NOT_A_ROW),
+        ([{**ROW, "name": ""}], NOT_A_NAME),
+        ([{**ROW, "name": 5}], NOT_A_NAME),
+        ([{**ROW, "name": "a" * 201}], NOT_A_NAME),
+        ([{**ROW, "shape": "12"}], NOT_A_SHAPE),
+        ([{**ROW, "shape": None}], NOT_A_SHAPE),
+        ([{**ROW, "shape": [1] * 9}], NOT_A_SHAPE),
+        ([{**ROW, "shape": [0]}], NOT_A_SIZE),
+        ([{**ROW, "shape": [-1]}], NOT_A_SIZE),
+        ([{**ROW, "shape": [True]}], NOT_A_SIZE),
+        ([{**ROW, "shape": [1.0]}], NOT_A_SIZE),
+        ([{**ROW, "shape": [float("inf")]}], NOT_A_SIZE),
+        ([{**ROW, "shape": ["2"]}], NOT_A_SIZE),
+        ([{**ROW, "shape": [10**30]}], NOT_A_SIZE),
+        ([{**ROW, "shape": [1 << 24, 2]}], "it has more than 16,777,216 values"),
+        ([{**ROW, "storage": "float64"}], "tensor 0: storage must be one of float16, float32"),
+        ([{**ROW, "storage": []}], "tensor 0: storage must be one of float16, float32"),
+        ([ROW, ROW], "more than once: a"),
+    ],
+)
+def test_a_hostile_spec_is_one_typed_error(rows: object, problem: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        ProfileSpec.from_json(rows)
+    assert caught.value.problems == (problem,)
+
+
+def test_all_that_is_wrong_with_a_spec_is_told_at_once() -> None:
+    with pytest.raises(ProfileError, match=r"^the profile spec is malformed") as caught:
+        ProfileSpec.from_json([ROW, {**ROW, "name": "", "shape": [0]}, 3])
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["tensor 1"] * 2 + ["tensor 2"]
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["name", "shape", "storage", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(_json | st.lists(st.fixed_dictionaries({"name": _json, "shape": _json, "storage": _json}), max_size=3))
+def test_any_json_is_a_spec_or_a_profile_error(rows: object) -> None:
+    try:
+        spec = ProfileSpec.from_json(rows)
+    except ProfileError:
+        return
+    assert spec.as_json() == rows
