@@ -1,0 +1,54 @@
+"""From the devices' changes to the next values of the shared tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from umbel.shared.messages import Contribution
+from umbel.shared.profile import FloatArray
+
+
+def mean_change(contributions: Sequence[Contribution], weighting: str) -> dict[str, FloatArray]:
+    """Returns the weighted mean of the changes, summed in float64 in the order given.
+
+    Args:
+        contributions: At least one, sorted by device: a sum in floating point depends on its order.
+        weighting: "uniform" or "examples".
+    """
+    weights = [float(c.examples) if weighting == "examples" else 1.0 for c in contributions]
+    total = sum(weights)
+    mean: dict[str, FloatArray] = {}
+    for name in contributions[0].change:
+        summed = np.zeros(contributions[0].change[name].shape, np.float64)
+        for weight, contribution in zip(weights, contributions, strict=True):
+            summed += weight * contribution.change[name].astype(np.float64)
+        mean[name] = (summed / total).astype(np.float32)
+    return mean
+
+
+def moved(
+    values: Mapping[str, FloatArray],
+    velocity: Mapping[str, FloatArray],
+    mean: Mapping[str, FloatArray],
+    rate: float,
+    momentum: float,
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """Moves the shared tensors along the mean change: v <- momentum v + mean, x <- x + rate v.
+
+    Args:
+        values: x, the round's values.
+        velocity: v, empty before the first move.
+        mean: The mean change.
+        rate: The server's rate.
+        momentum: Share of the last velocity that is kept.
+
+    Returns:
+        The next values and the next velocity; no velocity without momentum.
+    """
+    if momentum == 0.0:
+        return {name: x + np.float32(rate) * mean[name] for name, x in values.items()}, {}
+    kept = np.float32(momentum)
+    next_velocity = {name: kept * velocity.get(name, np.float32(0)) + mean[name] for name in values}
+    return {name: x + np.float32(rate) * next_velocity[name] for name, x in values.items()}, next_velocity

@@ -1,0 +1,124 @@
+"""The settings of a run of rounds, and how they go through a transport's flat run config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, final
+
+from umbel.shared.checks import count_problems, number_problems
+from umbel.shared.errors import ConfigError, ReleaseError
+from umbel.shared.messages import LocalSettings
+from umbel.shared.recipe import LearningRecipe
+
+WEIGHTINGS = ("uniform", "examples")
+_NUMBERS = ("local_rate", "clip", "profile_dropout", "server_rate", "server_momentum", "timeout_s")
+_COUNTS = {
+    "rounds": (0, 100_000),
+    "clients_per_round": (1, 10**7),
+    "seed": (-(2**63), 2**63 - 1),
+    "evaluate_clients": (0, 10**7),
+    "min_replies": (1, 10**7),
+}
+_RANGES = {"server_rate": (0.0, 1e3), "server_momentum": (0.0, 0.999), "timeout_s": (0.001, 1e9)}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RoundSettings:
+    """What happens in a run of rounds.
+
+    Attributes:
+        rounds: How many.
+        clients_per_round: Devices that train in a round; all of them where there are fewer.
+        seed: Of all randomness.
+        local_steps: Minibatch SGD steps of a device on the shared tensors.
+        local_rate: Their rate.
+        batch_size: Examples per step.
+        clip: Largest L2 norm of a device's change.
+        example_cap: Largest number of examples that a device reports.
+        profile_dropout: Chance that an example of a shared step is seen without the profile.
+        recipe: How devices learn their profile; the release's own recipe if None.
+        server_rate: How far the shared tensors move along the mean change.
+        server_momentum: Share of the last move that is kept; 0 for none.
+        weighting: "uniform": devices count the same; "examples": as much as the examples they report.
+        min_replies: A round with fewer usable changes leaves the shared tensors as they are.
+        evaluate_clients: Devices of the fixed panel that is evaluated after each round; 0 for none.
+        timeout_s: Longest wait for a stage's replies, in seconds.
+    """
+
+    rounds: int = 10
+    clients_per_round: int = 10
+    seed: int = 0
+    local_steps: int = 4
+    local_rate: float = 0.05
+    batch_size: int = 8
+    clip: float = 1.0
+    example_cap: int = 32
+    profile_dropout: float = 0.25
+    recipe: LearningRecipe | None = None
+    server_rate: float = 1.0
+    server_momentum: float = 0.0
+    weighting: str = "uniform"
+    min_replies: int = 1
+    evaluate_clients: int = 0
+    timeout_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        problems = self.local().problems()
+        for name, (low, high) in _COUNTS.items():
+            problems += count_problems(name, getattr(self, name), low, high)
+        for name, (least, most) in _RANGES.items():
+            problems += number_problems(name, getattr(self, name), least, most)
+        if self.weighting not in WEIGHTINGS:
+            problems.append(f"weighting is {self.weighting!r}, expected one of {', '.join(WEIGHTINGS)}")
+        if problems:
+            raise ConfigError("the settings of the rounds cannot be used", problems, "Change these values.")
+
+    def local(self) -> LocalSettings:
+        """Returns the part that devices are told."""
+        return LocalSettings(**{field.name: getattr(self, field.name) for field in fields(LocalSettings)})
+
+    def as_run_config(self) -> dict[str, str | int | float | bool]:
+        """Returns the settings as scalars, under the keys of a run config."""
+        row = {_key(name): value for name, value in asdict(self).items()}
+        row |= {_key(name): float(getattr(self, name)) for name in _NUMBERS}
+        return {**row, "recipe": json.dumps(self.recipe.as_json(), sort_keys=True) if self.recipe else ""}
+
+    @classmethod
+    def from_run_config(cls, config: Mapping[str, Any]) -> RoundSettings:
+        """Reads the settings out of a run config; what is missing has its default, other keys are left alone.
+
+        Raises:
+            ConfigError: Values are of a wrong type or out of range; lists all problems.
+        """
+        given = {field.name: config[_key(field.name)] for field in fields(cls) if _key(field.name) in config}
+        # Whole numbers are a natural way to write rates, and a command line makes them integers.
+        given |= {
+            n: float(given[n])
+            for n in _NUMBERS
+            if isinstance(given.get(n), int) and given[n] not in (True, False)
+        }
+        given["recipe"] = _recipe(given.get("recipe", ""))
+        return cls(**given)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what must be the same for a run to be continued: all but how long it goes on or waits."""
+        return {name: value for name, value in asdict(self).items() if name not in ("rounds", "timeout_s")}
+
+
+def _key(name: str) -> str:
+    return "clients" if name == "clients_per_round" else name
+
+
+def _recipe(text: object) -> LearningRecipe | None:
+    if text in ("", None):
+        return None
+    try:
+        return LearningRecipe.from_json(json.loads(str(text)))
+    except ReleaseError as error:
+        raise ConfigError("the settings of the rounds cannot be used", error.problems, error.hint) from None
+    except (ValueError, TypeError):
+        problem = "recipe is not the JSON of a learning recipe"
+        raise ConfigError("the settings of the rounds cannot be used", [problem]) from None

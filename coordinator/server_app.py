@@ -1,0 +1,87 @@
+"""The coordinator's side of Flower: reads the run config, goes on after the last round, keeps each one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from umbel.coordinator.federation.journal import Journal, RoundRecord, RoundsResult
+from umbel.coordinator.federation.settings import RoundSettings
+from umbel.coordinator.strategy import PersonalRounds
+from umbel.shared.errors import ConfigError
+from umbel.shared.profile import FloatArray
+from umbel.shared.release import SHARED_WEIGHTS, Release, read_release
+
+RELEASE, OUT, POPULATION = "release", "out", "population"
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs the rounds that the run config describes."""
+    serve(grid, context.run_config, on_round=_say)
+
+
+def serve(
+    grid: Grid,
+    config: Mapping[str, Any],
+    *,
+    on_round: Callable[[RoundRecord], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> RoundsResult:
+    """Runs the rounds that a run config describes, and keeps what is reached after each of them.
+
+    Args:
+        grid: The way to the devices.
+        config: release, out, population and the settings; see simulations/flower_app/pyproject.toml.
+        on_round: Called after every round.
+        stopped: Asked while waiting for devices; True ends the run.
+
+    Raises:
+        ConfigError: The config cannot be used, or `out` holds a run with other settings.
+        ReleaseError: The release cannot be used.
+        TrainingError: No devices can take part.
+        Stopped: `stopped` said so.
+    """
+    settings = RoundSettings.from_run_config(config)
+    missing = [f"'{key}' is not given" for key in (RELEASE, OUT) if not config.get(key)]
+    if missing:
+        raise ConfigError("the rounds cannot begin", missing, "Give them in the run config.")
+    release = read_release(Path(str(config[RELEASE])))
+    journal = Journal(Path(str(config[OUT])), release.release_id, settings)
+
+    def keep(reached: RoundsResult) -> None:
+        journal.write(reached)
+        if on_round is not None:
+            on_round(reached.rounds[-1])
+
+    strategy = PersonalRounds(
+        release.manifest,
+        settings,
+        reached=journal.read() or RoundsResult([], release_trainables(release)),
+        population=int(config.get(POPULATION, 0)),
+        on_round=keep,
+        stopped=stopped,
+    )
+    strategy.start(grid)
+    return strategy.reached
+
+
+def release_trainables(release: Release) -> dict[str, FloatArray]:
+    """Returns a release's values of the shared tensors that rounds may train."""
+    from safetensors import safe_open
+
+    with safe_open(release.blob_path(SHARED_WEIGHTS), framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in release.manifest.trainables}
+
+
+def _say(record: RoundRecord) -> None:
+    accuracy = "" if record.seen_accuracy is None else f", seen accuracy {record.seen_accuracy:.3f}"
+    failed = f", {record.failures} failed" if record.failures else ""
+    line = f"round {record.round}: {record.clients} devices{failed}, {record.seconds:.1f} s{accuracy}"
+    print(line, flush=True)  # noqa: T201  (`flwr run --stream` shows it)

@@ -1,0 +1,385 @@
+"""Partial model personalization as a Flower strategy that samples by the devices' own numbers and can go on.
+
+Flower gives devices new random ids at every start and counts every run from round 1. Here devices are known
+by the number that they tell when asked, everything is a function of (seed, round), and `start` goes on after
+the last round that it is given.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, final
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from umbel.coordinator.federation.aggregation import mean_change, moved
+from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
+from umbel.coordinator.federation.settings import RoundSettings
+from umbel.shared.errors import MessageError, TrainingError, UmbelError
+from umbel.shared.messages import (
+    EVALUATE,
+    SCHEMA,
+    TRAIN,
+    Contribution,
+    EvaluationReply,
+    RoundTask,
+    Wire,
+    read_contribution,
+    read_evaluation,
+    read_hello,
+)
+from umbel.shared.profile import FloatArray
+from umbel.shared.release import Manifest
+from umbel.shared.rng import generator
+
+ARRAYS, CONFIG = "arrays", "config"
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 0.5
+_SETTLE_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):  # noqa: N818  (an event, like KeyboardInterrupt)
+    """The run was asked to stop; what was finished is kept."""
+
+
+@final
+class PersonalRounds(Strategy):
+    """Runs rounds of one release."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        settings: RoundSettings,
+        *,
+        reached: RoundsResult,
+        population: int = 0,
+        on_round: Callable[[RoundsResult], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ):
+        """Prepares the rounds.
+
+        Args:
+            manifest: The release.
+            settings: What happens in a round.
+            reached: Where to go on; no rounds and the release's own tensors at the beginning.
+            population: How many devices to wait for; 0 to begin when their number no longer grows.
+            on_round: Called after every round with all that was reached.
+            stopped: Asked while waiting; True ends the run.
+        """
+        self.manifest = manifest
+        self.settings = settings
+        self.reached = reached
+        self.population = population
+        self.on_round = on_round
+        self.stopped = stopped
+        self._release_id = manifest.release_id
+        self._clients: dict[int, int] = {}  # Flower's node id -> the device's number
+        self._round = _Tally()
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Runs what is left of the rounds; what is not given comes from the settings and what was reached."""
+        rounds = self.settings.rounds if num_rounds is None else num_rounds
+        wait_s = self.settings.timeout_s if timeout is None else timeout
+        arrays = _array_record(self.reached.trainables) if initial_arrays is None else initial_arrays
+        result = Result(arrays=arrays)
+        first = len(self.reached.rounds) + 1
+        if first <= rounds:
+            self._meet(grid, wait_s)
+        for number in range(first, rounds + 1):
+            started, self._round = time.perf_counter(), _Tally()
+            tasks = self.configure_train(number, arrays, train_config or ConfigRecord(), grid)
+            changed, trained = self.aggregate_train(number, self._ask(grid, tasks, wait_s))
+            arrays = arrays if changed is None else changed
+            tasks = self.configure_evaluate(number, arrays, evaluate_config or ConfigRecord(), grid)
+            evaluated = self.aggregate_evaluate(number, self._ask(grid, tasks, wait_s))
+            result.arrays = arrays
+            _keep(result.train_metrics_clientapp, number, trained)
+            _keep(result.evaluate_metrics_clientapp, number, evaluated)
+            _keep(
+                result.evaluate_metrics_serverapp,
+                number,
+                evaluate_fn(number, arrays) if evaluate_fn else None,
+            )
+            self._finish(number, time.perf_counter() - started, evaluated)
+        return result
+
+    def summary(self) -> None:
+        """Logs the settings."""
+        log.info("rounds of release %s: %s", self._release_id[:12], self.settings)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Returns the tasks of the devices that train in a round."""
+        chosen = sampled(
+            self._known(), self.settings.clients_per_round, self.settings.seed, server_round, "sample"
+        )
+        return self._tasks(server_round, arrays, TRAIN, chosen)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Returns the next shared tensors, or None if too few devices answered."""
+        task = self._round.task(TRAIN)
+        read: Callable[[Wire], Contribution] = lambda wire: read_contribution(wire, self.manifest, task)  # noqa: E731
+        usable = self._usable(TRAIN, server_round, replies, read)
+        self._round.clients = len(usable)
+        if len(usable) < self.settings.min_replies:
+            asked = len(self._round.asked[TRAIN])
+            self._round.note(
+                f"round {server_round} changed nothing: {len(usable)} of {asked} devices gave a usable "
+                f"answer, {self.settings.min_replies} are needed"
+            )
+            return None, None
+        values, velocity = moved(
+            task.arrays,
+            self.reached.velocity,
+            mean_change([usable[client] for client in sorted(usable)], self.settings.weighting),
+            self.settings.server_rate,
+            self.settings.server_momentum,
+        )
+        self.reached = RoundsResult(self.reached.rounds, values, velocity)
+        metrics = MetricRecord({"clients": len(usable), "examples": sum(c.examples for c in usable.values())})
+        return _array_record(values), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Returns the tasks of the panel: the same devices in every round, so that rounds can be compared."""
+        panel = sampled(
+            self._known(), self.settings.evaluate_clients, self.settings.seed, 0, "evaluation panel"
+        )
+        return self._tasks(server_round, arrays, EVALUATE, panel) if panel else []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Returns the mean of the devices' accuracies, or None if no device was evaluated."""
+        if EVALUATE not in self._round.asked:
+            return None
+        task = self._round.task(EVALUATE)
+        read: Callable[[Wire], EvaluationReply] = lambda wire: read_evaluation(wire, self.manifest, task)  # noqa: E731
+        usable = self._usable(EVALUATE, server_round, replies, read)
+        if not usable:
+            return None
+        accuracy = sum(usable[client].correct / usable[client].total for client in sorted(usable)) / len(
+            usable
+        )
+        return MetricRecord({"seen_accuracy": accuracy, "clients": len(usable)})
+
+    def _tasks(self, round_: int, arrays: ArrayRecord, stage: str, clients: Sequence[int]) -> list[Message]:
+        values = {name: array.numpy() for name, array in arrays.items()}
+        task = RoundTask(self._release_id, round_, self.settings.seed, stage, self.settings.local(), values)
+        task.check(self.manifest)
+        nodes = {client: node for node, client in self._clients.items()}
+        content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(dict(task.wire().config))})
+        self._round.ask(stage, task, {nodes[client]: client for client in clients}, wire_bytes(content))
+        return [Message(content, nodes[client], stage, group_id=str(round_)) for client in clients]
+
+    def _usable(
+        self, stage: str, round_: int, replies: Iterable[Message], read: Callable[[Wire], Any]
+    ) -> dict[int, Any]:
+        """Returns device number -> checked answer, and notes every other task as a failure."""
+        asked, usable, reasons = (
+            self._round.asked[stage],
+            {},
+            dict.fromkeys(self._round.asked[stage].values(), "no answer"),
+        )
+        for reply in replies:
+            client = asked.get(reply.metadata.src_node_id)
+            if client is None:
+                continue
+            if reply.has_error():
+                reasons[client] = reply.error.reason or f"error {reply.error.code}"
+                continue
+            self._round.bytes_up += wire_bytes(reply.content)
+            try:
+                usable[client] = read(_wire(reply.content))
+            except UmbelError as error:
+                reasons[client] = "; ".join(error.problems) or error.headline
+        for client in sorted(set(reasons) - set(usable)):
+            self._round.failures += 1
+            self._round.note(f"round {round_}, {stage}, device {client:06d}: {_first_line(reasons[client])}")
+        return usable
+
+    def _finish(self, number: int, seconds: float, evaluated: MetricRecord | None) -> None:
+        accuracy = None if evaluated is None else float(_scalar(evaluated["seen_accuracy"]))
+        tally = self._round
+        record = RoundRecord(
+            number,
+            tally.clients,
+            tally.failures,
+            seconds,
+            tally.bytes_up,
+            tally.bytes_down,
+            accuracy,
+            tuple(tally.notes),
+        )
+        self.reached = RoundsResult(
+            [*self.reached.rounds, record], self.reached.trainables, self.reached.velocity
+        )
+        if self.on_round is not None:
+            self.on_round(self.reached)
+
+    def _known(self) -> list[int]:
+        return sorted(self._clients.values())
+
+    def _meet(self, grid: Grid, timeout: float) -> None:
+        """Waits for the devices and asks each for its number.
+
+        Raises:
+            TrainingError: Too few devices came, or two have the same number.
+        """
+        nodes = self._gathered(grid, timeout)
+        content = RecordDict({ARRAYS: ArrayRecord(), CONFIG: ConfigRecord({"schema": SCHEMA})})
+        messages = [Message(content, node, MessageType.QUERY, group_id="0") for node in nodes]
+        silent: Counter[str] = Counter({"no answer": len(nodes)})
+        for reply in self._ask(grid, messages, timeout):
+            silent["no answer"] -= 1
+            if reply.has_error():
+                silent[_first_line(reply.error.reason or "error")] += 1
+                continue
+            try:
+                self._clients[reply.metadata.src_node_id] = read_hello(_wire(reply.content)).client
+            except MessageError as error:
+                silent["; ".join(error.problems)] += 1
+        problems = [f"{count} devices: {reason}" for reason, count in silent.items() if count]
+        twice = [number for number, count in Counter(self._clients.values()).items() if count > 1]
+        problems += [f"number {number} is given by more than one device" for number in twice]
+        missing = self.population and len(self._clients) < self.population
+        if twice or missing or not self._clients:
+            headline = f"{len(self._clients)} devices can take part, {self.population or 1} are needed"
+            raise TrainingError(
+                "the rounds cannot begin", [headline, *problems], "See the devices' own logs."
+            )
+
+    def _gathered(self, grid: Grid, timeout: float) -> list[int]:
+        """Returns the nodes once there are enough, or once their number has stopped to grow."""
+        deadline, grew, nodes = time.monotonic() + timeout, time.monotonic(), set(grid.get_node_ids())
+        while time.monotonic() < deadline:
+            if self.population and len(nodes) >= self.population:
+                break
+            settled = time.monotonic() - grew >= _SETTLE_S
+            if not self.population and len(nodes) >= self.settings.min_replies and settled:
+                break
+            self._pause(0.1)
+            before, nodes = len(nodes), set(grid.get_node_ids())
+            grew = grew if len(nodes) == before else time.monotonic()
+        return sorted(nodes)
+
+    def _ask(self, grid: Grid, messages: Iterable[Message], timeout: float) -> list[Message]:
+        """Sends messages and waits for their answers; unlike Flower's own wait, it can be stopped."""
+        waiting, answers = {key for key in grid.push_messages(messages) if key}, []
+        deadline, pause_s = time.monotonic() + timeout, _FIRST_WAIT_S
+        while waiting and time.monotonic() < deadline:
+            for reply in grid.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                answers.append(reply)
+            if waiting:
+                self._pause(pause_s)
+                pause_s = min(1.5 * pause_s, _LONGEST_WAIT_S)
+        return answers
+
+    def _pause(self, seconds: float = _LONGEST_WAIT_S) -> None:
+        if self.stopped():
+            raise Stopped
+        time.sleep(seconds)
+
+
+@final
+class _Tally:
+    """What is counted in one round."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Mapping[int, int]] = {}
+        self.clients = self.failures = self.bytes_up = self.bytes_down = 0
+        self.notes: list[str] = []
+        self._tasks: dict[str, RoundTask] = {}
+
+    def ask(self, stage: str, task: RoundTask, clients: Mapping[int, int], task_bytes: int) -> None:
+        """Notes a task and whom it goes to: node id -> device number."""
+        self._tasks[stage], self.asked[stage] = task, clients
+        self.bytes_down += task_bytes * len(clients)
+
+    def task(self, stage: str) -> RoundTask:
+        """Returns the task of a stage."""
+        return self._tasks[stage]
+
+    def note(self, line: str) -> None:
+        """Keeps a line for the record and logs it."""
+        self.notes.append(line)
+        log.warning("%s", line)
+
+
+def sampled(clients: Sequence[int], count: int, seed: int, round_: int, purpose: str) -> list[int]:
+    """Returns `count` of the devices, all of them if there are fewer; a function of the arguments only.
+
+    Args:
+        clients: Device numbers, sorted.
+        count: How many to choose.
+        seed: The run's seed.
+        round_: The round; 0 where the choice is for all rounds.
+        purpose: What for.
+
+    Example:
+        >>> sampled([10, 20, 30], 5, 0, 1, "sample")
+        [10, 20, 30]
+    """
+    if count >= len(clients):
+        return list(clients)
+    index = generator(seed, round_, "", purpose).choice(len(clients), count, replace=False)
+    return sorted(clients[i] for i in index.tolist())
+
+
+def wire_bytes(record: Any) -> int:
+    """Returns the bytes in which Flower sends a record: those of its objects, each sent once."""
+    sizes: dict[str, int] = {}
+    waiting = [record]
+    while waiting:
+        item = waiting.pop()
+        if item.object_id not in sizes:
+            sizes[item.object_id] = len(item.deflate())
+            waiting += (item.children or {}).values()
+    return sum(sizes.values())
+
+
+def _array_record(values: Mapping[str, FloatArray]) -> ArrayRecord:
+    return ArrayRecord({name: Array(value) for name, value in values.items()})
+
+
+def _wire(content: RecordDict) -> Wire:
+    if set(content) != {ARRAYS, CONFIG}:
+        raise MessageError(
+            "an answer cannot be used", [f"it has {len(content)} records, expected arrays and config"]
+        )
+    arrays, config = content[ARRAYS], content[CONFIG]
+    if not isinstance(arrays, ArrayRecord) or not isinstance(config, ConfigRecord):
+        raise MessageError("an answer cannot be used", ["its records are of a wrong type"])
+    return Wire.of(arrays, config)
+
+
+def _keep(metrics: dict[int, MetricRecord], number: int, record: MetricRecord | None) -> None:
+    if record is not None:
+        metrics[number] = record
+
+
+def _scalar(value: Any) -> Any:
+    return value
+
+
+def _first_line(text: str) -> str:
+    line = text.strip().splitlines()[0] if text.strip() else "no reason given"
+    return line if len(line) <= 200 else f"{line[:200]}..."

@@ -1,0 +1,131 @@
+"""A device's part in a round: private steps on a frozen shared part, then shared steps on a frozen profile.
+
+The profile is learned anew in every round, from zeros, rather than from the one that is stored:
+- the prior pulls towards where learning started, so starting each time from the last profile would undo the
+  prior a little more with every round, and the profile would overfit to a handful of examples;
+- what a device computes is then a function of (release, round values, its examples, seed) only, so a round
+  that was interrupted and is run again gives the same numbers, whatever was stored meanwhile;
+- and it is what a new user gets, so the shared tensors are trained for the profiles that they will meet.
+An evaluation learns the profile under the values it evaluates, and stores nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from umbel.device_client.engine import Engine
+from umbel.device_client.learning import Encoded, encode_examples, learn_profiles, predict_logits
+from umbel.device_client.store import DeviceHome
+from umbel.shared.errors import ExampleError
+from umbel.shared.messages import Contribution, EvaluationReply, RoundTask, clipped
+from umbel.shared.profile import FloatArray
+from umbel.shared.rng import generator
+from umbel.shared.text import IntArray
+
+
+def train(engine: Engine, home: DeviceHome, client: int, task: RoundTask) -> Contribution:
+    """Learns and stores the profile, and returns the clipped change of the shared tensors.
+
+    Args:
+        engine: The release.
+        home: Whose examples, and where the profile is kept.
+        client: The device's number; randomness is a function of it.
+        task: What the coordinator asks, already checked.
+
+    Raises:
+        ExampleError: The home has no usable examples.
+        ProfileError: The profile cannot be kept.
+        MessageError: What would leave is not what may leave.
+    """
+    started = time.perf_counter()
+    support = encode_examples(engine, home.examples())
+    profile = _learned(engine, support, task)
+    home.save_profile(engine.release, profile)
+    change = shared_change(engine, support, profile, client, task)
+    contribution = Contribution(
+        release_id=engine.release.release_id,
+        round=task.round,
+        change=clipped(change, task.settings.clip),
+        examples=min(len(support), task.settings.example_cap),
+        seconds=time.perf_counter() - started,
+    )
+    contribution.check(engine.release.manifest, task)
+    return contribution
+
+
+def evaluate(engine: Engine, home: DeviceHome, task: RoundTask) -> EvaluationReply:
+    """Counts right predictions on the held-out examples, with the profile that the round's values give.
+
+    Raises:
+        ExampleError: The home has no usable examples or no held-out ones.
+    """
+    started = time.perf_counter()
+    heldout = home.heldout()
+    if not heldout:
+        raise ExampleError(
+            f"{home.folder} has no held-out examples", hint="Only simulated devices are evaluated."
+        )
+    queries = encode_examples(engine, heldout)
+    profile = _learned(engine, encode_examples(engine, home.examples()), task)
+    logits = predict_logits(engine, queries.tokens, profile, shared=task.arrays)
+    reply = EvaluationReply(
+        release_id=engine.release.release_id,
+        round=task.round,
+        correct=int((logits.argmax(1) == queries.labels).sum()),
+        total=len(queries),
+        seconds=time.perf_counter() - started,
+    )
+    reply.check(engine.release.manifest, task)
+    return reply
+
+
+def _learned(engine: Engine, support: Encoded, task: RoundTask) -> dict[str, FloatArray]:
+    recipe = task.settings.recipe or engine.release.manifest.recipe
+    return learn_profiles(engine, [support], recipe, shared=task.arrays)
+
+
+def shared_change(
+    engine: Engine, support: Encoded, profile: Mapping[str, FloatArray], client: int, task: RoundTask
+) -> dict[str, FloatArray]:
+    """Runs SGD on the shared tensors with the profile frozen and returns what changed, not yet clipped.
+
+    Args:
+        engine: The release.
+        support: The owner's examples.
+        profile: name -> (1, *shape).
+        client: The device's number.
+        task: Steps, rate, batch size and the round's values.
+
+    Returns:
+        name -> new value - the round's value.
+    """
+    settings = task.settings
+    # Owner 0 has no profile and owner 1 has the device's: one batch holds examples seen with and without it.
+    both = {name: np.concatenate([np.zeros_like(values), values]) for name, values in profile.items()}
+    dropout = generator(task.seed, task.round, str(client), "profile dropout")
+    values = dict(task.arrays)
+    for index in minibatches(len(support), settings.batch_size, settings.local_steps, client, task):
+        rows = support.rows(index)
+        owner = (dropout.random(len(rows)) >= settings.profile_dropout).astype(np.int64)
+        _, gradients = engine.contribute(rows.tokens, rows.labels, owner, both, values)
+        rate = np.float32(settings.local_rate / len(rows))
+        values = {name: value - rate * gradients[name] for name, value in values.items()}
+    return {name: value - task.arrays[name] for name, value in values.items()}
+
+
+def minibatches(count: int, size: int, steps: int, client: int, task: RoundTask) -> list[IntArray]:
+    """Returns each step's example numbers: shuffled passes over all examples, cut into batches.
+
+    Every batch has min(size, count) numbers and none twice: what a pass leaves over is not filled up from the
+    next one.
+    """
+    rng = generator(task.seed, task.round, str(client), "minibatch")
+    size = min(size, count)
+    batches: list[IntArray] = []
+    while len(batches) < steps:
+        order = rng.permutation(count)
+        batches += [order[start : start + size] for start in range(0, count - size + 1, size)]
+    return batches[:steps]

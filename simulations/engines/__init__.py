@@ -1,0 +1,92 @@
+"""Engines that run rounds over simulated devices: the same strategy, the same messages, the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
+from umbel.coordinator.federation.settings import RoundSettings
+from umbel.shared.errors import ConfigError
+
+__all__ = ["ENGINES", "RoundRecord", "RoundSettings", "RoundsResult", "run_rounds"]
+
+ENGINES = ("flower", "serial")
+OnRound = Callable[[RoundRecord], None]
+
+
+class Engine(Protocol):
+    """Runs the rounds that a run config describes, over `population` devices."""
+
+    def __call__(
+        self,
+        config: dict[str, str | int | float | bool],
+        population: int,
+        workers: int,
+        on_round: OnRound | None,
+    ) -> RoundsResult: ...
+
+
+def run_rounds(
+    engine: str,
+    *,
+    release_folder: Path,
+    devices_folder: Path,
+    clients_total: int,
+    settings: RoundSettings,
+    out: Path,
+    workers: int = 1,
+    on_round: OnRound | None = None,
+) -> RoundsResult:
+    """Runs federated rounds over simulated devices; goes on where a run with the same settings stopped.
+
+    Args:
+        engine: "flower": Flower's own simulation, in processes of its own; "serial": one device after
+            another in this process, for debugging. Both give the same numbers.
+        release_folder: The release.
+        devices_folder: One home per device: 000000, 000001, ...
+        clients_total: How many devices there are.
+        settings: What happens in the rounds.
+        out: Where rounds.json and the trained tensors go after every round.
+        workers: Processes that devices run in; only for "flower".
+        on_round: Called after every round with its record.
+
+    Returns:
+        Every round, the earlier run's too, and the shared tensors after the last.
+
+    Raises:
+        ConfigError: The engine is unknown, homes are missing, or `out` belongs to a run with other settings.
+        ReleaseError: The release cannot be used.
+        TrainingError: The devices cannot take part, or the engine broke.
+        KeyboardInterrupt: Ctrl-C; finished rounds are kept in `out`.
+    """
+    _check(engine, devices_folder, clients_total, workers)
+    config = settings.as_run_config() | {
+        "release": str(release_folder.absolute()),
+        "devices": str(devices_folder.absolute()),
+        "out": str(out.absolute()),
+        "population": clients_total,
+        "threads": 1,
+    }
+    return _engine(engine)(config, clients_total, workers, on_round)
+
+
+def _engine(name: str) -> Engine:
+    if name == "serial":
+        from umbel.simulations.engines.serial import run_serial
+
+        return run_serial
+    from umbel.simulations.engines.flower import run_flower
+
+    return run_flower
+
+
+def _check(engine: str, devices: Path, total: int, workers: int) -> None:
+    problems = [] if engine in ENGINES else [f"engine is '{engine}', expected one of {', '.join(ENGINES)}"]
+    problems += [] if workers >= 1 else [f"workers is {workers}, expected 1 or more"]
+    problems += [] if total >= 1 else [f"clients_total is {total}, expected 1 or more"]
+    homes = [devices / f"{number:06d}" for number in range(total)]
+    problems += [f"no such home: {home}" for home in homes if not home.is_dir()]
+    if problems:
+        raise ConfigError("the rounds cannot begin", problems)
