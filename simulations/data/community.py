@@ -63,11 +63,11 @@ class CommunityConfig:
     examples_per_user: int = 100
     texts: int = 1500
     seed: int = 0
-    sharpness: float = 1.9
-    craft_weight: float = 1.4
+    sharpness: float = 2.1
+    craft_weight: float = 1.5
     threshold_sd: float = 0.6
-    spread: float = 0.5
-    deviation: float = 0.2
+    spread: float = 0.35
+    deviation: float = 0.1
     craft_share: float = 0.65
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class CommunityConfig:
 
 
 @final
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Community:
     """People, reviews and what each person thinks of each of them.
 

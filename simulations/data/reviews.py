@@ -131,7 +131,7 @@ def _pick(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
 
 def _pick_common(rng: np.random.Generator, phrases: Sequence[str]) -> str:
     """Picks early ones more often than late ones, as people do: some words are common and some are rare."""
-    return phrases[int(len(phrases) * rng.random() ** 2)]
+    return phrases[int(len(phrases) * rng.random() ** 3)]
 
 
 def _sentence(rng: np.random.Generator, about: Sequence[int], kind: str, features: list[float]) -> str:
