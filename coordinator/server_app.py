@@ -53,7 +53,8 @@ def serve(
     if missing:
         raise ConfigError("the rounds cannot begin", missing, "Give them in the run config.")
     release = read_release(Path(str(config[RELEASE])))
-    journal = Journal(Path(str(config[OUT])), release.release_id, settings)
+    population = int(config.get(POPULATION, 0))
+    journal = Journal(Path(str(config[OUT])), release.release_id, population, settings)
 
     def keep(reached: RoundsResult) -> None:
         journal.write(reached)
@@ -64,7 +65,7 @@ def serve(
         release.manifest,
         settings,
         reached=journal.read() or RoundsResult([], release_trainables(release)),
-        population=int(config.get(POPULATION, 0)),
+        population=population,
         on_round=keep,
         stopped=stopped,
     )

@@ -68,9 +68,10 @@ class Journal:
     rounds.json is replaced last and names the tensors by their hash, so that both are of the same round.
     """
 
-    def __init__(self, folder: Path, release_id: str, settings: RoundSettings):
+    def __init__(self, folder: Path, release_id: str, population: int, settings: RoundSettings):
         self.folder = folder
-        self._identity = {"release": release_id, **json.loads(json.dumps(settings.identity()))}
+        identity = {"release": release_id, "population": population, **settings.identity()}
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
 
     def read(self) -> RoundsResult | None:
         """Returns what was reached, or None if nothing was.

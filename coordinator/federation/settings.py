@@ -95,11 +95,7 @@ class RoundSettings:
         """
         given = {field.name: config[_key(field.name)] for field in fields(cls) if _key(field.name) in config}
         # Whole numbers are a natural way to write rates, and a command line makes them integers.
-        given |= {
-            n: float(given[n])
-            for n in _NUMBERS
-            if isinstance(given.get(n), int) and given[n] not in (True, False)
-        }
+        given |= {name: float(given[name]) for name in _NUMBERS if type(given.get(name)) is int}
         given["recipe"] = _recipe(given.get("recipe", ""))
         return cls(**given)
 

@@ -1,0 +1,126 @@
+"""The gate of every release: torch and onnxruntime must agree on logits, loss and every gradient."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from umbel.coordinator.graphs.joint import GRADIENT, JointModule
+from umbel.coordinator.model import PersonalModel
+from umbel.shared.errors import ReleaseError
+from umbel.shared.rng import generator
+
+TOLERANCE = 1e-5
+SHAPES = ((1, 2, 1), (2, 9, 2), (5, 17, 3), (8, 32, 1))
+"""(batch, tokens, users) that are compared: one and many, odd and even, mixed users and one."""
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ParityCase:
+    """Inputs of one comparison, by graph input name."""
+
+    feed: dict[str, np.ndarray[Any, Any]]
+
+
+def measure_parity(
+    model: PersonalModel, graphs: Mapping[str, bytes], weights: Arrays, trainables: Sequence[str], max_tokens: int
+) -> dict[str, float]:
+    """Returns the worst relative difference of every graph output over all shapes.
+
+    The difference of a tensor is |onnxruntime - torch| / |torch| in the L2 norm. Torch computes in float64, so that what
+    is measured is onnxruntime's own rounding (about 1e-6 here) and nothing else.
+    """
+    sessions = {name: _session(data, weights) for name, data in graphs.items()}
+    reference = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
+    joint = JointModule(reference, trainables)
+    worst: dict[str, float] = {}
+    for number, (batch, tokens, users) in enumerate(SHAPES):
+        feed = _case(model, number, batch, min(tokens, max_tokens), users).feed
+        expected = _torch_outputs(joint, feed)
+        for name, found in _graph_outputs(sessions, feed).items():
+            worst[name] = max(worst.get(name, 0.0), relative_difference(found, expected[name]))
+    return worst
+
+
+def check_parity(worst: Mapping[str, float]) -> None:
+    """Refuses graphs that do not agree.
+
+    Raises:
+        ReleaseError: Names every output beyond the tolerance and its difference.
+    """
+    wrong = {name: value for name, value in worst.items() if not value <= TOLERANCE}
+    if wrong:
+        raise ReleaseError(
+            "torch and onnxruntime do not agree, so nothing was published",
+            [f"{name}: relative difference {value:.2e}, allowed {TOLERANCE:.0e}" for name, value in wrong.items()],
+            "This is a fault of the export, not of your data: please report it with the versions of torch and onnx.",
+        )
+
+
+def relative_difference(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
+    """Returns |found - expected| / |expected|, both flattened; 0 where both are zero, inf where only one is."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return float("inf")
+    size = float(np.linalg.norm(expected.astype(np.float64)))
+    gap = float(np.linalg.norm(found.astype(np.float64) - expected.astype(np.float64)))
+    if size == 0.0:
+        return 0.0 if gap == 0.0 else float("inf")
+    return gap / size
+
+
+def _case(model: PersonalModel, number: int, batch: int, tokens: int, users: int) -> ParityCase:
+    rng = generator(0, number, "", "parity")
+    lengths = np.concatenate([[tokens], rng.integers(2, tokens + 1, batch - 1)])
+    mask = (np.arange(tokens)[None, :] < lengths[:, None]).astype(np.int64)
+    vocabulary = int(model.encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator, union-attr]
+    feed: dict[str, np.ndarray[Any, Any]] = {
+        "input_ids": rng.integers(0, vocabulary, (batch, tokens)) * mask,
+        "attention_mask": mask,
+        "labels": rng.integers(0, len(model.task.labels), batch),
+        "weights": rng.uniform(0.5, 1.5, batch).astype(np.float32),
+        "owner": rng.integers(0, users, batch),
+    }
+    for tensor in model.profile_spec().tensors:
+        feed[tensor.name] = rng.standard_normal((users, *tensor.shape)).astype(np.float32)
+    return ParityCase(feed)
+
+
+def _torch_outputs(joint: JointModule, feed: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    private = [torch.from_numpy(feed[name]).double().requires_grad_() for name in joint.private_names]
+    parameters = dict(joint.model.named_parameters())
+    shared = [parameters[name].detach().clone().requires_grad_() for name in joint.trainables]
+    plain = [torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask", "labels")]
+    weights, owner = torch.from_numpy(feed["weights"]).double(), torch.from_numpy(feed["owner"])
+    loss, logits, nll = joint(*plain, weights, owner, tuple(private), tuple(shared))
+    gradients = torch.autograd.grad(loss, [*private, *shared])
+    names = [GRADIENT + name for name in (*joint.private_names, *joint.trainables)]
+    outputs = {"loss": loss, "logits": logits, "nll": nll} | dict(zip(names, gradients, strict=True))
+    return {name: value.detach().numpy() for name, value in outputs.items()}
+
+
+def _graph_outputs(sessions: Mapping[str, Any], feed: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    found = {}
+    for session in sessions.values():
+        wanted = {value.name for value in session.get_inputs()}
+        names = [value.name for value in session.get_outputs()]
+        found |= dict(zip(names, session.run(names, {n: v for n, v in feed.items() if n in wanted}), strict=True))
+    return found
+
+
+def _session(data: bytes, weights: Arrays) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

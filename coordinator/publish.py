@@ -1,0 +1,149 @@
+"""`umbel coordinator publish`: from a finished training to a release that devices can use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from umbel.coordinator.artifacts import TrainedModel, rebuild
+from umbel.coordinator.backbone import Backbone
+from umbel.coordinator.graphs.joint import export_joint, parameter_arrays
+from umbel.coordinator.graphs.parity import check_parity, measure_parity
+from umbel.coordinator.graphs.split import split_graphs, weights_file
+from umbel.coordinator.model import PersonalModel
+from umbel.shared.errors import ConfigError, ReleaseError
+from umbel.shared.files import sha256_bytes
+from umbel.shared.profile import FloatArray
+from umbel.shared.release import (
+    BACKBONE_WEIGHTS,
+    SHARED_WEIGHTS,
+    TOKENIZER,
+    Blob,
+    Manifest,
+    Release,
+    write_release,
+)
+
+OnPhase = Callable[[str], None]
+
+
+def publish(trained: TrainedModel, folder: Path, *, parent: str | None = None, on_phase: OnPhase = str) -> Release:
+    """Writes a release of a finished training.
+
+    Args:
+        trained: The training.
+        folder: Where the release goes; blobs that are there already are kept.
+        parent: Id of the release that this one follows.
+        on_phase: Hears which phase begins.
+
+    Raises:
+        ReleaseError: torch and onnxruntime do not agree; nothing was written.
+        BackboneError: The backbone is not the one that was trained on.
+        ConfigError: A pattern of `trainables` names nothing.
+    """
+    on_phase("load")
+    backbone, model = rebuild(trained)
+    return publish_model(model, backbone, trained, folder, parent=parent, on_phase=on_phase)
+
+
+def publish_model(
+    model: PersonalModel,
+    backbone: Backbone,
+    trained: TrainedModel,
+    folder: Path,
+    *,
+    parent: str | None = None,
+    on_phase: OnPhase = str,
+) -> Release:
+    """Writes a release of a model that is in memory; see `publish`."""
+    config = trained.config
+    names = trainable_names(model, config.trainables)
+    max_tokens = min(config.backbone.max_tokens, backbone.shape.max_tokens)
+    on_phase("export graphs")
+    joint = export_joint(model, names, backbone.shape)
+    arrays = parameter_arrays(model)
+    encoder = {name: array for name, array in arrays.items() if name.startswith("encoder.")}
+    shared = {name: array for name, array in arrays.items() if name not in encoder}
+    files = [weights_file(BACKBONE_WEIGHTS, encoder), weights_file(SHARED_WEIGHTS, shared)]
+    private = [tensor.name for tensor in model.profile_spec().tensors]
+    graphs = split_graphs(joint, private, {name: arrays[name].shape for name in names}, files)
+    on_phase("compare torch and onnxruntime")
+    parity = measure_parity(model, graphs, arrays, names, max_tokens)
+    check_parity(parity)
+    on_phase("write")
+    blobs = {f"{name}.onnx": data for name, data in graphs.items()}
+    blobs |= {file.location: file.data for file in files} | {TOKENIZER: backbone.tokenizer_json}
+    manifest = Manifest(
+        parent=parent,
+        task=config.task.kind,
+        labels=trained.labels,
+        backbone={"name": backbone.name, "family": backbone.family, "sha256": backbone.sha256},
+        methods={name: options.model_dump(mode="json") for name, options in config.method_configs().items()},
+        max_tokens=max_tokens,
+        profile=model.profile_spec(),
+        recipe=trained.recipe,
+        trainables={name: tuple(arrays[name].shape) for name in names},
+        parity={name: float(f"{value:.2e}") for name, value in parity.items()},
+        blobs=_described(blobs),
+    )
+    return write_release(folder, manifest, blobs)
+
+
+def publish_update(release: Release, values: Mapping[str, FloatArray], folder: Path) -> Release:
+    """Writes the release that follows another one after rounds: the same graphs, other values of its trainables.
+
+    The graphs take trainables as inputs, so that they need no new export; only one blob and the manifest change.
+
+    Args:
+        release: The release that the rounds started from.
+        values: The trainables after the rounds, by name.
+        folder: Where the new release goes.
+
+    Raises:
+        ReleaseError: `values` are not the release's trainables, or not finite.
+    """
+    from safetensors.numpy import load_file
+
+    manifest = release.manifest
+    shared: dict[str, Any] = load_file(release.blob_path(SHARED_WEIGHTS))
+    problems = [f"missing: {name}" for name in manifest.trainables if name not in values]
+    problems += [f"unknown: {name}" for name in values if name not in manifest.trainables]
+    problems += [
+        f"{name}: not finite, or shape {value.shape}"
+        for name, value in values.items()
+        if not np.isfinite(value).all() or value.shape != manifest.trainables.get(name)
+    ]
+    if problems:
+        raise ReleaseError("these tensors are not the release's trainables", problems)
+    shared |= {name: np.asarray(value, np.float32) for name, value in values.items()}
+    blobs = {name: release.blob_path(name).read_bytes() for name in manifest.blobs}
+    blobs[SHARED_WEIGHTS] = weights_file(SHARED_WEIGHTS, shared).data
+    updated = replace(manifest, parent=release.release_id, blobs=_described(blobs))
+    return write_release(folder, updated, blobs)
+
+
+def trainable_names(model: PersonalModel, patterns: tuple[str, ...]) -> list[str]:
+    """Returns the shared parameters that match the patterns; the encoder's are never among them.
+
+    Raises:
+        ConfigError: A pattern matches nothing.
+    """
+    shared = model.shared_names()
+    idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in shared)]
+    if idle:
+        raise ConfigError(
+            "trainables names tensors that the model has not",
+            [f"'{pattern}' matches nothing" for pattern in idle],
+            f"Shared tensors look like: {', '.join(shared[:3])}, ...",
+        )
+    return [name for name in shared if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _described(blobs: Mapping[str, bytes]) -> dict[str, Blob]:
+    return {name: Blob(sha256_bytes(data), len(data)) for name, data in blobs.items()}
+

@@ -1,0 +1,160 @@
+"""`umbel coordinator train`: from examples of seen users to a finished training. Resumes where it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from umbel.coordinator.artifacts import DESCRIPTION, TrainedModel, load_trained, save_trained
+from umbel.coordinator.backbone import Backbone, load_backbone
+from umbel.coordinator.config import CoordinatorConfig
+from umbel.coordinator.model import build_model
+from umbel.coordinator.training.calibrate import choose_recipe
+from umbel.coordinator.training.checkpoint import CHECKPOINT
+from umbel.coordinator.training.data import TrainingData, prepare
+from umbel.coordinator.training.trainer import Trainer
+from umbel.shared.errors import TrainingError
+from umbel.shared.examples import Example, labels_of
+from umbel.shared.text import TextEncoder
+
+OnProgress = Callable[[str, int, int, str], None]
+"""Called with (phase, steps done, steps in all, a few words on how it goes)."""
+
+
+def _silent(phase: str, done: int, total: int, words: str) -> None:
+    """Reports to nobody."""
+
+
+def train(
+    config: CoordinatorConfig,
+    examples: Sequence[Example],
+    out: Path,
+    *,
+    threads: int = 2,
+    restart: bool = False,
+    on_progress: OnProgress = _silent,
+) -> TrainedModel:
+    """Trains what everyone shares, and chooses how devices learn.
+
+    A finished training of the same configuration and examples in `out` is returned as it is; an unfinished one goes on
+    from its last checkpoint, to the same bits (on CPU) as without the stop.
+
+    Args:
+        config: What to train and how.
+        examples: Examples of seen users: public data, or given with consent.
+        out: Folder of checkpoints, metrics and the finished model.
+        threads: Torch threads; part of what gives the same bits.
+        restart: Forget what is in `out`.
+        on_progress: Hears how it goes.
+
+    Raises:
+        TrainingError: `out` holds another training, or there is too little to train on.
+        BackboneError: The backbone cannot be loaded.
+        ExampleError: A label is not among the configured ones.
+    """
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    backbone = load_backbone(config.backbone.name, sha256=config.backbone.sha256)
+    fingerprint = _fingerprint(config, examples, backbone)
+    if restart:
+        _forget(out)
+    if (out / DESCRIPTION).is_file():
+        return _finished(out, fingerprint)
+    labels = config.task.labels or labels_of(examples)
+    if len(labels) < 2:
+        raise TrainingError("there is nothing to tell apart", [f"labels found: {len(labels)}, at least 2 are needed"])
+    encoder = TextEncoder(backbone.tokenizer_json, min(config.backbone.max_tokens, backbone.shape.max_tokens))
+    data = prepare(examples, labels, encoder, config.training, config.seed)
+    trained = _run(config, backbone, data, out, fingerprint, on_progress)
+    save_trained(out, trained)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return trained
+
+
+def _run(
+    config: CoordinatorConfig,
+    backbone: Backbone,
+    data: TrainingData,
+    out: Path,
+    fingerprint: str,
+    on_progress: OnProgress,
+) -> TrainedModel:
+    model = build_model(backbone, config.task.kind, data.labels, config.method_configs(), config.seed)
+    trainer = Trainer(model, data, config, out, fingerprint)
+    progress = trainer.run(
+        lambda p: on_progress("train", p.step, config.training.max_steps, _words(p.curve[-1] if p.curve else None))
+    )
+    _rebase(trainer)
+    recipe, trials = choose_recipe(
+        model, data.tokens, data.calibration, config.recipe, lambda n, of: on_progress("choose recipe", n, of, "")
+    )
+    _write_tensorboard(out, progress.curve)
+    report = {
+        "steps": progress.step,
+        "epochs": round(progress.step / max(len(data.train) / config.training.batch_size, 1e-9), 2),
+        "best_step": progress.best_step,
+        "stopped": progress.stopped,
+        "train_examples": len(data.train),
+        "users": len(data.users),
+        "calibration_users": len(data.calibration),
+        "curve": progress.curve,
+        "recipe_trials": trials,
+    }
+    tensors = {name: value for name, value in trainer.weights.items() if not name.startswith("users/")}
+    return TrainedModel(config, data.labels, backbone.sha256, fingerprint, recipe, report, tensors)
+
+
+def _rebase(trainer: Trainer) -> None:
+    """Puts the shared tensors into the basis in which few-shot learning goes best; the users' table stays behind."""
+    profile = {name: value.detach().cpu() for name, value in trainer.table.as_profile().items()}
+    trainer.model.cpu()
+    for method in trainer.model.method_list():
+        profile = method.rebase(profile)
+
+
+def _words(row: dict[str, float] | None) -> str:
+    return "" if row is None else f"held-out {row['heldout_accuracy']:.3f}"
+
+
+def _fingerprint(config: CoordinatorConfig, examples: Sequence[Example], backbone: Backbone) -> str:
+    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+    digest.update(backbone.sha256.encode())
+    for example in examples:
+        digest.update(json.dumps([example.user, example.text, example.label, example.time]).encode())
+    return digest.hexdigest()
+
+
+def _finished(out: Path, fingerprint: str) -> TrainedModel:
+    trained = load_trained(out)
+    if trained.fingerprint != fingerprint:
+        raise TrainingError(
+            f"{out} holds a finished training of another configuration or of other examples",
+            [f"its fingerprint is {trained.fingerprint[:12]}, this training's is {fingerprint[:12]}"],
+            "Choose another --out, or pass --restart to train again there.",
+        )
+    return trained
+
+
+def _forget(out: Path) -> None:
+    for name in (DESCRIPTION, CHECKPOINT):
+        (out / name).unlink(missing_ok=True)
+
+
+def _write_tensorboard(out: Path, curve: Sequence[dict[str, Any]]) -> None:
+    """Writes the curve as TensorBoard events; metrics.jsonl holds the same while training runs."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = out / "tensorboard"
+    for old in folder.glob("events.*"):
+        old.unlink()
+    writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    for row in curve:
+        for key in ("loss", "heldout_loss", "heldout_accuracy"):
+            writer.add_scalar(key, row[key], int(row["step"]))
+    writer.close()
+
