@@ -89,7 +89,7 @@ class LocalSettings:
     batch_size: int = 8
     clip: float = 1.0
     example_cap: int = 32
-    profile_dropout: float = 0.25
+    profile_dropout: float = 0.2
     recipe: LearningRecipe | None = None
 
     def problems(self) -> list[str]:

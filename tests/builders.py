@@ -29,47 +29,29 @@ WORDS = (
 
 
 def tiny_release(folder: Path) -> Release:
-    """Writes a release around a random BERT of width 32 and 2 layers, and returns it. Needs torch."""
+    """Publishes a release around a random BERT of width 32 and 2 layers, and returns it. Needs torch."""
     from tests.coordinator.conftest import tiny_config, write_backbone
 
+    from umbel.coordinator.artifacts import TrainedModel
     from umbel.coordinator.backbone import load_backbone
-    from umbel.coordinator.graphs.joint import export_joint, parameter_arrays
-    from umbel.coordinator.graphs.split import split_graphs, weights_file
-    from umbel.coordinator.methods.plora import PLoRAConfig
+    from umbel.coordinator.config import CoordinatorConfig
     from umbel.coordinator.model import build_model
-    from umbel.shared.files import sha256_bytes
+    from umbel.coordinator.publish import publish_model
     from umbel.shared.recipe import LearningRecipe
-    from umbel.shared.release import Blob, Manifest, write_release
 
     backbone = load_backbone(str(write_backbone(folder / "backbone", tiny_config("bert"))))
-    model = build_model(backbone, "classification", LABELS, {"plora": PLoRAConfig(rank=4, user_size=8)}, 0)
-    _stir(model)
-    trainables = [n for n in model.shared_names() if n.startswith("task.") or n.endswith(".B")]
-    joint = export_joint(model, trainables, backbone.shape)
-    arrays = parameter_arrays(model)
-    files = [
-        weights_file("backbone.safetensors", {n: a for n, a in arrays.items() if n.startswith("encoder.")}),
-        weights_file("shared.safetensors", {n: a for n, a in arrays.items() if not n.startswith("encoder.")}),
-    ]
-    shapes = {name: arrays[name].shape for name in trainables}
-    spec = model.profile_spec()
-    graphs = split_graphs(joint, [t.name for t in spec.tensors], shapes, files)
-    blobs = {f"{name}.onnx": data for name, data in graphs.items()}
-    blobs |= {file.location: file.data for file in files} | {"tokenizer.json": backbone.tokenizer_json}
-    manifest = Manifest(
-        parent=None,
-        task="classification",
-        labels=LABELS,
-        backbone={"name": "tiny", "family": "bert", "sha256": backbone.sha256},
-        methods={"plora": {"rank": 4, "user_size": 8}},
-        max_tokens=16,
-        profile=spec,
-        recipe=LearningRecipe(steps=6),
-        trainables=shapes,
-        parity={},
-        blobs={name: Blob(sha256_bytes(data), len(data)) for name, data in blobs.items()},
+    config = CoordinatorConfig.model_validate(
+        {
+            "backbone": {"name": str(folder / "backbone"), "max_tokens": 16},
+            "methods": {"plora": {"rank": 4, "alpha": 8.0, "user_size": 8}},
+            "trainables": ("task.*", "methods.*.B"),
+        }
     )
-    return write_release(folder / "release", manifest, blobs)
+    model = build_model(backbone, "classification", LABELS, config.method_configs(), 0)
+    _stir(model)
+    recipe = LearningRecipe(steps=6)
+    trained = TrainedModel(config, LABELS, backbone.sha256, "0" * 64, recipe, {}, {})
+    return publish_model(model, backbone, trained, folder / "release")
 
 
 def _stir(model: object) -> None:

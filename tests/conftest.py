@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from umbel.shared.release import Release
+
 # Set before any test module is imported, and inherited by every process that a test starts.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -30,3 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository() -> Path:
     """The root of the repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A small but real release, made once: a random BERT of width 32, PLoRA, graphs. Needs torch."""
+    from tests.builders import tiny_release as build
+
+    return build(tmp_path_factory.mktemp("tiny-release"))

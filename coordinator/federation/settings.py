@@ -56,7 +56,7 @@ class RoundSettings:
     batch_size: int = 8
     clip: float = 1.0
     example_cap: int = 32
-    profile_dropout: float = 0.25
+    profile_dropout: float = 0.2
     recipe: LearningRecipe | None = None
     server_rate: float = 1.0
     server_momentum: float = 0.0

@@ -1,9 +1,9 @@
 """Flower's own simulation engine, in this process: its nodes, its Ray workers, the installed ClientApp.
 
-Why `_run_simulation`, which Flower does not promise: the public `run_simulation` is deprecated, says so on every
-run, and passes no run config on; `flwr run` needs a SuperLink, a SuperExec and a simulation process, which stay
-behind. `_run_simulation` is what that process calls itself, here with the same app folder and the same overrides,
-so that the two ways differ in nothing but the processes around. flwr is pinned below 1.42.
+Why `_run_simulation`, which Flower does not promise: the public `run_simulation` is deprecated, says so on
+every run, and passes no run config on; `flwr run` needs a SuperLink, a SuperExec and a simulation process,
+which stay behind. `_run_simulation` is what that process calls itself, here with the same app folder and the
+same overrides, so that the two ways differ in nothing but the processes around. flwr is pinned below 1.42.
 """
 
 from __future__ import annotations

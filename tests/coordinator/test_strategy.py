@@ -1,0 +1,379 @@
+"""The strategy, its journal and its settings, over a grid whose devices do as each test says."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.linear_engine import SHAPES, linear_engine
+
+from umbel.coordinator.federation.aggregation import mean_change, moved
+from umbel.coordinator.federation.journal import Journal, RoundRecord, RoundsResult
+from umbel.coordinator.federation.settings import RoundSettings
+from umbel.coordinator.strategy import PersonalRounds, Stopped, sampled, wire_bytes
+from umbel.shared.errors import ConfigError, TrainingError
+from umbel.shared.messages import Contribution, EvaluationReply, Hello, RoundTask, Wire, clipped, read_task
+from umbel.shared.recipe import LearningRecipe
+from umbel.shared.rng import generator
+from umbel.simulations.engines.serial import SerialGrid
+
+MANIFEST = linear_engine().release.manifest
+RELEASE = MANIFEST.release_id
+SETTINGS = RoundSettings(rounds=3, clients_per_round=3, seed=4, evaluate_clients=2, clip=1e3)
+Values = dict[str, npt.NDArray[np.float32]]
+Work = Callable[[int, RoundTask], Wire]
+
+
+def start_values() -> Values:
+    return {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+
+
+def change_of(client: int, round_: int) -> Values:
+    rng = generator(9, round_, str(client), "change")
+    return {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def contribution(client: int, task: RoundTask) -> Contribution:
+    # The change depends on the values too, so that a round that was lost would be seen in all later ones.
+    quarter = np.float32(0.25)
+    change = {name: c + quarter * task.arrays[name] for name, c in change_of(client, task.round).items()}
+    return Contribution(RELEASE, task.round, clipped(change, task.settings.clip), client + 1, 0.25)
+
+
+def usual(client: int, task: RoundTask) -> Wire:
+    if task.stage == "train":
+        return contribution(client, task).wire()
+    return EvaluationReply(RELEASE, task.round, client, client + 2, 0.25).wire()
+
+
+def grid_of(
+    work: Work = usual, population: int = 6, numbers: Callable[[int], int] = lambda n: n
+) -> SerialGrid:
+    """Returns a grid whose device n answers `work(numbers(n), task)`."""
+
+    def respond(message: Message, context: Context) -> Message:
+        client = numbers(int(context.node_config["partition-id"]))
+        if message.metadata.message_type == "query":
+            return answered(message, Hello(client).wire())
+        arrays, config = message.content["arrays"], message.content["config"]
+        assert isinstance(arrays, ArrayRecord)
+        assert isinstance(config, ConfigRecord)
+        try:
+            return answered(message, work(client, read_task(Wire.of(arrays, config), MANIFEST)))
+        except OSError as error:
+            return Message(Error(2, type(error).__name__), reply_to=message)
+
+    return SerialGrid({}, population, respond)
+
+
+def answered(message: Message, wire: Wire) -> Message:
+    arrays = ArrayRecord({name: Array(array) for name, array in wire.arrays.items()})
+    return Message(
+        RecordDict({"arrays": arrays, "config": ConfigRecord(dict(wire.config))}), reply_to=message
+    )
+
+
+def strategy(settings: RoundSettings = SETTINGS, **changes: Any) -> PersonalRounds:
+    arguments = {"reached": RoundsResult([], start_values()), "population": 6, **changes}
+    return PersonalRounds(MANIFEST, settings, **arguments)
+
+
+def run(settings: RoundSettings = SETTINGS, grid: SerialGrid | None = None, **changes: Any) -> RoundsResult:
+    rounds = strategy(settings, **changes)
+    rounds.start(grid or grid_of())
+    return rounds.reached
+
+
+def assert_same(found: Values, expected: Values) -> None:
+    assert set(found) == set(expected)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def without_seconds(records: Iterable[RoundRecord]) -> list[RoundRecord]:
+    return [replace(record, seconds=0.0) for record in records]
+
+
+def test_the_values_move_by_the_mean_change_of_the_sampled_devices() -> None:
+    found = run(replace(SETTINGS, server_rate=0.5))
+    values = {name: np.zeros(shape, np.float64) for name, shape in SHAPES.items()}
+    for round_ in (1, 2, 3):
+        chosen = sampled(range(6), 3, 4, round_, "sample")
+        for name in SHAPES:
+            changes = [change_of(client, round_)[name] + values[name] / 4 for client in chosen]
+            values[name] = values[name] + 0.5 * sum(changes) / 3
+    for name in SHAPES:
+        np.testing.assert_allclose(found.trainables[name], values[name], rtol=0, atol=1e-6)
+    assert [(record.round, record.clients, record.failures) for record in found.rounds] == [
+        (1, 3, 0), (2, 3, 0), (3, 3, 0),
+    ]  # fmt: skip
+
+
+def test_the_panel_is_the_same_in_every_round_and_users_count_alike() -> None:
+    panel = sampled(range(6), 2, 4, 0, "evaluation panel")
+    expected = sum(client / (client + 2) for client in panel) / 2
+    assert [record.seen_accuracy for record in run().rounds] == [expected] * 3
+    assert [record.seen_accuracy for record in run(replace(SETTINGS, evaluate_clients=0)).rounds] == [
+        None
+    ] * 3
+
+
+def test_the_order_and_the_ids_of_the_nodes_change_nothing() -> None:
+    found, expected = run(grid=grid_of(numbers=lambda n: 5 - n)), run()
+    assert_same(found.trainables, expected.trainables)
+    assert without_seconds(found.rounds) == without_seconds(expected.rounds)
+
+
+def test_a_run_that_goes_on_equals_one_that_was_not_interrupted(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, server_momentum=0.5)
+    whole = run(settings)
+    journal = Journal(tmp_path, RELEASE, 6, settings)
+    run(replace(settings, rounds=1), on_round=journal.write)
+    reached = journal.read()
+    assert reached is not None
+    assert len(reached.rounds) == 1
+    found = run(settings, reached=reached, on_round=journal.write)
+    assert_same(found.trainables, whole.trainables)
+    assert without_seconds(found.rounds) == without_seconds(whole.rounds)
+    kept = journal.read()
+    assert kept is not None
+    assert_same(kept.trainables, whole.trainables)
+    assert_same(kept.velocity, whole.velocity)
+    assert kept.rounds == found.rounds
+    assert len(list(tmp_path.glob("trainables-*"))) == 1
+
+
+def test_a_finished_run_asks_no_device() -> None:
+    def never(client: int, task: RoundTask) -> Wire:
+        raise AssertionError
+
+    done = run()
+    again = run(grid=grid_of(never, population=0), reached=done)
+    assert again is done
+
+
+def test_failed_devices_are_counted_and_the_others_are_averaged() -> None:
+    chosen = sampled(range(6), 3, 4, 1, "sample")
+
+    def work(client: int, task: RoundTask) -> Wire:
+        if client == chosen[0]:
+            raise OSError("a disk is full")
+        return usual(client, task)
+
+    settings = replace(SETTINGS, rounds=1, evaluate_clients=0)
+    found = run(settings, grid_of(work))
+    assert (found.rounds[0].clients, found.rounds[0].failures) == (2, 1)
+    assert found.rounds[0].notes == (f"round 1, train, device {chosen[0]:06d}: OSError",)
+    mean = {name: sum(change_of(c, 1)[name].astype(float) for c in chosen[1:]) / 2 for name in SHAPES}
+    for name in SHAPES:
+        np.testing.assert_allclose(found.trainables[name], mean[name], rtol=0, atol=1e-6)
+
+
+def test_too_few_answers_leave_the_values_and_say_so() -> None:
+    def work(client: int, task: RoundTask) -> Wire:
+        raise OSError
+
+    found = run(replace(SETTINGS, rounds=1, min_replies=2), grid_of(work))
+    assert_same(found.trainables, start_values())
+    record = found.rounds[0]
+    assert (record.clients, record.failures, record.seen_accuracy) == (0, 5, None)
+    assert "round 1 changed nothing: 0 of 3 devices gave a usable answer, 2 are needed" in record.notes
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "problem"),
+    [
+        (lambda c: replace(c, change={n: v * 1e6 for n, v in c.change.items()}), "the change has norm"),
+        (lambda c: replace(c, round=c.round + 1), "it answers round 2, not round 1"),
+        (
+            lambda c: replace(c, change={**c.change, "user.bias": np.ones(2, np.float32)}),
+            "unknown tensor 'user.bias'",
+        ),
+        (
+            lambda c: replace(c, change={n: v * np.float32("nan") for n, v in c.change.items()}),
+            "head.weight: holds values that are not finite",
+        ),
+    ],
+)
+def test_an_answer_that_breaks_the_contract_is_left_out(
+    spoiled: Callable[[Contribution], Contribution], problem: str
+) -> None:
+    rogue = sampled(range(6), 3, 4, 1, "sample")[1]
+
+    def work(client: int, task: RoundTask) -> Wire:
+        if client == rogue and task.stage == "train":
+            return spoiled(contribution(client, task)).wire()
+        return usual(client, task)
+
+    found = run(replace(SETTINGS, rounds=1), grid_of(work)).rounds[0]
+    assert (found.clients, found.failures) == (2, 1)
+    assert problem in found.notes[0]
+
+
+def test_an_answer_with_one_key_more_is_left_out() -> None:
+    def work(client: int, task: RoundTask) -> Wire:
+        wire = usual(client, task)
+        return Wire(wire.arrays, {**wire.config, "user": "ann"})
+
+    found = run(replace(SETTINGS, rounds=1), grid_of(work)).rounds[0]
+    assert (found.clients, found.failures) == (0, 5)
+    assert found.notes[0].endswith("unknown key 'user'")
+
+
+def test_bytes_are_those_of_the_records_that_travel() -> None:
+    found = run(replace(SETTINGS, rounds=1, evaluate_clients=0)).rounds[0]
+    floats = 4 * sum(int(np.prod(shape)) for shape in SHAPES.values())
+    # Three devices; each tensor comes with a header of 128 bytes, and names, config and hashes are small.
+    assert 3 * floats < found.bytes_up < 3 * (floats + 2000)
+    assert 3 * floats < found.bytes_down < 3 * (floats + 2000)
+
+
+def test_equal_objects_travel_once() -> None:
+    one = RecordDict({"a": ArrayRecord({"x": Array(np.arange(50, dtype=np.float32))})})
+    two = RecordDict(
+        {"a": ArrayRecord({name: Array(np.arange(50, dtype=np.float32)) for name in ("x", "y")})}
+    )
+    assert 200 < wire_bytes(one) < wire_bytes(two) < wire_bytes(one) + 200
+
+
+def test_devices_that_share_a_number_are_refused() -> None:
+    with pytest.raises(TrainingError) as error:
+        run(grid=grid_of(numbers=lambda n: n // 2))
+    assert "number 0 is given by more than one device" in error.value.problems
+
+
+def test_missing_devices_are_waited_for_and_then_named() -> None:
+    with pytest.raises(TrainingError, match="6 devices can take part, 7 are needed"):
+        run(replace(SETTINGS, timeout_s=0.3), population=7)
+
+
+def test_a_run_without_a_population_begins_with_those_that_are_there() -> None:
+    assert_same(run(population=0).trainables, run().trainables)
+
+
+def test_a_stop_ends_the_wait_and_keeps_what_was_finished() -> None:
+    finished: list[RoundsResult] = []
+
+    grid = grid_of()
+    answers = grid.pull_messages
+    grid.pull_messages = lambda ids: [] if finished else answers(ids)  # type: ignore[method-assign]
+    rounds = strategy(on_round=finished.append, stopped=lambda: bool(finished))
+    with pytest.raises(Stopped):
+        rounds.start(grid)
+    assert [len(reached.rounds) for reached in finished] == [1]
+
+
+def contributions_of(counts: list[int]) -> list[Contribution]:
+    return [Contribution(RELEASE, 1, change_of(n, 1), count, 0.0) for n, count in enumerate(counts)]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=5), st.sampled_from(["uniform", "examples"]))
+def test_the_mean_is_that_of_a_slow_sum(counts: list[int], weighting: str) -> None:
+    found = mean_change(contributions_of(counts), weighting)
+    weights = counts if weighting == "examples" else [1] * len(counts)
+    for name in SHAPES:
+        expected = np.average([change_of(n, 1)[name] for n in range(len(counts))], axis=0, weights=weights)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-7)
+        assert found[name].dtype == np.float32
+
+
+def test_momentum_keeps_a_share_of_the_last_move() -> None:
+    # v: 1, then 0.5 * 1 + 1 = 1.5; x: 0 + 2 * 1 = 2, then 2 + 2 * 1.5 = 5.
+    one = {"x": np.ones(1, np.float32)}
+    values, velocity = moved({"x": np.zeros(1, np.float32)}, {}, one, 2.0, 0.5)
+    assert (values["x"][0], velocity["x"][0]) == (2.0, 1.0)
+    values, velocity = moved(values, velocity, one, 2.0, 0.5)
+    assert (values["x"][0], velocity["x"][0]) == (5.0, 1.5)
+    assert moved(values, {}, one, 2.0, 0.0)[1] == {}
+
+
+@given(st.integers(1, 40), st.integers(0, 50), st.integers(0, 9), st.integers(0, 9))
+def test_a_sample_is_sorted_without_doubles_and_a_function_of_its_place(
+    total: int, count: int, seed: int, round_: int
+) -> None:
+    clients = [7 * n for n in range(total)]
+    found = sampled(clients, count, seed, round_, "sample")
+    assert found == sorted(set(found))
+    assert set(found) <= set(clients)
+    assert len(found) == min(count, total)
+    assert found == sampled(clients, count, seed, round_, "sample")
+
+
+def test_samples_differ_between_rounds_and_seeds() -> None:
+    samples = {tuple(sampled(range(100), 10, seed, r, "sample")) for seed in (0, 1) for r in (1, 2, 3)}
+    assert len(samples) == 6
+
+
+def test_settings_go_through_a_run_config() -> None:
+    settings = replace(
+        SETTINGS, recipe=LearningRecipe(steps=3), weighting="examples", server_rate=2, timeout_s=9
+    )
+    config = settings.as_run_config()
+    assert all(isinstance(value, str | int | float | bool) for value in config.values())
+    assert RoundSettings.from_run_config({**config, "release": "elsewhere"}) == settings
+    assert RoundSettings.from_run_config({"local_rate": 1}).local_rate == 1.0
+    assert RoundSettings.from_run_config({}) == RoundSettings()
+
+
+def test_all_problems_of_settings_are_listed() -> None:
+    config = {
+        "rounds": -1,
+        "clients": 0,
+        "clip": True,
+        "server_momentum": 1.0,
+        "weighting": "best",
+        "seed": "x",
+    }
+    with pytest.raises(ConfigError) as error:
+        RoundSettings.from_run_config(config)
+    assert [problem.split(" is ")[0] for problem in error.value.problems] == [
+        "clip", "rounds", "clients_per_round", "seed", "server_momentum", "weighting",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="recipe: missing key 'steps'"):
+        RoundSettings.from_run_config({"recipe": "{}"})
+
+
+def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path, RELEASE, 6, SETTINGS).write(RoundsResult([], start_values()))
+    longer = Journal(tmp_path, RELEASE, 6, replace(SETTINGS, rounds=9)).read()
+    assert longer is not None
+    with pytest.raises(ConfigError) as error:
+        Journal(tmp_path, "f" * 64, 7, replace(SETTINGS, seed=5)).read()
+    assert error.value.problems == (
+        "population was 6, is now 7",
+        f"release was {RELEASE!r}, is now {'f' * 64!r}",
+        "seed was 4, is now 5",
+    )
+
+
+def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, RELEASE, 6, SETTINGS)
+    assert journal.read() is None
+    journal.write(RoundsResult([], start_values()))
+    (tensors,) = tmp_path.glob("trainables-*")
+    data = bytearray(tensors.read_bytes())
+    data[-1] ^= 1
+    tensors.write_bytes(data)
+    with pytest.raises(ConfigError, match="is damaged"):
+        journal.read()
+    row = json.loads((tmp_path / "rounds.json").read_text())
+    for text in ("{", json.dumps({**row, "rounds": [{}]}), "[]"):
+        (tmp_path / "rounds.json").write_text(text)
+        with pytest.raises(ConfigError, match="is not a journal"):
+            journal.read()
+    (tmp_path / "rounds.json").write_text(json.dumps({**row, "schema": "umbel.rounds/9"}))
+    with pytest.raises(ConfigError, match="is of another version"):
+        journal.read()
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file where the folder should be")
+    with pytest.raises(ConfigError, match="the rounds cannot be kept"):
+        Journal(tmp_path / "out", RELEASE, 6, SETTINGS).write(RoundsResult([], start_values()))

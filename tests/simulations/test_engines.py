@@ -1,0 +1,256 @@
+"""The engines on a small real release: equal numbers, resumed runs, and what a client process holds."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.builders import write_devices
+
+from umbel.coordinator.federation.journal import Journal
+from umbel.shared.errors import ConfigError, ExampleError, ReleaseError
+from umbel.shared.release import Release
+from umbel.simulations.engines import RoundSettings, RoundsResult, run_rounds
+from umbel.simulations.engines.serial import raising, run_serial
+
+SETTINGS = RoundSettings(rounds=2, clients_per_round=3, seed=5, evaluate_clients=3, local_rate=0.5, clip=0.5)
+EXAMPLES = [5, 6, 2, 9, 4]
+
+# Runs rounds in a process of its own and tells of each; the test may end it in between.
+RUN = """
+import json, sys
+from pathlib import Path
+from umbel.simulations.engines import RoundSettings, run_rounds
+
+engine, release, devices, out, total, config = sys.argv[1:]
+settings = RoundSettings.from_run_config(json.loads(config))
+try:
+    run_rounds(
+        engine, release_folder=Path(release), devices_folder=Path(devices), clients_total=int(total),
+        settings=settings, out=Path(out), on_round=lambda record: print(record.round, flush=True),
+    )
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    sys.exit(130)
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+@pytest.fixture(scope="module")
+def devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_devices(tmp_path_factory.mktemp("devices"), EXAMPLES)
+
+
+@pytest.fixture(scope="module")
+def serial(tiny_release: Release, devices: Path, tmp_path_factory: pytest.TempPathFactory) -> RoundsResult:
+    return run("serial", tiny_release, devices, tmp_path_factory.mktemp("serial"))
+
+
+def run(
+    engine: str,
+    release: Release,
+    devices: Path,
+    out: Path,
+    settings: RoundSettings = SETTINGS,
+    **more: object,
+) -> RoundsResult:
+    return run_rounds(
+        engine,
+        release_folder=release.folder,
+        devices_folder=devices,
+        clients_total=len(EXAMPLES),
+        settings=settings,
+        out=out,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def command(engine: str, release: Release, devices: Path, out: Path, settings: RoundSettings) -> list[str]:
+    config = json.dumps(settings.as_run_config())
+    arguments = [engine, str(release.folder), str(devices), str(out), str(len(EXAMPLES)), config]
+    return [sys.executable, "-c", RUN, *arguments]
+
+
+def assert_equal(found: RoundsResult, expected: RoundsResult) -> None:
+    assert set(found.trainables) == set(expected.trainables)
+    for name, values in expected.trainables.items():
+        np.testing.assert_array_equal(found.trainables[name], values)
+    records = [[replace(record, seconds=0.0) for record in result.rounds] for result in (found, expected)]
+    assert records[0] == records[1]
+
+
+def loaded_by(pattern: str) -> Iterator[str]:
+    """Yields the memory map of every process whose command holds `pattern`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if pattern in (folder / "cmdline").read_text():
+                yield (folder / "maps").read_text()
+        except OSError:
+            continue
+
+
+def test_rounds_move_the_shared_tensors_and_leave_a_profile_in_each_home_that_trained(
+    tiny_release: Release, devices: Path, serial: RoundsResult
+) -> None:
+    assert [(record.round, record.clients, record.failures) for record in serial.rounds] == [
+        (1, 3, 0),
+        (2, 3, 0),
+    ]
+    assert all(0 <= (record.seen_accuracy or -1) <= 1 for record in serial.rounds)
+    assert set(serial.trainables) == set(tiny_release.manifest.trainables)
+    from safetensors.numpy import load_file
+
+    before = load_file(tiny_release.blob_path("shared.safetensors"))
+    moved = [name for name, values in serial.trainables.items() if not np.array_equal(values, before[name])]
+    assert set(moved) == set(serial.trainables)
+    profiles = list(devices.glob("*/profile-*.umbel"))
+    assert 3 <= len(profiles) <= len(EXAMPLES)
+    assert {path.stat().st_size for path in profiles} == {tiny_release.manifest.profile.file_bytes}
+
+
+def started(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_flower_gives_the_same_numbers_and_its_clients_hold_no_torch(
+    tiny_release: Release, devices: Path, serial: RoundsResult, tmp_path: Path
+) -> None:
+    """Bit-equal: the same graphs, sums in one order. In a process of its own, as Ray leaves files open."""
+    process = started(command("flower", tiny_release, devices, tmp_path, SETTINGS))
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == "1\n"
+        libraries = list(loaded_by("ray::ClientAppActor"))
+        rest = process.stdout.read()
+    assert process.wait(timeout=60) == 0
+    assert rest.startswith("2\n[")  # and no word of Flower's or Ray's
+    journal = Journal(tmp_path, tiny_release.release_id, len(EXAMPLES), SETTINGS)
+    found = journal.read()
+    assert found is not None
+    assert_equal(found, serial)
+    assert any("onnxruntime" in maps for maps in libraries)
+    assert not [maps for maps in libraries if "libtorch" in maps]
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    tiny_release: Release, devices: Path, serial: RoundsResult, tmp_path: Path
+) -> None:
+    longer = replace(SETTINGS, rounds=50)
+    process = started(command("serial", tiny_release, devices, tmp_path, longer))
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == "1\n"
+        process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=20) == -signal.SIGKILL
+    reached = len(json.loads((tmp_path / "rounds.json").read_text())["rounds"])
+    assert 1 <= reached < 50
+    settings = replace(SETTINGS, rounds=reached + 1)
+    found = run("serial", tiny_release, devices, tmp_path, settings)
+    assert_equal(found, run("serial", tiny_release, devices, tmp_path / "whole", settings))
+    assert_equal(RoundsResult(found.rounds[:2], serial.trainables), serial)
+
+
+def test_a_client_process_never_loads_torch(tiny_release: Release, devices: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, rounds=1)
+    done = subprocess.run(
+        command("serial", tiny_release, devices, tmp_path, settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    modules = {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+    assert "onnxruntime" in modules
+    assert modules.isdisjoint({"torch", "transformers", "optimum", "onnx", "ray"})
+
+
+def test_a_broken_home_costs_one_device_and_tells_only_what_kind_of_error(
+    tiny_release: Release, tmp_path: Path
+) -> None:
+    devices = write_devices(tmp_path / "devices", EXAMPLES)
+    (devices / "000002" / "examples.jsonl").write_text(
+        '{"user": "ann", "text": "a secret", "label": "perhaps"}\n'
+    )
+    settings = replace(SETTINGS, rounds=1, clients_per_round=5, evaluate_clients=0)
+    record = run("serial", tiny_release, devices, tmp_path / "out", settings).rounds[0]
+    assert (record.clients, record.failures) == (4, 1)
+    assert record.notes == ("round 1, train, device 000002: ExampleError",)
+
+
+def test_the_debug_path_raises_where_it_breaks(tiny_release: Release, tmp_path: Path) -> None:
+    devices = write_devices(tmp_path / "devices", EXAMPLES)
+    (devices / "000002" / "examples.jsonl").unlink()
+    config = replace(SETTINGS, clients_per_round=5).as_run_config() | {
+        "release": str(tiny_release.folder), "devices": str(devices), "out": str(tmp_path / "out"),
+        "population": 5,
+    }  # fmt: skip
+    with pytest.raises(ExampleError) as error:
+        run_serial(config, 5, 1, None, respond=raising)
+    assert error.value.__notes__ == ["round 1, stage train, device 000002"]
+
+
+def test_a_wrong_release_is_refused(devices: Path, tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match="no release at"):
+        run_rounds(
+            "serial", release_folder=tmp_path, devices_folder=devices, clients_total=5, settings=SETTINGS,
+            out=tmp_path / "out",
+        )  # fmt: skip
+
+
+def test_missing_homes_and_engines_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        run_rounds(
+            "magic", release_folder=tmp_path, devices_folder=tmp_path, clients_total=1, settings=SETTINGS,
+            out=tmp_path, workers=0,
+        )  # fmt: skip
+    assert error.value.problems == (
+        "engine is 'magic', expected one of flower, serial",
+        "workers is 0, expected 1 or more",
+        f"no such home: {tmp_path / '000000'}",
+    )
+
+
+def test_the_app_folder_names_every_setting_with_its_default() -> None:
+    import tomllib
+
+    from umbel.simulations.engines.flower import APP_FOLDER
+
+    config = tomllib.loads((APP_FOLDER / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    paths = {"release": "", "devices": "", "out": "", "population": 0, "threads": 1}
+    assert config == {**RoundSettings().as_run_config(), **paths}
+    assert (APP_FOLDER / "LICENSE").is_file()
+
+
+@pytest.mark.slow
+def test_flower_passes_errors_on(tiny_release: Release, devices: Path, tmp_path: Path) -> None:
+    Journal(tmp_path, "0" * 64, len(EXAMPLES), SETTINGS).write(RoundsResult([], {}))
+    process = started(command("flower", tiny_release, devices, tmp_path, SETTINGS))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "belongs to a run with other settings" in output
+    assert "release was" in output
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_flower_and_keeps_what_was_finished(
+    tiny_release: Release, devices: Path, tmp_path: Path
+) -> None:
+    longer = replace(SETTINGS, rounds=500)
+    process = started(command("flower", tiny_release, devices, tmp_path, longer))
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == "1\n"
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert process.wait(timeout=60) == 130
+    assert rest.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in rest
+    assert len(json.loads((tmp_path / "rounds.json").read_text())["rounds"]) >= 1
+    time.sleep(1)
+    assert not list(loaded_by("ray::ClientAppActor"))
