@@ -5,23 +5,33 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, final
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar, final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from umbel.coordinator.backbone import MINILM
 from umbel.coordinator.methods import REGISTRY, method_class
 from umbel.coordinator.methods.base import MethodConfig
 from umbel.coordinator.tasks import REGISTRY as TASKS
+from umbel.shared.checks import shown
 from umbel.shared.errors import ConfigError
 
 Section = TypeVar("Section", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """A section: unknown keys are errors, values do not change after reading."""
+    """A section: unknown keys are errors, numbers are finite, values do not change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @final
@@ -31,13 +41,17 @@ class BackboneConfig(Strict):
     name: str = Field(MINILM, description="Packaged model, folder, or hub name.")
     sha256: str | None = Field(None, description="Pin of model.safetensors; the packaged model has its own.")
     max_tokens: int = Field(32, ge=4, le=8192, description="Texts are cut to this many tokens.")
-    train: str = Field("none", description="What of the encoder is trained: none, top:N (its last N layers), all.")
+    train: str = Field(
+        "none", description="What of the encoder is trained: none, top:N (its last N layers), all."
+    )
 
     @field_validator("train")
     @classmethod
     def _train(cls, value: str) -> str:
-        if value not in ("none", "all") and not (value.startswith("top:") and value[4:].isdigit()):
-            raise ValueError("expected 'none', 'all' or 'top:N'")
+        count = value.removeprefix("top:")
+        top = count != value and count.isascii() and count.isdigit() and int(count) > 0
+        if value not in ("none", "all") and not top:
+            raise ValueError("expected 'none', 'all' or 'top:N' with N of at least 1")
         return value
 
 
@@ -46,13 +60,22 @@ class TaskConfig(Strict):
     """[task]: what is predicted."""
 
     kind: str = Field("classification", description="Kind of task.")
-    labels: tuple[str, ...] | None = Field(None, description="Label names in order; None takes those in the examples.")
+    labels: tuple[str, ...] | None = Field(
+        None, description="Label names in order; None takes those in the examples."
+    )
 
     @field_validator("kind")
     @classmethod
     def _kind(cls, value: str) -> str:
         if value not in TASKS:
             raise ValueError(f"unknown task, expected one of {', '.join(sorted(TASKS))}")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (len(set(value)) < max(2, len(value)) or "" in value):
+            raise ValueError("expected two or more different names")
         return value
 
 
@@ -69,15 +92,21 @@ class TrainingConfig(Strict):
     private_prior: float = Field(0.01, ge=0, description="Weight of |p_u|^2 / 2, per example, in the loss.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of everything else.")
     warmup_steps: int = Field(50, ge=0, description="Steps over which rates rise from 0.")
-    personalised_dropout: float = Field(0.2, ge=0, lt=1, description="Share of examples trained without a profile.")
-    clip_norm: float = Field(1.0, gt=0, description="Gradients of everything shared are clipped to this norm.")
+    personalised_dropout: float = Field(
+        0.2, ge=0, lt=1, description="Share of examples trained without a profile."
+    )
+    clip_norm: float = Field(
+        1.0, gt=0, description="Gradients of everything shared are clipped to this norm."
+    )
     examples_per_user: int = Field(200, ge=1, description="Examples of one user in an epoch at most.")
     validation_share: float = Field(0.1, gt=0, lt=1, description="Share of a seen user's examples held out.")
     validation_examples: int = Field(2000, ge=1, description="Held-out examples looked at, at most.")
     evaluate_every: int = Field(100, ge=1, description="Steps between looks at held-out examples.")
     patience: int = Field(4, ge=1, description="Looks without a better loss before training stops.")
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
-    calibration_share: float = Field(0.1, ge=0, lt=0.9, description="Share of seen users kept for choosing the recipe.")
+    calibration_share: float = Field(
+        0.1, ge=0, lt=0.9, description="Share of seen users kept for choosing the recipe."
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train.")
 
@@ -86,13 +115,22 @@ class TrainingConfig(Strict):
 class RecipeConfig(Strict):
     """[recipe]: what is tried, on calibration users, to choose how devices learn; every combination."""
 
-    steps: tuple[int, ...] = Field((16,), min_length=1)
-    learning_rate: tuple[float, ...] = Field((0.3,), min_length=1)
-    prior_strength: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1)
-    second_moment: tuple[Literal["tensor", "element"], ...] = Field(("tensor",), min_length=1)
-    bias_prior: tuple[float, ...] = Field((0.1, 0.3, 1.0, 3.0, 10.0), min_length=1)
-    k: tuple[int, ...] = Field((4, 16), min_length=1, description="Support sizes over which the loss is averaged.")
+    steps: tuple[Annotated[int, Field(ge=0, le=10_000)], ...] = (16,)
+    learning_rate: tuple[Annotated[float, Field(ge=0, le=100)], ...] = (0.3,)
+    prior_strength: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = (0.5, 1.0, 2.0)
+    second_moment: tuple[Literal["tensor", "element"], ...] = ("tensor",)
+    bias_prior: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    k: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (4, 16), description="Support sizes over which the loss is averaged."
+    )
     users: int = Field(24, ge=1, description="Calibration users at most.")
+
+    @field_validator("steps", "learning_rate", "prior_strength", "second_moment", "bias_prior", "k")
+    @classmethod
+    def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value:
+            raise ValueError("expected at least one value to try")
+        return value
 
 
 @final
@@ -102,25 +140,58 @@ class CoordinatorConfig(Strict):
     seed: int = Field(0, description="Seed of all randomness.")
     backbone: BackboneConfig = BackboneConfig.model_construct()
     task: TaskConfig = TaskConfig.model_construct()
-    methods: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"plora": {}})
+    methods: Mapping[str, MethodConfig] = Field(
+        default_factory=lambda: {"plora": {}},
+        validate_default=True,
+        description="Method name -> its options, in the order in which they act.",
+    )
     training: TrainingConfig = TrainingConfig.model_construct()
     recipe: RecipeConfig = RecipeConfig.model_construct()
     trainables: tuple[str, ...] = Field(
         ("task.*", "methods.*.A"), description="Shared tensors (patterns) that devices may train in rounds."
     )
 
-    @field_validator("methods")
+    @field_validator("methods", mode="plain")
     @classmethod
-    def _methods(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _methods(cls, value: Any) -> Mapping[str, MethodConfig]:
+        """Reads each method's options by its own class; what it finds is told under methods.NAME.OPTION."""
+        if not isinstance(value, Mapping) or not value:
+            raise ValueError("expected at least one section [methods.NAME]")
+        wrong: list[InitErrorDetails] = []
+        built: dict[str, MethodConfig] = {}
         for name, options in value.items():
             if name not in REGISTRY:
-                raise ValueError(f"unknown method '{name}', expected some of {', '.join(sorted(REGISTRY))}")
-            method_class(name).Config.model_validate(options)
-        return value
+                known = f"no such method, expected some of {', '.join(sorted(REGISTRY))}"
+                wrong.append(
+                    _detail(PydanticCustomError("method", "{known}", {"known": known}), (name,), name)
+                )
+                continue
+            try:
+                built[name] = method_class(name).Config.model_validate(options)
+            except ValidationError as error:
+                wrong += [_detail_of(detail, name) for detail in error.errors()]
+        if wrong:
+            raise ValidationError.from_exception_data("methods", wrong)
+        return MappingProxyType(built)
+
+    @field_serializer("methods")
+    def _methods_json(self, value: Mapping[str, MethodConfig]) -> dict[str, Any]:
+        return {name: options.model_dump(mode="json") for name, options in value.items()}
 
     def method_configs(self) -> dict[str, MethodConfig]:
         """Returns each method's options, defaults filled in."""
-        return {name: method_class(name).Config.model_validate(options) for name, options in self.methods.items()}
+        return dict(self.methods)
+
+
+def _detail(kind: PydanticCustomError, place: tuple[str | int, ...], found: Any) -> InitErrorDetails:
+    return InitErrorDetails(type=kind, loc=place, input=found)
+
+
+def _detail_of(detail: Any, method: str) -> InitErrorDetails:
+    """Repeats a problem of a method's options under the method's name, whatever kind it is of."""
+    message = "unknown key" if detail["type"] == "extra_forbidden" else str(detail["msg"])
+    kind = PydanticCustomError("option", "{message}", {"message": message})
+    return _detail(kind, (method, *detail["loc"]), detail["input"])
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -147,20 +218,24 @@ def validated(kind: type[Section], row: Mapping[str, Any], place: str) -> Sectio
         return kind.model_validate(row)
     except ValidationError as error:
         problems = [_problem(detail) for detail in error.errors()]
-        raise ConfigError(f"{place} cannot be used", problems, "Mend the lines above and run again.") from error
+        raise ConfigError(
+            f"{place} cannot be used", problems, "Mend the lines above and run again."
+        ) from error
 
 
 def _problem(detail: Any) -> str:
     where = ".".join(str(part) for part in detail["loc"]) or "(whole)"
     if detail["type"] == "extra_forbidden":
         return f"{where}: unknown key"
-    return f"{where}: {detail['msg']} (found {detail['input']!r})"
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be ", "must be ")
+    return f"{where}: {message} (found {shown(repr(detail['input']))})"
 
 
 def read_config(path: Path) -> CoordinatorConfig:
     """Reads the configuration of `umbel coordinator train`.
 
     Raises:
-        ConfigError: The file is missing, is not TOML, or holds unknown keys or values out of range: all are listed.
+        ConfigError: The file is missing, is not TOML, or has unknown keys or values out of range; all are
+            listed.
     """
     return validated(CoordinatorConfig, read_toml(path), str(path))

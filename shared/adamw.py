@@ -27,21 +27,29 @@ class AdamW:
         self._mean: dict[str, FloatArray] = {}
         self._square: dict[str, FloatArray] = {}
 
-    def step(self, values: Mapping[str, FloatArray], gradients: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    def step(
+        self, values: Mapping[str, FloatArray], gradients: Mapping[str, FloatArray]
+    ) -> dict[str, FloatArray]:
         """Returns the values after one step; the arrays given are left as they are."""
-        rate = self.recipe.learning_rate * (1.0 - self.step_count / max(self.recipe.steps, 1))
+        share_left = max(0.0, 1.0 - self.step_count / max(self.recipe.steps, 1))
         self.step_count += 1
+        rate = self.recipe.learning_rate * share_left
         return {name: self._moved(name, values[name], gradients[name], rate) for name in values}
 
     def _moved(self, name: str, value: FloatArray, gradient: FloatArray, rate: float) -> FloatArray:
         recipe = self.recipe
-        square = np.square(gradient)
+        square: FloatArray = np.square(gradient)
         if recipe.second_moment == "tensor":
-            axes = tuple(range(1, gradient.ndim))
-            square = square.mean(axis=axes, keepdims=True)
-        self._mean[name] = recipe.beta1 * self._mean.get(name, np.float32(0)) + (1 - recipe.beta1) * gradient
-        self._square[name] = recipe.beta2 * self._square.get(name, np.float32(0)) + (1 - recipe.beta2) * square
-        mean = self._mean[name] / (1 - recipe.beta1**self.step_count)
-        root = np.sqrt(self._square[name] / (1 - recipe.beta2**self.step_count))
-        moved = value - rate * mean / (root + recipe.epsilon) - rate * recipe.weight_decay * value
-        return moved.astype(np.float32)
+            square = np.mean(square, axis=tuple(range(1, gradient.ndim)), keepdims=True)
+        self._mean[name] = _mixed(self._mean.get(name), gradient, recipe.beta1)
+        self._square[name] = _mixed(self._square.get(name), square, recipe.beta2)
+        mean = self._mean[name] / np.float32(1 - recipe.beta1**self.step_count)
+        root = np.sqrt(self._square[name] / np.float32(1 - recipe.beta2**self.step_count))
+        direction = mean / (root + np.float32(recipe.epsilon)) + np.float32(recipe.weight_decay) * value
+        return np.asarray(value - np.float32(rate) * direction, np.float32)
+
+
+def _mixed(old: FloatArray | None, new: FloatArray, decay: float) -> FloatArray:
+    """Returns decay * old + (1 - decay) * new; what was never seen counts as 0."""
+    fresh: FloatArray = np.float32(1 - decay) * new
+    return fresh if old is None else np.float32(decay) * old + fresh

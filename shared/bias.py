@@ -1,4 +1,4 @@
-"""The strongest cheap baseline: the generic model plus one private bias per label, fitted on the user's own examples."""
+"""The strongest cheap baseline: the generic model plus a private bias per label, fitted on own examples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ _STEPS = 30
 
 
 def fit_bias(logits: FloatArray, labels: IntArray, prior: float) -> npt.NDArray[np.float64]:
-    """Finds b (labels,) that minimises sum_i -log softmax(logits_i + b)[label_i] + prior / 2 |b|^2, by Newton's method.
+    """Finds b (labels,) that minimises sum_i -log softmax(logits_i + b)[label_i] + prior / 2 |b|^2.
+
+    Newton's method.
 
     Args:
         logits: (k, labels) of the generic model on the user's examples.

@@ -1,4 +1,4 @@
-"""The few-shot learning procedure itself, apart from who computes the gradients: onnxruntime on a device, torch in a test."""
+"""Few-shot learning itself, whoever computes the gradients: onnxruntime on a device, torch elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def minimise(
     """Minimises, for each user, sum_i nll_i + prior_strength / 2 |profile - origin|^2.
 
     Args:
-        gradients_at: profile -> (nll of every example (batch,), gradient of their sum for every tensor (users, *shape)).
+        gradients_at: profile -> (nll of every example (batch,), gradient of their sum for every tensor
+            (users, *shape)).
         origin: Where to start, and what the prior pulls to: (users, *shape).
         recipe: Steps, rates, prior.
         on_step: Called after every step with its number (from 1) and the mean nll before it.

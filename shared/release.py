@@ -1,4 +1,4 @@
-"""A release: a manifest and content-addressed blobs. Reading one checks everything and reports all problems at once.
+"""A release: a manifest and content-addressed blobs. Reading checks all of it and tells all problems at once.
 
     release/
       manifest.json        what is in it; its sha256 is the release's id
@@ -13,8 +13,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
+from umbel.shared.checks import shown
 from umbel.shared.errors import ReleaseError, UmbelError
 from umbel.shared.files import atomic_write, sha256_bytes, sha256_file
 from umbel.shared.profile import ProfileSpec
@@ -27,9 +28,24 @@ BACKBONE_WEIGHTS = "backbone.safetensors"
 SHARED_WEIGHTS = "shared.safetensors"
 TOKENIZER = "tokenizer.json"
 _BLOBS = (*(f"{graph}.onnx" for graph in GRAPHS), BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER)
-_KEYS = ("format", "parent", "task", "labels", "backbone", "methods", "max_tokens", "profile", "recipe", "trainables")
+_KEYS = (
+    "format",
+    "parent",
+    "task",
+    "labels",
+    "backbone",
+    "methods",
+    "max_tokens",
+    "profile",
+    "recipe",
+    "trainables",
+)
 _ALL_KEYS = (*_KEYS, "parity", "blobs")
 _HEX = frozenset("0123456789abcdef")
+_MAX_MANIFEST_BYTES = 16 << 20
+_MAX_TOKENS = 1 << 16
+_Part = TypeVar("_Part")
+_AGAIN = "Fetch or publish it again; nothing was changed."
 
 
 @final
@@ -88,7 +104,7 @@ class Manifest:
             "parity": dict(self.parity),
             "blobs": {name: {"sha256": b.sha256, "bytes": b.size_bytes} for name, b in self.blobs.items()},
         }
-        return json.dumps(row, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+        return _canonical(row)
 
     @property
     def release_id(self) -> str:
@@ -141,107 +157,126 @@ def read_release(folder: Path) -> Release:
         ReleaseError: Anything is missing, unknown, damaged or of another version; lists all that was found.
     """
     path = folder / MANIFEST
+    data = _manifest_bytes(folder, path)
+    row = _parse(path, data)
+    problems: list[str] = []
+    manifest = _manifest(row, problems)
+    if not problems and not _is_canonical(row, data):
+        problems.append("manifest: it is not written as umbel writes it (sorted keys, each once)")
+    problems += _blob_problems(folder, row.get("blobs"))
+    if problems or manifest is None:
+        raise ReleaseError(f"the release at {folder} cannot be used", problems, _AGAIN)
+    return Release(folder, manifest, sha256_bytes(data))
+
+
+def _manifest_bytes(folder: Path, path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise ReleaseError(
+                f"{path} is not a manifest", [f"it has more than {_MAX_MANIFEST_BYTES:,} bytes"], _AGAIN
+            )
+        return path.read_bytes()
     except OSError as error:
         raise ReleaseError(
             f"no release at {folder}",
             [f"{path}: {error.strerror or type(error).__name__}"],
             "Give the folder that 'umbel coordinator publish' wrote.",
         ) from error
-    row = _parse(path, data)
-    problems: list[str] = []
-    manifest = _manifest(row, problems)
-    problems += _blob_problems(folder, row.get("blobs"))
-    if problems or manifest is None:
-        raise ReleaseError(
-            f"the release at {folder} cannot be used", problems, "Fetch or publish it again; nothing was changed."
-        )
-    return Release(folder, manifest, sha256_bytes(data))
 
 
 def _parse(path: Path, data: bytes) -> dict[str, Any]:
     try:
         row = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ReleaseError(f"{path} is not JSON", [f"{type(error).__name__}"], "Fetch the release again.") from error
+        raise ReleaseError(f"{path} is not JSON", [type(error).__name__], _AGAIN) from error
     if not isinstance(row, dict):
-        raise ReleaseError(f"{path} is not a manifest", ["expected an object"], "Fetch the release again.")
+        raise ReleaseError(f"{path} is not a manifest", ["expected an object"], _AGAIN)
     if row.get("format") != FORMAT:
         raise ReleaseError(
             f"{path} is of another version",
-            [f"format is {row.get('format')!r}, this umbel reads '{FORMAT}'"],
+            [f"format is {_found(row.get('format'))}, this umbel reads '{FORMAT}'"],
             "Install the umbel that the release was made for, or publish it again.",
         )
     return row
 
 
+def _canonical(row: Mapping[str, Any]) -> bytes:
+    text = json.dumps(row, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def _is_canonical(row: Mapping[str, Any], data: bytes) -> bool:
+    """Says whether the bytes are the only ones of this manifest: one manifest then has one id."""
+    try:
+        return _canonical(row) == data
+    except (ValueError, RecursionError):  # NaN, half a surrogate pair, or nested without end
+        return False
+
+
 def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
     """Builds the manifest, adding to `problems` whatever stands in the way."""
-    problems += [f"manifest: unknown key '{key}'" for key in sorted(set(row) - set(_ALL_KEYS))]
+    problems += [f"manifest: unknown key '{shown(key)}'" for key in sorted(set(row) - set(_ALL_KEYS))]
     problems += [f"manifest: missing key '{key}'" for key in _ALL_KEYS if key not in row]
-    fields = {
-        "parent": _field(row, "parent", lambda v: v is None or _is_sha256(v), "a release id or null", problems),
-        "task": _field(row, "task", lambda v: isinstance(v, str), "a string", problems),
-        "labels": _field(row, "labels", _are_labels, "a list of two or more different strings", problems),
-        "backbone": _field(row, "backbone", _is_backbone, "name, family and sha256", problems),
-        "methods": _field(row, "methods", _are_methods, "method name -> options", problems),
-        "max_tokens": _field(row, "max_tokens", _is_count, "an integer above 1", problems),
-        "trainables": _field(row, "trainables", _are_shapes, "tensor name -> shape", problems),
-        "parity": _field(row, "parity", _are_numbers, "graph output -> number", problems),
-        "blobs": _field(row, "blobs", _are_blobs, "file name -> sha256 and bytes", problems),
-    }
-    profile = _section(row, "profile", lambda v: ProfileSpec.from_json(v), problems)
+    for key, (right, expected) in _FIELDS.items():
+        if key in row and not right(row[key]):
+            problems.append(f"manifest: '{key}' is not {expected} (found {_found(row[key])})")
+    profile = _section(row, "profile", ProfileSpec.from_json, problems)
     recipe = _section(row, "recipe", LearningRecipe.from_json, problems)
     if problems or profile is None or recipe is None:
         return None
     return Manifest(
-        parent=fields["parent"],
-        task=fields["task"],
-        labels=tuple(fields["labels"]),
-        backbone=fields["backbone"],
-        methods=fields["methods"],
-        max_tokens=fields["max_tokens"],
+        parent=row["parent"],
+        task=row["task"],
+        labels=tuple(row["labels"]),
+        backbone=row["backbone"],
+        methods=row["methods"],
+        max_tokens=row["max_tokens"],
         profile=profile,
         recipe=recipe,
-        trainables={name: tuple(shape) for name, shape in fields["trainables"].items()},
-        parity=fields["parity"],
-        blobs={name: Blob(b["sha256"], b["bytes"]) for name, b in fields["blobs"].items()},
+        trainables={name: tuple(shape) for name, shape in row["trainables"].items()},
+        parity=row["parity"],
+        blobs={name: Blob(blob["sha256"], blob["bytes"]) for name, blob in row["blobs"].items()},
     )
 
 
-def _field(
-    row: Mapping[str, Any], key: str, right: Callable[[Any], bool], expected: str, problems: list[str]
-) -> Any:
-    value = row.get(key)
-    if key in row and not right(value):
-        problems.append(f"manifest: '{key}' is not {expected}")
-    return value
-
-
-def _section(row: Mapping[str, Any], key: str, read: Callable[[Any], Any], problems: list[str]) -> Any:
+def _section(
+    row: Mapping[str, Any], key: str, read: Callable[[object], _Part], problems: list[str]
+) -> _Part | None:
     if key not in row:
         return None
     try:
         return read(row[key])
     except UmbelError as error:
-        problems += [f"manifest: {problem}" for problem in error.problems or [error.headline]]
-    except (TypeError, ValueError) as error:
-        problems.append(f"manifest: '{key}' is malformed ({type(error).__name__})")
-    return None
+        problems += [f"manifest: {key}: {problem}" for problem in error.problems]
+        return None
+
+
+def _found(value: Any) -> str:
+    try:
+        return shown(repr(value))
+    except RecursionError:
+        return "something nested without end"
 
 
 def _is_sha256(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 64 and set(value) <= _HEX
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 1
+def _is_parent(value: Any) -> bool:
+    return value is None or _is_sha256(value)
+
+
+def _is_task(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_length(value: Any) -> bool:
+    return type(value) is int and 2 <= value <= _MAX_TOKENS
 
 
 def _are_labels(value: Any) -> bool:
-    strings = isinstance(value, list) and all(isinstance(label, str) for label in value)
-    return strings and len(value) >= 2 and len(set(value)) == len(value)
+    named = isinstance(value, list) and all(isinstance(label, str) and label for label in value)
+    return named and 2 <= len(value) == len(set(value))
 
 
 def _is_backbone(value: Any) -> bool:
@@ -255,42 +290,55 @@ def _are_methods(value: Any) -> bool:
 
 def _are_shapes(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape)
+        isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
         for shape in value.values()
     )
 
 
 def _are_numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
+    return isinstance(value, dict) and all(type(number) in (int, float) for number in value.values())
 
 
 def _are_blobs(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == set(_BLOBS) and all(_is_blob(blob) for blob in value.values())
+    return isinstance(value, dict) and set(value) == set(_BLOBS) and all(map(_is_blob, value.values()))
 
 
 def _is_blob(value: Any) -> bool:
     named = isinstance(value, dict) and set(value) == {"sha256", "bytes"} and _is_sha256(value["sha256"])
-    return named and isinstance(value["bytes"], int) and not isinstance(value["bytes"], bool) and value["bytes"] >= 0
+    return named and type(value["bytes"]) is int and value["bytes"] >= 0
+
+
+_FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "parent": (_is_parent, "a release id or null"),
+    "task": (_is_task, "a name"),
+    "labels": (_are_labels, "a list of two or more different names"),
+    "backbone": (_is_backbone, "an object with name, family and sha256"),
+    "methods": (_are_methods, "an object of method names and their options"),
+    "max_tokens": (_is_length, f"an integer from 2 to {_MAX_TOKENS}"),
+    "trainables": (_are_shapes, "an object of tensor names and their shapes"),
+    "parity": (_are_numbers, "an object of graph outputs and numbers"),
+    "blobs": (_are_blobs, "an object that gives sha256 and bytes of each of: " + ", ".join(_BLOBS)),
+}
 
 
 def _blob_problems(folder: Path, blobs: Any) -> list[str]:
-    if not isinstance(blobs, dict):
-        return []
-    return [
-        problem
-        for name, blob in sorted(blobs.items())
-        if _is_blob(blob) and (problem := _blob_problem(folder, name, blob))
-    ]
+    """Checks every blob that is described at all, whatever else is wrong."""
+    described = blobs if isinstance(blobs, dict) else {}
+    found = [_blob_problem(folder, n, b) for n, b in sorted(described.items()) if n in _BLOBS and _is_blob(b)]
+    return [problem for problem in found if problem]
 
 
 def _blob_problem(folder: Path, name: str, blob: Mapping[str, Any]) -> str:
     path = folder / "blobs" / str(blob["sha256"])
-    if not path.is_file():
-        return f"blob '{name}' is missing: {path}"
-    size = path.stat().st_size
-    if size != blob["bytes"]:
-        return f"blob '{name}' has {size} bytes, expected {blob['bytes']}"
-    found = sha256_file(path)
+    try:
+        if not path.is_file():
+            return f"blob '{name}' is missing: {path}"
+        size = path.stat().st_size
+        if size != blob["bytes"]:
+            return f"blob '{name}' has {size} bytes, expected {_found(blob['bytes'])}"
+        found = sha256_file(path)
+    except OSError as error:
+        return f"blob '{name}' cannot be read: {path}: {error.strerror or type(error).__name__}"
     if found != blob["sha256"]:
         return f"blob '{name}' is damaged: sha256 is {found[:12]}..., expected {str(blob['sha256'])[:12]}..."
     return ""

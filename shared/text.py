@@ -1,4 +1,4 @@
-"""Texts become token ids. Both sides must encode alike, so there is one encoder; it needs the tokenizers package."""
+"""Texts become token ids. Both sides must encode alike, so there is one encoder (it needs `tokenizers`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from umbel.shared.errors import MissingExtraError, ReleaseError
+from umbel.shared.errors import ExampleError, MissingExtraError, ReleaseError
 
 IntArray = npt.NDArray[np.int64]
 
@@ -64,7 +64,16 @@ class TextEncoder:
         self.max_tokens = max_tokens
 
     def encode(self, texts: Sequence[str]) -> TokenBatch:
-        """Returns the token ids of texts: (batch, seq), seq the longest of them and at least 2."""
+        """Returns the token ids of texts: (batch, seq), seq the longest of them and at least 2.
+
+        Raises:
+            ExampleError: A text holds characters that no encoder can read; texts are told by number only.
+        """
+        broken = [number for number, text in enumerate(texts, 1) if not _is_unicode(text)]
+        if broken:
+            raise ExampleError(
+                "texts cannot be encoded", [f"text {number}: half of a surrogate pair" for number in broken]
+            )
         rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         longest = max([2, *(len(row) for row in rows)])
         ids = np.zeros((len(rows), longest), np.int64)
@@ -73,6 +82,14 @@ class TextEncoder:
             ids[number, : len(row)] = row
             mask[number, : len(row)] = 1
         return TokenBatch(ids, mask)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def join(batches: Sequence[TokenBatch]) -> TokenBatch:
