@@ -277,8 +277,12 @@ def write_result(path: Path, result: Result) -> None:
     Raises:
         OSError: The folder cannot be written; an old file is then untouched.
     """
-    text = _rendered(_adapter.dump_python(result, mode="json"), "")
-    atomic_write(path, (text + "\n").encode())
+    atomic_write(path, (rendered(result) + "\n").encode())
+
+
+def rendered(result: Result) -> str:
+    """Returns a result as JSON text; equal results give equal text."""
+    return _rendered(_adapter.dump_python(result, mode="json"), "")
 
 
 def read_result(path: Path) -> Result:

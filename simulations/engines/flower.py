@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,12 +36,17 @@ def run_flower(
     config: dict[str, Any], population: int, workers: int, on_round: Callable[[RoundRecord], None] | None
 ) -> RoundsResult:
     """Runs the rounds of a run config; see `run_rounds`."""
-    with _environment(_QUIET), _quiet_flower():
-        return _run(config, population, workers, on_round)
+    # Ray's sockets lie here, and the path of a socket may not be longer than 107 bytes.
+    folder = tempfile.TemporaryDirectory(prefix="umbel-ray-", dir="/tmp", ignore_cleanup_errors=True)
+    with _environment(_QUIET), _quiet_flower(), folder as ray_folder:
+        return _run(config, population, _backend(workers, ray_folder), on_round)
 
 
 def _run(
-    config: dict[str, Any], population: int, workers: int, on_round: Callable[[RoundRecord], None] | None
+    config: dict[str, Any],
+    population: int,
+    backend: dict[str, Any],
+    on_round: Callable[[RoundRecord], None] | None,
 ) -> RoundsResult:
     try:
         import ray
@@ -69,7 +75,7 @@ def _run(
             exit_event=_exit_event(),
             client_app=client_app,
             server_app=server_app,
-            backend_config=_backend(workers),
+            backend_config=backend,
             server_app_context=context,
             app_dir=str(APP_FOLDER),
             is_app=True,
@@ -124,7 +130,7 @@ def _new_run(config: dict[str, Any]) -> Any:
     return run
 
 
-def _backend(workers: int) -> dict[str, Any]:
+def _backend(workers: int, ray_folder: str) -> dict[str, Any]:
     return {
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         "init_args": {
@@ -134,6 +140,7 @@ def _backend(workers: int) -> dict[str, Any]:
             "include_dashboard": False,
             "logging_level": "ERROR",
             "log_to_driver": False,
+            "_temp_dir": ray_folder,
         },
     }
 

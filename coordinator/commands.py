@@ -1,0 +1,143 @@
+"""`umbel coordinator`: train what everyone shares, and publish it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Train what everyone shares on examples of seen users, and publish it as a release for devices.",
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; an empty one takes every default.")],
+    examples: Annotated[
+        Path, typer.Option("--examples", "-e", help="Examples of seen users (public, or given with consent).")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of checkpoints, metrics and the finished model.")],
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 2,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what is in the folder.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Train the shared part of every method on the examples of seen users.
+
+    CONFIG is a TOML file with the sections backbone, task, methods.NAME, training and recipe; an empty file takes every
+    default. When stopped, give the same command again: it goes on from the last checkpoint, to the same weights.
+
+    For instance: umbel coordinator train config.toml --examples seen.jsonl --out training
+
+    Watch it with: tensorboard --logdir training, or read training/metrics.jsonl.
+    """
+    from umbel.coordinator.config import read_config
+    from umbel.coordinator.train import train as run
+    from umbel.shared.examples import read_examples
+
+    settings = read_config(config)
+    rows = read_examples(examples, labels=settings.task.labels)
+    with _bar(as_json) as on_progress:
+        trained = run(settings, rows, out, threads=threads, restart=restart, on_progress=on_progress)
+    report = trained.report
+    best = min(report["curve"], key=lambda row: row["heldout_loss"])
+    found = {
+        "out": str(out),
+        "users": report["users"],
+        "train_examples": report["train_examples"],
+        "steps": report["steps"],
+        "best_step": report["best_step"],
+        "stopped": report["stopped"],
+        "heldout_loss": best["heldout_loss"],
+        "heldout_accuracy": best["heldout_accuracy"],
+        "recipe": trained.recipe.as_json(),
+    }
+    _tell(
+        found,
+        f"Trained on {report['train_examples']} examples of {report['users']} people: {report['stopped']}; the best of "
+        f"{report['steps']} steps was {report['best_step']} (held-out accuracy {best['heldout_accuracy']:.3f}).\n"
+        f"Publish it with: umbel coordinator publish {out} --out release",
+        as_json,
+    )
+
+
+@app.command()
+def publish(
+    training: Annotated[Path, typer.Argument(metavar="TRAINING", help="Folder of a finished training.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the release.")],
+    parent: Annotated[str | None, typer.Option(help="Id of the release that this one follows.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Write a release: plain ONNX graphs, weights, tokenizer and manifest.
+
+    TRAINING is the folder that `umbel coordinator train` wrote. torch and onnxruntime are compared on logits, loss and
+    every gradient; a release that does not agree is refused.
+
+    For instance: umbel coordinator publish training --out release
+    """
+    from umbel.coordinator.artifacts import load_trained
+    from umbel.coordinator.publish import publish as run
+
+    trained = load_trained(training)
+    with _status(as_json) as on_phase:
+        release = run(trained, out, parent=parent, on_phase=on_phase)
+    manifest = release.manifest
+    worst = max(manifest.parity.values())
+    found = {
+        "release": str(out),
+        "id": release.release_id,
+        "profile_bytes": manifest.profile.packed_bytes,
+        "worst_relative_difference": worst,
+        "blobs": {name: blob.size_bytes for name, blob in sorted(manifest.blobs.items())},
+    }
+    _tell(
+        found,
+        f"Release {release.release_id[:12]} is in {out}: {len(manifest.blobs)} blobs, "
+        f"{sum(blob.size_bytes for blob in manifest.blobs.values()) / 1e6:.1f} MB; a profile takes "
+        f"{manifest.profile.packed_bytes} bytes.\n"
+        f"torch and onnxruntime agree within {worst:.1e} on logits, loss and every gradient.\n"
+        f"On a device: umbel device learn --release {out} --examples mine.jsonl",
+        as_json,
+    )
+
+
+def _tell(found: dict[str, Any], words: str, as_json: bool) -> None:
+    typer.echo(json.dumps(found, indent=2) if as_json else words)
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[words]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True, quiet=quiet)) as progress:
+        tasks: dict[str, Any] = {}
+
+        def on_progress(phase: str, done: int, total: int, words: str) -> None:
+            if phase not in tasks:
+                tasks[phase] = progress.add_task(phase, total=total, words="")
+            progress.update(tasks[phase], completed=done, total=total, words=words)
+
+        yield on_progress
+
+
+@contextmanager
+def _status(quiet: bool) -> Iterator[Any]:
+    from rich.console import Console
+
+    with Console(stderr=True, quiet=quiet).status("load") as status:
+        yield status.update

@@ -1,0 +1,151 @@
+"""`umbel device`: learn a private profile from a few examples, and predict with it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from umbel.device_client.device import Prediction
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Learn a private profile from a few of your own examples, and predict with it. Nothing leaves this machine.",
+)
+
+_Release = Annotated[Path, typer.Option("--release", "-r", help="Folder of the release.")]
+_Profile = Annotated[Path, typer.Option("--profile", "-p", help="File of the private profile.")]
+_Threads = Annotated[int, typer.Option(min=1, help="Threads.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
+_PROFILE = Path("profile.umbel")
+
+
+@app.command()
+def learn(
+    release: _Release,
+    examples: Annotated[
+        Path, typer.Option("--examples", "-e", help="Your examples (.jsonl or .csv): a text and its label each.")
+    ],
+    profile: _Profile = _PROFILE,
+    threads: _Threads = 2,
+    as_json: _Json = False,
+) -> None:
+    """Learn a profile from your own examples.
+
+    Each line of the file is one example, such as {"text": "A slow, quiet story.", "label": "yes"}; the labels must be the
+    release's. A handful is enough. The profile is written whole or not at all.
+
+    For instance: umbel device learn --release release --examples mine.jsonl
+    """
+    from umbel.device_client.device import learn_profile
+    from umbel.shared.examples import read_examples
+    from umbel.shared.release import read_release
+
+    begun = time.perf_counter()
+    checked = read_release(release)
+    rows = read_examples(examples, labels=checked.manifest.labels, default_user="owner")
+    learned = learn_profile(checked, rows, profile, threads=threads, on_step=_bar(checked.manifest.recipe.steps, as_json))
+    found = {
+        "profile": str(profile),
+        "bytes": learned.file_bytes,
+        "release": checked.release_id,
+        "examples": len(rows),
+        "steps": checked.manifest.recipe.steps,
+        "nll_generic": round(learned.nll_generic, 6),
+        "nll_personal": round(learned.nll_personal, 6),
+        "seconds": round(time.perf_counter() - begun, 3),
+        "notes": list(learned.notes),
+    }
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for note in learned.notes:
+        typer.echo(f"Note: {note}")
+    typer.echo(
+        f"Learned from {len(rows)} examples in {found['seconds']:.1f} s. On them the loss fell from "
+        f"{learned.nll_generic:.3f} to {learned.nll_personal:.3f}.\n"
+        f"The profile is in {profile} ({learned.file_bytes} bytes). Use it: umbel device predict --release {release} "
+        f'--profile {profile} "some text"'
+    )
+
+
+@app.command()
+def predict(
+    release: _Release,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; '-' reads lines from stdin.")] = None,
+    file: Annotated[Path | None, typer.Option("--texts", "-t", help="File with one text a line.")] = None,
+    profile: _Profile = _PROFILE,
+    generic: Annotated[bool, typer.Option("--generic", help="Predict without a profile.")] = False,
+    threads: _Threads = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Predict labels with your profile.
+
+    TEXT are the texts themselves; '-' reads them from stdin, one a line. Next to your label stands the one that a person
+    about whom nothing is known would get.
+
+    For instance: umbel device predict --release release "A slow, quiet story."
+    """
+    from umbel.device_client.device import predict_texts
+    from umbel.shared.release import read_release
+
+    wanted = _texts(texts or [], file)
+    found = predict_texts(read_release(release), wanted, None if generic else profile, threads=threads)
+    if as_json:
+        for row in found:
+            typer.echo(json.dumps(row.as_json()))
+        return
+    _table(wanted, found)
+
+
+def _texts(given: list[str], file: Path | None) -> list[str]:
+    from umbel.shared.errors import ExampleError
+
+    texts = [text for text in given if text != "-"]
+    if "-" in given:
+        texts += [line.rstrip("\n") for line in sys.stdin]
+    if file is not None:
+        try:
+            texts += file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ExampleError(f"{file} is not UTF-8 text", [f"byte {error.start}"]) from None
+    empty = [f"text {number} is empty" for number, text in enumerate(texts, 1) if not text.strip()]
+    if empty or not texts:
+        raise ExampleError(
+            "there is nothing to predict" if not texts else "some texts are empty",
+            empty,
+            'Give texts: umbel device predict --release R "some text", or --texts FILE with one a line.',
+        )
+    return texts
+
+
+def _table(texts: list[str], rows: list[Prediction]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("label", "probability", "generic"):
+        table.add_column(name)
+    table.add_column("text", overflow="ellipsis", no_wrap=True)
+    for text, row in zip(texts, rows, strict=True):
+        table.add_row(escape(row.label), f"{row.probability:.3f}", escape(row.generic_label), escape(text))
+    Console().print(table)
+
+
+def _bar(steps: int, quiet: bool) -> Any:
+    """Returns a callback that draws a line of progress on stderr, where that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        return None
+
+    def on_step(number: int, _nll: float) -> None:
+        end = "\r\x1b[K" if number == steps else ""
+        sys.stderr.write(f"\rlearning {number}/{steps}{end}")
+        sys.stderr.flush()
+
+    return on_step

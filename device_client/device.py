@@ -1,0 +1,169 @@
+"""What a device does for its owner: learn a profile from their examples, and predict with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from umbel.device_client.engine import Engine
+from umbel.device_client.learning import encode_examples, learn_profiles, predict_logits
+from umbel.shared.bias import softmax
+from umbel.shared.errors import ExampleError, ProfileError
+from umbel.shared.examples import Example
+from umbel.shared.files import atomic_write
+from umbel.shared.profile import FloatArray, pack_profile, unpack_profile
+from umbel.shared.release import Release
+from umbel.shared.text import IntArray
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What came of learning.
+
+    Attributes:
+        file_bytes: Size of the profile's file.
+        nll_generic: Mean negative log-likelihood of the owner's examples without a profile, in nats.
+        nll_personal: The same with the new profile.
+        notes: What the owner should know about their examples.
+    """
+
+    file_bytes: int
+    nll_generic: float
+    nll_personal: float
+    notes: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One text's prediction.
+
+    Attributes:
+        label: The most likely label.
+        probability: Its probability.
+        probabilities: Label -> probability.
+        generic_label: The most likely label for a person about whom nothing is known.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    generic_label: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the prediction for scripts; probabilities have 6 digits."""
+        return {
+            "label": self.label,
+            "probability": round(self.probability, 6),
+            "probabilities": {label: round(value, 6) for label, value in self.probabilities.items()},
+            "generic_label": self.generic_label,
+        }
+
+
+def learn_profile(
+    release: Release,
+    examples: Sequence[Example],
+    path: Path,
+    *,
+    threads: int = 1,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Learned:
+    """Learns the owner's profile and keeps it, by an atomic write that only the owner can read.
+
+    Args:
+        release: The release.
+        examples: The owner's examples, all of one person.
+        path: Where the profile is kept; an older one there is replaced once the new one is whole.
+        threads: Threads of a graph run.
+        on_step: Called after every step with its number and the mean nll.
+
+    Raises:
+        ExampleError: There are none, they are of several people, or a label is not the release's.
+        OSError: The profile cannot be written; an older one is untouched.
+    """
+    _check_one_owner(examples)
+    engine = Engine(release, threads=threads)
+    support = encode_examples(engine, examples)
+    profile = learn_profiles(engine, [support], release.manifest.recipe, on_step=on_step)
+    data = pack_profile(release.manifest.profile, profile, release.release_id)
+    before = predict_logits(engine, support.tokens, release.manifest.profile.zeros(1))
+    after = predict_logits(engine, support.tokens, profile)
+    atomic_write(path, data, mode=0o600)
+    return Learned(len(data), _nll(before, support.labels), _nll(after, support.labels), _notes(examples))
+
+
+def predict_texts(
+    release: Release, texts: Sequence[str], profile_path: Path | None, *, threads: int = 1
+) -> list[Prediction]:
+    """Predicts each text's label.
+
+    Args:
+        release: The release.
+        texts: The texts.
+        profile_path: The owner's profile; None predicts without one.
+        threads: Threads of a graph run.
+
+    Raises:
+        ProfileError: There is no profile at the path, or it does not fit the release.
+    """
+    zeros = release.manifest.profile.zeros(1)
+    profile = zeros if profile_path is None else read_profile(release, profile_path)
+    engine = Engine(release, threads=threads)
+    tokens = engine.encode(texts)
+    personal = softmax(predict_logits(engine, tokens, profile))
+    generic = softmax(predict_logits(engine, tokens, zeros))
+    labels = release.manifest.labels
+    return [
+        Prediction(
+            labels[int(mine.argmax())],
+            float(mine.max()),
+            {label: float(value) for label, value in zip(labels, mine, strict=True)},
+            labels[int(plain.argmax())],
+        )
+        for mine, plain in zip(personal, generic, strict=True)
+    ]
+
+
+def read_profile(release: Release, path: Path) -> dict[str, FloatArray]:
+    """Reads a profile for a release: name -> (1, *shape).
+
+    Raises:
+        ProfileError: There is none, or it is damaged or belongs to another release.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ProfileError(
+            f"there is no profile at {path}",
+            hint="Learn one with: umbel device learn, or pass --generic to predict without.",
+        ) from None
+    return unpack_profile(release.manifest.profile, data, release.release_id)
+
+
+def _check_one_owner(examples: Sequence[Example]) -> None:
+    users = sorted({example.user for example in examples})
+    if len(users) > 1:
+        raise ExampleError(
+            "a profile is learned from one person's examples",
+            [f"found {len(users)} users: {', '.join(users[:5])}{', ...' if len(users) > 5 else ''}"],
+            "Give a file with one user, or without a user column.",
+        )
+
+
+def _notes(examples: Sequence[Example]) -> tuple[str, ...]:
+    notes = []
+    if len(examples) == 1:
+        notes.append("there is only one example; the profile stays close to generic. A few more will help.")
+    if len({example.label for example in examples}) == 1 and len(examples) > 1:
+        notes.append("all examples have the same label; add some with another one, or predictions will lean to it.")
+    return tuple(notes)
+
+
+def _nll(logits: FloatArray, labels: IntArray) -> float:
+    probability = softmax(logits)[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(probability, 1e-12)).mean())

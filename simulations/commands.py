@@ -1,0 +1,147 @@
+"""`umbel simulate` and `umbel evaluate`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from umbel.simulations.results import Result
+
+app = typer.Typer(no_args_is_help=True, help="Run experiments, and measure releases.")
+
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout instead of a table.")]
+_Threads = Annotated[int, typer.Option(min=1, help="Threads for training and measuring.")]
+
+
+@app.command()
+def simulate(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Name or folder of an experiment.")] = "demo",
+    data: Annotated[Path | None, typer.Option(help="Folder or file of the examples, where the experiment needs one.")] = None,
+    users: Annotated[int | None, typer.Option(min=4, help="How many people take part.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=0, help="How many federated rounds.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
+    engine: Annotated[str | None, typer.Option(help="What runs the devices: flower or serial.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder. [default: runs/EXPERIMENT]")] = None,
+    threads: _Threads = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that devices run in (flower engine).")] = 1,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin again, whatever the run's folder holds.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Run an experiment: data, training, release, federated rounds, people never met, report.
+
+    EXPERIMENT is the name of one that comes with umbel (demo, movielens) or a folder with a config.toml. A stopped run
+    goes on where it was when the same command is given again.
+
+    For instance: umbel simulate demo
+
+    Or, on real film ratings: umbel simulate movielens --data ml-latest-small
+    """
+    from umbel.simulations.experiment import experiment_folder, read_experiment
+    from umbel.simulations.progress import Progress
+    from umbel.simulations.simulate import RESULT
+    from umbel.simulations.simulate import simulate as run
+
+    folder = experiment_folder(experiment)
+    changes = _changes(data=data, users=users, rounds=rounds, seed=seed, engine=engine)
+    config = read_experiment(folder, changes)
+    target = out or Path("runs") / folder.name
+    progress = Progress(quiet=as_json)
+    fresh = restart or not (target / RESULT).is_file()
+    progress.console.print(f"[bold]umbel simulate {folder.name}[/bold]  [dim]in {target}[/dim]", highlight=False)
+    begun = time.perf_counter()
+    result = run(folder.name, config, target, threads=threads, workers=workers, restart=restart, progress=progress)
+    _show(result, target, as_json)
+    if not as_json:
+        _farewell(target, fresh, time.perf_counter() - begun)
+
+
+def _changes(**given: Any) -> dict[str, dict[str, Any]]:
+    places = {
+        "data": ("data", "path"),
+        "users": ("data", "users"),
+        "rounds": ("rounds", "rounds"),
+        "engine": ("rounds", "engine"),
+        "seed": ("", "seed"),
+    }
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in given.items():
+        if value is not None:
+            section, key = places[name]
+            changes.setdefault(section, {})[key] = str(value) if isinstance(value, Path) else value
+    return changes
+
+
+def _show(result: Result, folder: Path, as_json: bool) -> None:
+    from umbel.simulations.simulate import RESULT
+
+    if as_json:
+        typer.echo((folder / RESULT).read_text(encoding="utf-8"), nl=False)
+        return
+    from rich.console import Console
+
+    from umbel.simulations.report import terminal_table
+
+    Console().print(terminal_table(result))
+
+
+def _farewell(folder: Path, fresh: bool, seconds: float) -> None:
+    from umbel.simulations.simulate import REPORT, RESULT
+
+    if fresh:
+        typer.echo(f"Done in {seconds:.0f} s. Look at {folder / REPORT}; every figure is in {folder / RESULT}.")
+    else:
+        typer.echo(f"This run was finished before; look at {folder / REPORT}. Pass --restart to run it again.")
+
+
+@app.command()
+def evaluate(
+    release: Annotated[Path, typer.Option("--release", "-r", help="Folder of the release.")],
+    data: Annotated[Path, typer.Option("--data", "-d", help="File of examples: .jsonl, .csv or .parquet.")],
+    k: Annotated[str, typer.Option(help="Counts of own examples to learn from, with commas.")] = "0,1,2,4,8,16,32",
+    query: Annotated[int, typer.Option(min=1, help="Examples to predict per person, at most.")] = 40,
+    seed: Annotated[int, typer.Option(help="Seed of the split into examples to learn from and to predict.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for result.json and report.html.")] = None,
+    threads: _Threads = 2,
+    as_json: _Json = False,
+) -> None:
+    """Measure a release on a file of your own people, all of them new to it.
+
+    Every person's examples are split into some to learn from and some to predict; profiles are learned by the device's
+    own code, from k examples.
+
+    For instance: umbel evaluate --release runs/demo/release --data mine.jsonl --k 0,4,16
+    """
+    from umbel.simulations.measure import measure
+    from umbel.simulations.progress import Progress
+
+    result, folder = measure(
+        release, data, _ks(k), query=query, seed=seed, out=out, threads=threads, progress=Progress(quiet=as_json)
+    )
+    if as_json:
+        from umbel.simulations.results import rendered
+
+        typer.echo(rendered(result))
+        return
+    from rich.console import Console
+
+    from umbel.simulations.report import terminal_table
+
+    Console().print(terminal_table(result))
+    if folder is not None:
+        typer.echo(f"Look at {folder / 'report.html'}; every figure is in {folder / 'result.json'}.")
+
+
+def _ks(text: str) -> tuple[int, ...]:
+    from umbel.shared.errors import ConfigError
+
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [part for part in parts if not part.isdecimal() or int(part) > 100_000]
+    if wrong:
+        raise ConfigError(
+            "--k cannot be read", [f"'{part}' is not a count" for part in wrong], "Write it like: --k 0,4,16"
+        )
+    return tuple(sorted({int(part) for part in parts}))

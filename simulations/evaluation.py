@@ -1,0 +1,120 @@
+"""Measures a release on people it has never met, learned by the device's own code from k of their examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from umbel.device_client.engine import Engine
+from umbel.device_client.learning import Encoded, encode_examples, learn_profiles, predict_logits
+from umbel.shared.bias import fit_bias
+from umbel.shared.files import sha256_bytes
+from umbel.shared.profile import FloatArray
+from umbel.shared.text import join
+from umbel.simulations.data.splits import UserExamples
+from umbel.simulations.summary import UserAccuracies
+
+OnUsers = Callable[[int, int], None]
+Row = dict[str, dict[str, float]]
+"""One person's accuracies: "generic", "bias", "personal" -> k -> accuracy."""
+
+
+def evaluate_users(
+    engine: Engine,
+    users: Sequence[UserExamples],
+    ks: Sequence[int],
+    *,
+    query: int,
+    batch_users: int,
+    journal: Path | None = None,
+    on_users: OnUsers | None = None,
+) -> dict[int, UserAccuracies]:
+    """Returns every person's accuracies by k: generic, generic + private bias, personal.
+
+    Args:
+        engine: The release.
+        users: People; `support[:k]` is learned from, `query` is predicted.
+        ks: Counts of own examples; who has fewer uses what there is.
+        query: Query examples per person, at most.
+        batch_users: People who learn side by side in one graph run.
+        journal: File in which finished people are kept, so that a stopped evaluation goes on where it was.
+        on_users: Called with (people done, people in all).
+
+    Raises:
+        ExampleError: A label is not one of the release's.
+    """
+    done = _read_journal(journal, _identity(engine, users, ks, query, batch_users))
+    rows: list[Row] = list(done)
+    for start in range(len(rows), len(users), batch_users):
+        batch = users[start : start + batch_users]
+        rows += _evaluate_batch(engine, batch, ks, query)
+        _append_journal(journal, rows[start:])
+        if on_users is not None:
+            on_users(len(rows), len(users))
+    return {
+        k: UserAccuracies(*(np.array([row[what][str(k)] for row in rows]) for what in ("generic", "bias", "personal")))
+        for k in ks
+    }
+
+
+def _evaluate_batch(engine: Engine, users: Sequence[UserExamples], ks: Sequence[int], query: int) -> list[Row]:
+    supports = [encode_examples(engine, user.support[: max(ks)]) for user in users]
+    queries = [encode_examples(engine, user.query[:query]) for user in users]
+    generic = [predict_logits(engine, part.tokens, engine.release.manifest.profile.zeros(1)) for part in queries]
+    own = [predict_logits(engine, part.tokens, engine.release.manifest.profile.zeros(1)) for part in supports]
+    rows: list[Row] = [{"generic": {}, "bias": {}, "personal": {}} for _ in users]
+    prior = engine.release.manifest.recipe.bias_prior
+    for k in ks:
+        personal = _personal_logits(engine, [support.first(k) for support in supports], queries)
+        for row, support, wanted, plain, shown, mine in zip(
+            rows, supports, queries, generic, own, personal, strict=True
+        ):
+            bias = fit_bias(shown[:k], support.labels[:k], prior)
+            row["generic"][str(k)] = accuracy(plain, wanted)
+            row["bias"][str(k)] = accuracy((plain + bias).astype(np.float32), wanted)
+            row["personal"][str(k)] = accuracy(mine, wanted)
+    return rows
+
+
+def _personal_logits(engine: Engine, supports: Sequence[Encoded], queries: Sequence[Encoded]) -> list[FloatArray]:
+    profile = learn_profiles(engine, supports, engine.release.manifest.recipe)
+    owner = np.repeat(np.arange(len(queries)), [len(part) for part in queries])
+    logits = predict_logits(engine, join([part.tokens for part in queries]), profile, owner=owner)
+    ends = np.cumsum([len(part) for part in queries])
+    return np.split(logits, ends[:-1])
+
+
+def accuracy(logits: FloatArray, wanted: Encoded) -> float:
+    """Returns the share of right answers."""
+    return float((logits.argmax(1) == wanted.labels).mean())
+
+
+def _identity(
+    engine: Engine, users: Sequence[UserExamples], ks: Sequence[int], query: int, batch_users: int
+) -> str:
+    people = [[u.user, [[e.text, e.label] for e in (*u.support[: max(ks)], *u.query[:query])]] for u in users]
+    return sha256_bytes(json.dumps([engine.release.release_id, list(ks), query, batch_users, people]).encode())
+
+
+def _read_journal(journal: Path | None, identity: str) -> list[Row]:
+    """Returns the people that an earlier, stopped evaluation of the same release and people has finished."""
+    if journal is None:
+        return []
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    if journal.is_file():
+        whole = [line for line in journal.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        if whole and json.loads(whole[0]) == {"identity": identity}:
+            rows: list[Row] = [json.loads(line) for line in whole[1:]]
+            journal.write_text("".join(whole), encoding="utf-8")
+            return rows
+    journal.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
+    return []
+
+
+def _append_journal(journal: Path | None, rows: Sequence[Mapping[str, object]]) -> None:
+    if journal is not None:
+        with journal.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row) + "\n" for row in rows)

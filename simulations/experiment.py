@@ -1,0 +1,140 @@
+"""An experiment's configuration: the people, the coordinator, the rounds, and how unseen people are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self, final
+
+from pydantic import Field, field_validator, model_validator
+
+from umbel.coordinator.config import CoordinatorConfig, Strict, read_toml, validated
+from umbel.coordinator.federation.settings import RoundSettings
+from umbel.shared.errors import ConfigError, UmbelError
+from umbel.simulations.data.community import CommunityConfig
+
+CONFIG = "config.toml"
+
+
+@final
+class DataConfig(Strict):
+    """[data]: who judges what, and who is seen or new."""
+
+    source: Literal["community", "movielens", "crehate", "clinc150", "paradigms", "lamp", "file"] = Field(
+        default="community",
+        description="The generated community, a public format (give its folder with --data), or a file of examples.",
+    )
+    path: str | None = Field(default=None, description="Folder or file; --data overrides it.")
+    users: int | None = Field(default=None, ge=4, description="How many people; None takes all.")
+    unseen_share: float = Field(default=0.3, gt=0, lt=1, description="Share of people that are new.")
+    query_share: float = Field(default=0.5, gt=0, lt=1, description="Share of a new person's examples to predict.")
+    heldout_share: float = Field(default=0.15, gt=0, lt=1, description="Share of a seen person's examples held out.")
+    min_examples: int = Field(default=4, ge=2, description="People with fewer examples are left out.")
+    community: dict[str, int | float] = Field(default_factory=dict, description="Options of the generated community.")
+
+    @field_validator("community")
+    @classmethod
+    def _community(cls, value: dict[str, int | float]) -> dict[str, int | float]:
+        options: dict[str, Any] = dict(value)
+        try:
+            CommunityConfig(**options)
+        except TypeError as error:
+            raise ValueError(str(error).replace("CommunityConfig.__init__() ", "")) from None
+        except UmbelError as error:
+            raise ValueError("; ".join(error.problems) or error.headline) from None
+        return value
+
+
+@final
+class RoundsConfig(Strict):
+    """[rounds]: federated rounds with seen users."""
+
+    engine: Literal["flower", "serial"] = Field(default="flower", description="What runs the devices.")
+    rounds: int = Field(default=3, ge=0, description="How many rounds.")
+    clients: int = Field(default=8, ge=1, description="Devices per round.")
+    evaluate_clients: int = Field(default=12, ge=0, description="Seen users whose held-out examples are looked at.")
+    device_examples: int = Field(default=16, ge=2, description="Examples that a seen user's device holds, at most.")
+    device_heldout: int = Field(default=24, ge=1, description="Held-out examples of a seen user, at most.")
+    local_steps: int = Field(default=2, ge=1, description="Shared steps on a device.")
+    local_rate: float = Field(default=0.01, gt=0, description="Their rate.")
+    clip: float = Field(default=1.0, gt=0, description="Largest L2 norm of one device's change.")
+    server_rate: float = Field(default=1.0, gt=0, description="How far the mean change is followed.")
+
+    def settings(self, seed: int) -> RoundSettings:
+        """Returns the settings of the rounds."""
+        return RoundSettings(
+            rounds=self.rounds,
+            clients_per_round=self.clients,
+            seed=seed,
+            local_steps=self.local_steps,
+            local_rate=self.local_rate,
+            clip=self.clip,
+            server_rate=self.server_rate,
+            evaluate_clients=self.evaluate_clients,
+        )
+
+
+@final
+class EvaluationConfig(Strict):
+    """[evaluation]: how unseen people are measured."""
+
+    k: tuple[int, ...] = Field(default=(0, 1, 2, 4, 8, 16, 32), min_length=1, description="Counts of own examples.")
+    users: int | None = Field(default=None, ge=1, description="Unseen people at most; None takes all.")
+    query: int = Field(default=40, ge=1, description="Query examples per person, at most.")
+    batch_users: int = Field(default=8, ge=1, description="People who learn side by side in one graph run.")
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if list(self.k) != sorted(set(self.k)) or self.k[0] < 0:
+            raise ValueError("k must be ascending, different and not negative")
+        return self
+
+
+@final
+class ExperimentConfig(Strict):
+    """A whole experiment."""
+
+    coordinator: CoordinatorConfig
+    data: DataConfig
+    rounds: RoundsConfig
+    evaluation: EvaluationConfig
+
+
+def experiment_folder(name_or_path: str) -> Path:
+    """Finds an experiment: one that comes with umbel by name, or a folder with a config.toml.
+
+    Raises:
+        ConfigError: There is neither; the known ones are listed.
+    """
+    own = Path(name_or_path)
+    if (own / CONFIG).is_file():
+        return own
+    shipped = Path(str(resources.files("umbel.simulations.experiments")))
+    if "/" not in name_or_path and (shipped / name_or_path / CONFIG).is_file():
+        return shipped / name_or_path
+    known = sorted(path.parent.name for path in shipped.glob(f"*/{CONFIG}"))
+    raise ConfigError(
+        f"there is no experiment '{name_or_path}'",
+        hint=f"Known experiments: {', '.join(known)}; or give a folder that holds a {CONFIG}.",
+    )
+
+
+def read_experiment(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> ExperimentConfig:
+    """Reads an experiment, with some values changed from the command line.
+
+    Args:
+        folder: Where its config.toml lies.
+        changes: Section -> key -> value; section "" is the top level.
+
+    Raises:
+        ConfigError: Keys are unknown or values out of range, in any section: all are listed.
+    """
+    row = read_toml(folder / CONFIG)
+    for section, values in changes.items():
+        target = row if section == "" else row.setdefault(section, {})
+        target.update(values)
+    sections = {name: row.pop(name, {}) for name in ("data", "rounds", "evaluation")}
+    return validated(ExperimentConfig, {"coordinator": row, **sections}, str(folder / CONFIG))
+
+

@@ -1,0 +1,90 @@
+"""`umbel evaluate`: measures a release on any file of people."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from umbel.device_client.engine import Engine
+from umbel.shared.examples import read_examples
+from umbel.shared.release import read_release
+from umbel.simulations.data.splits import split_population
+from umbel.simulations.evaluation import evaluate_users
+from umbel.simulations.progress import Progress
+from umbel.simulations.results import Backbone, Data, Result, write_result
+from umbel.simulations.simulate import REPORT, RESULT, machine
+from umbel.simulations.summary import summarise_unseen
+
+
+def measure(
+    release_folder: Path,
+    data: Path,
+    ks: Sequence[int],
+    *,
+    query: int,
+    seed: int,
+    out: Path | None,
+    threads: int,
+    progress: Progress,
+) -> tuple[Result, Path | None]:
+    """Measures a release on the people of a file, all of them new.
+
+    Args:
+        release_folder: The release.
+        data: File of examples.
+        ks: Counts of own examples.
+        query: Query examples per person, at most.
+        seed: Of the split of each person's examples.
+        out: Where result.json and report.html go; nowhere if None.
+        threads: Threads of a graph run.
+        progress: Shows people how it goes.
+
+    Raises:
+        ReleaseError: The release cannot be used.
+        ExampleError: The file is malformed, has unknown labels, or nobody has enough examples.
+    """
+    begun = time.perf_counter()
+    release = read_release(release_folder)
+    labels = release.manifest.labels
+    with progress.phase("read people"):
+        examples = read_examples(data, labels=labels)
+        population = split_population(examples, seed=seed, unseen_share=1.0, labels=labels)
+    users = list(population.unseen.values())
+    engine = Engine(release, threads=threads)
+    with progress.phase("measure people") as bar:
+        by_k = evaluate_users(engine, users, ks, query=query, batch_users=8, on_users=bar.step)
+    result = Result(
+        experiment="evaluate",
+        seed=seed,
+        engine="none",
+        data=Data(
+            name=data.name,
+            users_seen=0,
+            users_unseen=len(users),
+            users_skipped=len(population.skipped),
+            examples=len(examples),
+            labels=len(labels),
+        ),
+        backbone=Backbone(name=release.manifest.backbone["name"], sha256=release.manifest.backbone["sha256"]),
+        methods=tuple(release.manifest.methods),
+        profile_bytes=release.manifest.profile.packed_bytes,
+        release=release.release_id,
+        rounds=(),
+        seen=None,
+        unseen=summarise_unseen(by_k, seed=seed),
+        training=None,
+        seconds={"evaluate": time.perf_counter() - begun},
+        machine=machine(threads),
+        config={"k": list(ks), "query": query, "seed": seed},
+    )
+    if out is not None:
+        _write(out, result)
+    return result, out
+
+
+def _write(out: Path, result: Result) -> None:
+    from umbel.simulations.report import write_report
+
+    write_report(out / REPORT, result)
+    write_result(out / RESULT, result)

@@ -1,0 +1,108 @@
+"""Who takes part in an experiment: read, thin out, split, and give each seen person a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from umbel.device_client.store import EXAMPLES, HELDOUT
+from umbel.shared.errors import ConfigError
+from umbel.shared.examples import Example, read_examples, write_examples
+from umbel.shared.rng import generator
+from umbel.simulations.data.community import CommunityConfig, generate_community
+from umbel.simulations.data.importers import import_data
+from umbel.simulations.data.splits import Population, UserExamples, split_population
+from umbel.simulations.experiment import DataConfig
+
+Accuracy = Callable[[str, Sequence[str]], float]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class People:
+    """The people of an experiment.
+
+    Attributes:
+        name: What the examples are.
+        examples: How many there are.
+        population: Seen and unseen people.
+        bayes: (user, texts) -> accuracy of the best possible answers; None in real data.
+        generic_bayes: The same for answers that do not depend on the person.
+    """
+
+    name: str
+    examples: int
+    population: Population
+    bayes: Accuracy | None = None
+    generic_bayes: Accuracy | None = None
+
+
+def gather(config: DataConfig, seed: int, labels: tuple[str, ...] | None) -> People:
+    """Reads or generates the examples of an experiment and splits its people.
+
+    Raises:
+        ConfigError: The source needs a path.
+        DataError: The data set cannot be imported.
+        ExampleError: The file is malformed, or too few people have enough examples.
+    """
+    if config.source == "community":
+        options: dict[str, Any] = {"seed": seed, **config.community}
+        if config.users is not None:
+            options["users"] = config.users
+        community = generate_community(CommunityConfig(**options))
+        population = _split(community.examples, config, seed, labels)
+        return People(
+            "generated community",
+            len(community.examples),
+            population,
+            community.bayes_accuracy,
+            community.generic_bayes_accuracy,
+        )
+    examples = _thinned(_read(config), config.users, seed)
+    return People(config.source, len(examples), _split(examples, config, seed, labels))
+
+
+def seen_examples(population: Population) -> list[Example]:
+    """Returns what the coordinator may train on: the support of seen people."""
+    return [example for user in population.seen.values() for example in user.support]
+
+
+def make_devices(folder: Path, people: Sequence[UserExamples], support: int, heldout: int) -> None:
+    """Gives each person a device home, numbered in order: 000000, 000001, ..."""
+    for number, user in enumerate(people):
+        home = folder / f"{number:06d}"
+        write_examples(home / EXAMPLES, user.support[:support])
+        write_examples(home / HELDOUT, user.query[:heldout])
+
+
+def _read(config: DataConfig) -> list[Example]:
+    if config.path is None:
+        raise ConfigError(
+            f"data.source is '{config.source}', which needs a place to read from",
+            hint="Give it with --data PATH (the folder of the data set, or a file of examples).",
+        )
+    path = Path(config.path)
+    return read_examples(path) if config.source == "file" else import_data(config.source, path)
+
+
+def _thinned(examples: list[Example], users: int | None, seed: int) -> list[Example]:
+    everyone = sorted({example.user for example in examples})
+    if users is None or users >= len(everyone):
+        return examples
+    chosen = generator(seed, 0, "", "choose users").permutation(len(everyone))[:users]
+    kept = {everyone[int(number)] for number in np.sort(chosen)}
+    return [example for example in examples if example.user in kept]
+
+
+def _split(
+    examples: Sequence[Example], config: DataConfig, seed: int, labels: tuple[str, ...] | None
+) -> Population:
+    """Splits twice, so that seen people keep most examples for training and new ones enough to be measured on."""
+    shares = {"unseen_share": config.unseen_share, "min_examples": config.min_examples, "labels": labels}
+    new: Any = split_population(examples, seed=seed, query_share=config.query_share, **shares)  # type: ignore[arg-type]
+    seen: Any = split_population(examples, seed=seed, query_share=config.heldout_share, **shares)  # type: ignore[arg-type]
+    return Population(new.labels, seen.seen, new.unseen, new.skipped)

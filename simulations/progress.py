@@ -1,0 +1,63 @@
+"""Shows people how a long run goes: a line and a bar per phase on a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+
+
+@final
+class Bar:
+    """The bar of one phase."""
+
+    def __init__(self, rich: RichProgress, task: TaskID):
+        self._rich = rich
+        self._task = task
+        self.note = ""
+
+    def step(self, done: int, total: int, words: str = "") -> None:
+        """Shows that `done` of `total` are done, and a few words on how it goes."""
+        self.note = words or self.note
+        self._rich.update(self._task, completed=done, total=total, words=words)
+
+    def training(self, phase: str, done: int, total: int, words: str) -> None:
+        """Shows a step of training or of choosing the recipe."""
+        self.step(done, total, f"{phase} {words}".strip() if phase != "train" else words)
+
+    def words(self, text: str) -> None:
+        """Shows what is being done, where there is nothing to count."""
+        self._rich.update(self._task, words=text)
+
+
+@final
+class Progress:
+    """Phases of a run, shown on stderr, so that stdout holds nothing but the result."""
+
+    def __init__(self, *, quiet: bool = False):
+        self.console = Console(stderr=True, quiet=quiet)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[Bar]:
+        """Shows a phase while the block runs, and a line with its seconds at its end."""
+        begun = time.perf_counter()
+        with RichProgress(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[words]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        ) as rich:
+            bar = Bar(rich, rich.add_task(name, total=None, words=""))
+            yield bar
+        seconds = time.perf_counter() - begun
+        note = f"  {bar.note}" if bar.note else ""
+        self.console.print(f"  [green]✓[/green] {name}  [dim]{seconds:.1f} s{note}[/dim]", highlight=False)

@@ -1,0 +1,349 @@
+"""`umbel simulate`: data -> coordinator training -> release -> rounds with seen people -> people never met -> report.
+
+Every phase leaves its work in the run's folder and is not done again there, so that a stopped run goes on:
+
+    runs/NAME/
+      run.json              what this run is; another one does not go on in its folder
+      training/             checkpoints, metrics, the finished model
+      release/              what was published after training
+      devices/000000/ ...   homes of the seen people's devices
+      rounds/               what the rounds have reached
+      release-after-rounds/ the release that is measured
+      evaluation/           people measured so far
+      result.json           every figure
+      report.html           the same, to look at
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from umbel.coordinator.artifacts import TrainedModel
+from umbel.coordinator.publish import publish, publish_update
+from umbel.coordinator.train import train
+from umbel.device_client.engine import Engine
+from umbel.shared.errors import ConfigError
+from umbel.shared.files import atomic_write, sha256_bytes
+from umbel.shared.release import Release, read_release
+from umbel.simulations.data.splits import UserExamples
+from umbel.simulations.engines import RoundsResult, run_rounds
+from umbel.simulations.evaluation import evaluate_users
+from umbel.simulations.experiment import ExperimentConfig
+from umbel.simulations.people import People, gather, make_devices, seen_examples
+from umbel.simulations.progress import Progress
+from umbel.simulations.results import (
+    Backbone,
+    CurvePoint,
+    Data,
+    Machine,
+    Result,
+    Round,
+    Seen,
+    Training,
+    Unseen,
+    read_result,
+    write_result,
+)
+from umbel.simulations.summary import summarise_unseen
+
+RUN = "run.json"
+RESULT = "result.json"
+REPORT = "report.html"
+_VERSIONS = ("numpy", "torch", "transformers", "onnxruntime", "flwr")
+
+
+@final
+@dataclass(slots=True)
+class Clock:
+    """Seconds by phase, kept in the run's folder, so that a resumed run still tells what the whole took."""
+
+    path: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def load(self) -> None:
+        """Takes up what an earlier, stopped run has measured."""
+        if self.path.is_file():
+            self.seconds = json.loads(self.path.read_text(encoding="utf-8"))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time that the block takes, however it ends."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+            atomic_write(self.path, json.dumps(self.seconds).encode())
+
+
+def simulate(
+    name: str,
+    config: ExperimentConfig,
+    out: Path,
+    *,
+    threads: int = 2,
+    workers: int = 1,
+    restart: bool = False,
+    progress: Progress,
+) -> Result:
+    """Runs an experiment in `out`, or what is left of it, and writes result.json and report.html.
+
+    Args:
+        name: The experiment's name.
+        config: What to do.
+        out: The run's folder.
+        threads: Threads of training and measuring.
+        workers: Processes that the flower engine runs devices in.
+        restart: Begin again, whatever is there.
+        progress: Shows people how it goes.
+
+    Raises:
+        ConfigError: `out` holds another run.
+        UmbelError: A phase failed; what was finished is kept.
+    """
+    if restart:
+        _clear(out)
+    _claim(out, name, config)
+    clock = Clock(out / "seconds.json")
+    clock.load()
+    if (out / RESULT).is_file():
+        return read_result(out / RESULT)
+    with clock.phase("data"), progress.phase("people"):
+        people = gather(config.data, config.coordinator.seed, config.coordinator.task.labels)
+    with clock.phase("train"), progress.phase("train what everyone shares") as bar:
+        examples = seen_examples(people.population)
+        trained = train(
+            config.coordinator, examples, out / "training", threads=threads, on_progress=bar.training
+        )
+    with clock.phase("publish"), progress.phase("publish: export, compare, write") as bar:
+        release = _published(trained, out / "release", bar.words)
+    with clock.phase("rounds"), progress.phase("federated rounds") as bar:
+        reached = _rounds(config, people, release, out, workers, bar)
+        final = _after_rounds(release, reached, out)
+    engine = Engine(final, threads=threads)
+    with clock.phase("evaluate"), progress.phase("people never met") as bar:
+        unseen = _unseen(engine, people, config, out, bar)
+    with clock.phase("evaluate seen"), progress.phase("people seen in training") as bar:
+        seen = _seen(engine, people, config, out, bar)
+    result = _result(name, config, people, trained, final, reached, unseen, seen, clock.seconds, threads)
+    _write(out, result)
+    return result
+
+
+def _write(out: Path, result: Result) -> None:
+    from umbel.simulations.report import write_report
+
+    write_report(out / REPORT, result)
+    write_result(out / RESULT, result)
+
+
+def identity(name: str, config: ExperimentConfig) -> str:
+    """Returns the hash that tells runs apart."""
+    row = [name, config.model_dump(mode="json")]
+    return sha256_bytes(json.dumps(row, sort_keys=True).encode())
+
+
+def _claim(out: Path, name: str, config: ExperimentConfig) -> None:
+    """Makes the folder this run's own, or finds that it is another's."""
+    path = out / RUN
+    wanted = identity(name, config)
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["identity"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is damaged", [type(error).__name__], "Choose another --out.") from error
+        if found != wanted:
+            raise ConfigError(
+                f"{out} holds a run with another configuration",
+                hint="Choose another --out, or pass --restart to begin again there (it is overwritten).",
+            )
+        return
+    row = {"experiment": name, "identity": wanted, "config": config.model_dump(mode="json")}
+    atomic_write(path, json.dumps(row, indent=2).encode() + b"\n")
+
+
+def _clear(out: Path) -> None:
+    """Removes a run, and only a run: a folder without run.json is left alone."""
+    import shutil
+
+    if not (out / RUN).is_file():
+        return
+    for part in ("training", "release", "devices", "rounds", "release-after-rounds", "evaluation"):
+        shutil.rmtree(out / part, ignore_errors=True)
+    for file in (RESULT, REPORT, "seconds.json", RUN):
+        (out / file).unlink(missing_ok=True)
+
+
+def _published(trained: TrainedModel, folder: Path, on_phase: Any) -> Release:
+    """Publishes, unless the folder already holds the release of this very training."""
+    mark = folder / "training-fingerprint"
+    if mark.is_file() and mark.read_text(encoding="utf-8") == trained.fingerprint:
+        return read_release(folder)
+    release = publish(trained, folder, on_phase=on_phase)
+    atomic_write(mark, trained.fingerprint.encode())
+    return release
+
+
+def _panel(people: People) -> list[UserExamples]:
+    return list(people.population.seen.values())
+
+
+def _rounds(
+    config: ExperimentConfig, people: People, release: Release, out: Path, workers: int, bar: Any
+) -> RoundsResult | None:
+    if config.rounds.rounds == 0:
+        return None
+    devices = _panel(people)
+    if not (out / "devices" / f"{len(devices) - 1:06d}").is_dir():
+        make_devices(out / "devices", devices, config.rounds.device_examples, config.rounds.device_heldout)
+    return run_rounds(
+        config.rounds.engine,
+        release_folder=release.folder,
+        devices_folder=out / "devices",
+        clients_total=len(devices),
+        settings=config.rounds.settings(config.coordinator.seed),
+        out=out / "rounds",
+        workers=workers,
+        on_round=lambda record: bar.step(record.round, config.rounds.rounds, _round_words(record.seen_accuracy)),
+    )
+
+
+def _round_words(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"seen {accuracy:.3f}"
+
+
+def _after_rounds(release: Release, reached: RoundsResult | None, out: Path) -> Release:
+    if reached is None or not reached.rounds:
+        return release
+    return publish_update(release, reached.trainables, out / "release-after-rounds")
+
+
+def _unseen(engine: Engine, people: People, config: ExperimentConfig, out: Path, bar: Any) -> Unseen:
+    evaluation = config.evaluation
+    users = list(people.population.unseen.values())[: evaluation.users]
+    by_k = evaluate_users(
+        engine,
+        users,
+        evaluation.k,
+        query=evaluation.query,
+        batch_users=evaluation.batch_users,
+        journal=out / "evaluation" / "unseen.jsonl",
+        on_users=bar.step,
+    )
+    return summarise_unseen(
+        by_k,
+        seed=config.coordinator.seed,
+        bayes=_bayes(people.bayes, users, evaluation.query),
+        generic_bayes=_bayes(people.generic_bayes, users, evaluation.query),
+    )
+
+
+def _bayes(best: Any, users: Sequence[UserExamples], query: int) -> Any:
+    if best is None:
+        return None
+    return np.array([best(user.user, [example.text for example in user.query[:query]]) for user in users])
+
+
+def _seen(engine: Engine, people: People, config: ExperimentConfig, out: Path, bar: Any) -> Seen | None:
+    users = _panel(people)[: config.rounds.evaluate_clients]
+    if not users:
+        return None
+    most = config.rounds.device_examples
+    found = evaluate_users(
+        engine,
+        users,
+        [most],
+        query=config.rounds.device_heldout,
+        batch_users=config.evaluation.batch_users,
+        journal=out / "evaluation" / "seen.jsonl",
+        on_users=bar.step,
+    )[most]
+    return Seen(
+        users=len(users),
+        generic_accuracy=float(np.mean(found.generic)),
+        personal_accuracy=float(np.mean(found.personal)),
+    )
+
+
+def _result(
+    name: str,
+    config: ExperimentConfig,
+    people: People,
+    trained: TrainedModel,
+    release: Release,
+    reached: RoundsResult | None,
+    unseen: Unseen,
+    seen: Seen | None,
+    seconds: Mapping[str, float],
+    threads: int,
+) -> Result:
+    population, manifest = people.population, release.manifest
+    return Result(
+        experiment=name,
+        seed=config.coordinator.seed,
+        engine=config.rounds.engine,
+        data=Data(
+            name=people.name,
+            users_seen=len(population.seen),
+            users_unseen=len(population.unseen),
+            users_skipped=len(population.skipped),
+            examples=people.examples,
+            labels=len(population.labels),
+        ),
+        backbone=Backbone(name=manifest.backbone["name"], sha256=manifest.backbone["sha256"]),
+        methods=tuple(manifest.methods),
+        profile_bytes=manifest.profile.packed_bytes,
+        release=release.release_id,
+        rounds=_round_rows(reached),
+        seen=seen,
+        unseen=unseen,
+        training=_training(trained.report),
+        seconds=dict(seconds),
+        machine=machine(threads),
+        config=config.model_dump(mode="json"),
+    )
+
+
+def _round_rows(reached: RoundsResult | None) -> tuple[Round, ...]:
+    if reached is None:
+        return ()
+    keys = ("round", "clients", "failures", "seconds", "bytes_up", "bytes_down", "seen_accuracy")
+    return tuple(Round(**{key: getattr(record, key) for key in keys}) for record in reached.rounds)
+
+
+def _training(report: Mapping[str, Any]) -> Training:
+    curve = tuple(
+        CurvePoint(step=int(row["step"]), loss=row["loss"], heldout_accuracy=row["heldout_accuracy"])
+        for row in report["curve"]
+    )
+    return Training(
+        steps=report["steps"],
+        epochs=report["epochs"],
+        best_step=report["best_step"],
+        train_examples=report["train_examples"],
+        curve=curve,
+    )
+
+
+def machine(threads: int) -> Machine:
+    """Describes where this runs."""
+    import torch
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    versions = {name: metadata.version(name) for name in _VERSIONS}
+    return Machine(
+        cpus=os.cpu_count() or 1, threads=threads, gpu=gpu, python=platform.python_version(), versions=versions
+    )
+
+
