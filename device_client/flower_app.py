@@ -7,6 +7,7 @@ them by the run config (`devices`, `release`) and its partition.
 from __future__ import annotations
 
 import logging
+import traceback
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from flwr.clientapp import ClientApp
 from umbel.device_client.engine import Engine
 from umbel.device_client.rounds import evaluate, train
 from umbel.device_client.store import DeviceHome
-from umbel.shared.errors import ConfigError, MessageError
+from umbel.shared.errors import ConfigError, MessageError, UmbelError
 from umbel.shared.files import sha256_file
 from umbel.shared.messages import EVALUATE, TRAIN, Hello, RoundTask, Wire, read_task
 from umbel.shared.release import MANIFEST, Release, read_release
@@ -52,8 +53,7 @@ def reply(message: Message, context: Context) -> Message:
     try:
         return answer(message, context)
     except Exception as error:
-        stage = message.metadata.message_type
-        log.warning("%s failed on %s", stage, _place(context), exc_info=True)
+        log.warning("%s failed on %s: %s", message.metadata.message_type, _place(context), _told(error))
         return Message(Error(_RAISED, type(error).__name__), reply_to=message)
 
 
@@ -146,6 +146,13 @@ def _message(wire: Wire, message: Message) -> Message:
     arrays = ArrayRecord({name: Array(array) for name, array in wire.arrays.items()})
     content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(dict(wire.config))})
     return Message(content, reply_to=message)
+
+
+def _told(error: Exception) -> str:
+    """Returns an error for the device's own log; one that is not umbel's may quote a text: only its place."""
+    if isinstance(error, UmbelError):
+        return error.render()
+    return type(error).__name__ + "\n" + "".join(traceback.format_tb(error.__traceback__))
 
 
 def _place(context: Context) -> str:

@@ -2,8 +2,8 @@
 
     logits = W count(x) + b + p_u
 
-W and b are the trainable shared tensors, p_u is private. What is around the graphs is tested with it: exactly,
-fast, and in an environment without torch.
+W and b are the trainable shared tensors, p_u is private. What is around the graphs is tested with it:
+exactly, fast, and in an environment without torch.
 """
 
 from __future__ import annotations

@@ -263,7 +263,11 @@ def test_a_stop_ends_the_wait_and_keeps_what_was_finished() -> None:
 
     grid = grid_of()
     answers = grid.pull_messages
-    grid.pull_messages = lambda ids: [] if finished else answers(ids)  # type: ignore[method-assign]
+
+    def deaf_once_a_round_is_done(message_ids: Iterable[str]) -> Iterable[Message]:
+        return [] if finished else answers(message_ids)
+
+    grid.pull_messages = deaf_once_a_round_is_done  # type: ignore[method-assign]
     rounds = strategy(on_round=finished.append, stopped=lambda: bool(finished))
     with pytest.raises(Stopped):
         rounds.start(grid)

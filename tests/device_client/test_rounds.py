@@ -97,9 +97,9 @@ def test_a_round_is_the_same_whatever_was_stored_before(home: DeviceHome) -> Non
         np.testing.assert_array_equal(first.change[name], again.change[name])
 
 
-@pytest.mark.parametrize("place", [{"seed": 6}, {"round": 3}])
-def test_another_seed_or_round_takes_other_minibatches(home: DeviceHome, place: dict[str, int]) -> None:
-    first, other = train(ENGINE, home, 4, task()), train(ENGINE, home, 4, replace(task(), **place))
+@pytest.mark.parametrize("elsewhere", [task(seed=6), task(round=3)])
+def test_another_seed_or_round_takes_other_minibatches(home: DeviceHome, elsewhere: RoundTask) -> None:
+    first, other = train(ENGINE, home, 4, task()), train(ENGINE, home, 4, elsewhere)
     assert not np.array_equal(first.change["head.bias"], other.change["head.bias"])
 
 

@@ -1,7 +1,10 @@
 """The engines on a small real release: equal numbers, resumed runs, and what a client process holds."""
 
+import contextlib
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -254,3 +257,68 @@ def test_ctrl_c_ends_flower_and_keeps_what_was_finished(
     assert len(json.loads((tmp_path / "rounds.json").read_text())["rounds"]) >= 1
     time.sleep(1)
     assert not list(loaded_by("ray::ClientAppActor"))
+
+
+def descendants(pattern: str) -> list[int]:
+    """Returns the processes whose command holds `pattern`, and all that they started."""
+    parents, found = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if pattern in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid and child not in found]
+    return found
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_flwr_run_of_the_thin_app_gives_the_same_numbers(
+    tiny_release: Release, devices: Path, serial: RoundsResult, repository: Path, tmp_path: Path
+) -> None:
+    """`flwr run` leaves a SuperLink behind; it and all that it started are ended here, by their ids."""
+    folder = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": free_port(),
+        "FLWR_LOCAL_CONTROL_API_PORT": free_port(),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    config = SETTINGS.as_run_config() | {
+        "release": str(tiny_release.folder), "devices": str(devices), "out": str(tmp_path / "out"),
+        "population": len(EXAMPLES),
+    }  # fmt: skip
+    overrides = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+    nodes = f"num-supernodes={len(EXAMPLES)} client-resources-num-cpus=1 init-args-num-cpus=1"
+    try:
+        done = subprocess.run(
+            [folder / "flwr", "run", repository / "simulations" / "flower_app", "--stream",
+             "--run-config", overrides, "--federation-config", nodes],
+            env=environment, capture_output=True, text=True, timeout=180, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    finally:
+        left = descendants(str(tmp_path / "flwr"))
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "round 2: 3 devices" in done.stdout
+    found = Journal(tmp_path / "out", tiny_release.release_id, len(EXAMPLES), SETTINGS).read()
+    assert found is not None
+    assert_equal(found, serial)
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in left) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
