@@ -43,7 +43,7 @@ def serve(
         stopped: Asked while waiting for devices; True ends the run.
 
     Raises:
-        ConfigError: The config cannot be used, or `out` holds a run with other settings.
+        ConfigError: The config cannot be used, or `out` holds a run that is longer or has other settings.
         ReleaseError: The release cannot be used.
         TrainingError: No devices can take part.
         Stopped: `stopped` said so.
@@ -64,13 +64,22 @@ def serve(
     strategy = PersonalRounds(
         release.manifest,
         settings,
-        reached=journal.read() or RoundsResult([], release_trainables(release)),
+        reached=_reached(journal, settings) or RoundsResult([], release_trainables(release)),
         population=population,
         on_round=keep,
         stopped=stopped,
     )
     strategy.start(grid)
     return strategy.reached
+
+
+def _reached(journal: Journal, settings: RoundSettings) -> RoundsResult | None:
+    reached = journal.read()
+    if reached is not None and len(reached.rounds) > settings.rounds:
+        problem = f"{journal.folder} is at round {len(reached.rounds)}, past round {settings.rounds}"
+        hint = "The tensors of earlier rounds are not kept: ask for more rounds, or give another out folder."
+        raise ConfigError("the rounds cannot be continued", [problem], hint)
+    return reached
 
 
 def release_trainables(release: Release) -> dict[str, FloatArray]:

@@ -198,6 +198,24 @@ def test_the_debug_path_raises_where_it_breaks(tiny_release: Release, tmp_path: 
     assert error.value.__notes__ == ["round 1, stage train, device 000002"]
 
 
+def test_a_run_that_is_asked_again_is_not_run_again_and_cannot_be_shortened(
+    tiny_release: Release, devices: Path, tmp_path: Path
+) -> None:
+    first = run("serial", tiny_release, devices, tmp_path)
+    again = run("serial", tiny_release, empty_homes(tmp_path), tmp_path)
+    assert again.rounds == first.rounds
+    assert_equal(again, first)
+    with pytest.raises(ConfigError, match="is at round 2, past round 1"):
+        run("serial", tiny_release, devices, tmp_path, replace(SETTINGS, rounds=1))
+
+
+def empty_homes(folder: Path) -> Path:
+    """Returns homes that are empty: no device could do any work there."""
+    for number in range(len(EXAMPLES)):
+        (folder / "empty" / f"{number:06d}").mkdir(parents=True)
+    return folder / "empty"
+
+
 def test_a_wrong_release_is_refused(devices: Path, tmp_path: Path) -> None:
     with pytest.raises(ReleaseError, match="no release at"):
         run_rounds(
