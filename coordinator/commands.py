@@ -20,19 +20,24 @@ _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object inste
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; an empty one takes every default.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="TOML file; an empty one takes every default.")
+    ],
     examples: Annotated[
         Path, typer.Option("--examples", "-e", help="Examples of seen users (public, or given with consent).")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of checkpoints, metrics and the finished model.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of checkpoints, metrics and the finished model.")
+    ],
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 2,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what is in the folder.")] = False,
     as_json: _Json = False,
 ) -> None:
     """Train the shared part of every method on the examples of seen users.
 
-    CONFIG is a TOML file with the sections backbone, task, methods.NAME, training and recipe; an empty file takes every
-    default. When stopped, give the same command again: it goes on from the last checkpoint, to the same weights.
+    CONFIG is a TOML file with the sections backbone, task, methods.NAME, training and recipe; an empty file
+    takes every default. When stopped, give the same command again: it goes on from the last checkpoint, to
+    the same weights.
 
     For instance: umbel coordinator train config.toml --examples seen.jsonl --out training
 
@@ -61,8 +66,9 @@ def train(
     }
     _tell(
         found,
-        f"Trained on {report['train_examples']} examples of {report['users']} people: {report['stopped']}; the best of "
-        f"{report['steps']} steps was {report['best_step']} (held-out accuracy {best['heldout_accuracy']:.3f}).\n"
+        f"Trained on {report['train_examples']} examples of {report['users']} people: {report['stopped']}; "
+        f"the best of {report['steps']} steps was {report['best_step']} "
+        f"(held-out accuracy {best['heldout_accuracy']:.3f}).\n"
         f"Publish it with: umbel coordinator publish {out} --out release",
         as_json,
     )
@@ -77,8 +83,8 @@ def publish(
 ) -> None:
     """Write a release: plain ONNX graphs, weights, tokenizer and manifest.
 
-    TRAINING is the folder that `umbel coordinator train` wrote. torch and onnxruntime are compared on logits, loss and
-    every gradient; a release that does not agree is refused.
+    TRAINING is the folder that `umbel coordinator train` wrote. torch and onnxruntime are compared on logits,
+    loss and every gradient; a release that does not agree is refused.
 
     For instance: umbel coordinator publish training --out release
     """

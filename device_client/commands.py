@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Learn a private profile from a few of your own examples, and predict with it. Nothing leaves this machine.",
+    help="Learn a private profile from a few of your own examples, and predict with it. "
+    "Nothing leaves this machine.",
 )
 
 _Release = Annotated[Path, typer.Option("--release", "-r", help="Folder of the release.")]
@@ -29,7 +30,8 @@ _PROFILE = Path("profile.umbel")
 def learn(
     release: _Release,
     examples: Annotated[
-        Path, typer.Option("--examples", "-e", help="Your examples (.jsonl or .csv): a text and its label each.")
+        Path,
+        typer.Option("--examples", "-e", help="Your examples (.jsonl or .csv): a text and its label each."),
     ],
     profile: _Profile = _PROFILE,
     threads: _Threads = 2,
@@ -37,8 +39,8 @@ def learn(
 ) -> None:
     """Learn a profile from your own examples.
 
-    Each line of the file is one example, such as {"text": "A slow, quiet story.", "label": "yes"}; the labels must be the
-    release's. A handful is enough. The profile is written whole or not at all.
+    Each line of the file is one example, such as {"text": "A slow, quiet story.", "label": "yes"}; the labels
+    must be the release's. A handful is enough. The profile is written whole or not at all.
 
     For instance: umbel device learn --release release --examples mine.jsonl
     """
@@ -49,7 +51,9 @@ def learn(
     begun = time.perf_counter()
     checked = read_release(release)
     rows = read_examples(examples, labels=checked.manifest.labels, default_user="owner")
-    learned = learn_profile(checked, rows, profile, threads=threads, on_step=_bar(checked.manifest.recipe.steps, as_json))
+    learned = learn_profile(
+        checked, rows, profile, threads=threads, on_step=_bar(checked.manifest.recipe.steps, as_json)
+    )
     found = {
         "profile": str(profile),
         "bytes": learned.file_bytes,
@@ -69,7 +73,8 @@ def learn(
     typer.echo(
         f"Learned from {len(rows)} examples in {found['seconds']:.1f} s. On them the loss fell from "
         f"{learned.nll_generic:.3f} to {learned.nll_personal:.3f}.\n"
-        f"The profile is in {profile} ({learned.file_bytes} bytes). Use it: umbel device predict --release {release} "
+        f"The profile is in {profile} ({learned.file_bytes} bytes). "
+        f"Use it: umbel device predict --release {release} "
         f'--profile {profile} "some text"'
     )
 
@@ -77,7 +82,9 @@ def learn(
 @app.command()
 def predict(
     release: _Release,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; '-' reads lines from stdin.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; '-' reads lines from stdin.")
+    ] = None,
     file: Annotated[Path | None, typer.Option("--texts", "-t", help="File with one text a line.")] = None,
     profile: _Profile = _PROFILE,
     generic: Annotated[bool, typer.Option("--generic", help="Predict without a profile.")] = False,
@@ -86,8 +93,8 @@ def predict(
 ) -> None:
     """Predict labels with your profile.
 
-    TEXT are the texts themselves; '-' reads them from stdin, one a line. Next to your label stands the one that a person
-    about whom nothing is known would get.
+    TEXT are the texts themselves; '-' reads them from stdin, one a line. Next to your label stands the one
+    that a person about whom nothing is known would get.
 
     For instance: umbel device predict --release release "A slow, quiet story."
     """

@@ -19,22 +19,30 @@ _Threads = Annotated[int, typer.Option(min=1, help="Threads for training and mea
 
 @app.command()
 def simulate(
-    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Name or folder of an experiment.")] = "demo",
-    data: Annotated[Path | None, typer.Option(help="Folder or file of the examples, where the experiment needs one.")] = None,
+    experiment: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT", help="Name or folder of an experiment.")
+    ] = "demo",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder or file of the examples, where the experiment needs one.")
+    ] = None,
     users: Annotated[int | None, typer.Option(min=4, help="How many people take part.")] = None,
     rounds: Annotated[int | None, typer.Option(min=0, help="How many federated rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
     engine: Annotated[str | None, typer.Option(help="What runs the devices: flower or serial.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder. [default: runs/EXPERIMENT]")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run's folder. [default: runs/EXPERIMENT]")
+    ] = None,
     threads: _Threads = 2,
     workers: Annotated[int, typer.Option(min=1, help="Processes that devices run in (flower engine).")] = 1,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin again, whatever the run's folder holds.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin again, whatever the run's folder holds.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Run an experiment: data, training, release, federated rounds, people never met, report.
 
-    EXPERIMENT is the name of one that comes with umbel (demo, movielens) or a folder with a config.toml. A stopped run
-    goes on where it was when the same command is given again.
+    EXPERIMENT is the name of one that comes with umbel (demo, movielens) or a folder with a config.toml. A
+    stopped run goes on where it was when the same command is given again.
 
     For instance: umbel simulate demo
 
@@ -51,9 +59,13 @@ def simulate(
     target = out or Path("runs") / folder.name
     progress = Progress(quiet=as_json)
     fresh = restart or not (target / RESULT).is_file()
-    progress.console.print(f"[bold]umbel simulate {folder.name}[/bold]  [dim]in {target}[/dim]", highlight=False)
+    progress.console.print(
+        f"[bold]umbel simulate {folder.name}[/bold]  [dim]in {target}[/dim]", highlight=False
+    )
     begun = time.perf_counter()
-    result = run(folder.name, config, target, threads=threads, workers=workers, restart=restart, progress=progress)
+    result = run(
+        folder.name, config, target, threads=threads, workers=workers, restart=restart, progress=progress
+    )
     _show(result, target, as_json)
     if not as_json:
         _farewell(target, fresh, time.perf_counter() - begun)
@@ -92,26 +104,36 @@ def _farewell(folder: Path, fresh: bool, seconds: float) -> None:
     from umbel.simulations.simulate import REPORT, RESULT
 
     if fresh:
-        typer.echo(f"Done in {seconds:.0f} s. Look at {folder / REPORT}; every figure is in {folder / RESULT}.")
+        typer.echo(
+            f"Done in {seconds:.0f} s. Look at {folder / REPORT}; every figure is in {folder / RESULT}."
+        )
     else:
-        typer.echo(f"This run was finished before; look at {folder / REPORT}. Pass --restart to run it again.")
+        typer.echo(
+            f"This run was finished before; look at {folder / REPORT}. Pass --restart to run it again."
+        )
 
 
 @app.command()
 def evaluate(
     release: Annotated[Path, typer.Option("--release", "-r", help="Folder of the release.")],
     data: Annotated[Path, typer.Option("--data", "-d", help="File of examples: .jsonl, .csv or .parquet.")],
-    k: Annotated[str, typer.Option(help="Counts of own examples to learn from, with commas.")] = "0,1,2,4,8,16,32",
+    k: Annotated[
+        str, typer.Option(help="Counts of own examples to learn from, with commas.")
+    ] = "0,1,2,4,8,16,32",
     query: Annotated[int, typer.Option(min=1, help="Examples to predict per person, at most.")] = 40,
-    seed: Annotated[int, typer.Option(help="Seed of the split into examples to learn from and to predict.")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for result.json and report.html.")] = None,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the split into examples to learn from and to predict.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for result.json and report.html.")
+    ] = None,
     threads: _Threads = 2,
     as_json: _Json = False,
 ) -> None:
     """Measure a release on a file of your own people, all of them new to it.
 
-    Every person's examples are split into some to learn from and some to predict; profiles are learned by the device's
-    own code, from k examples.
+    Every person's examples are split into some to learn from and some to predict; profiles are learned by the
+    device's own code, from k examples.
 
     For instance: umbel evaluate --release runs/demo/release --data mine.jsonl --k 0,4,16
     """
@@ -119,7 +141,14 @@ def evaluate(
     from umbel.simulations.progress import Progress
 
     result, folder = measure(
-        release, data, _ks(k), query=query, seed=seed, out=out, threads=threads, progress=Progress(quiet=as_json)
+        release,
+        data,
+        _ks(k),
+        query=query,
+        seed=seed,
+        out=out,
+        threads=threads,
+        progress=Progress(quiet=as_json),
     )
     if as_json:
         from umbel.simulations.results import rendered

@@ -1,4 +1,4 @@
-"""Measures a release on people it has never met, learned by the device's own code from k of their examples."""
+"""Measures a release on people it has never met, by the device's own code, from k of their examples."""
 
 from __future__ import annotations
 
@@ -55,15 +55,21 @@ def evaluate_users(
         if on_users is not None:
             on_users(len(rows), len(users))
     return {
-        k: UserAccuracies(*(np.array([row[what][str(k)] for row in rows]) for what in ("generic", "bias", "personal")))
+        k: UserAccuracies(
+            *(np.array([row[what][str(k)] for row in rows]) for what in ("generic", "bias", "personal"))
+        )
         for k in ks
     }
 
 
-def _evaluate_batch(engine: Engine, users: Sequence[UserExamples], ks: Sequence[int], query: int) -> list[Row]:
+def _evaluate_batch(
+    engine: Engine, users: Sequence[UserExamples], ks: Sequence[int], query: int
+) -> list[Row]:
     supports = [encode_examples(engine, user.support[: max(ks)]) for user in users]
     queries = [encode_examples(engine, user.query[:query]) for user in users]
-    generic = [predict_logits(engine, part.tokens, engine.release.manifest.profile.zeros(1)) for part in queries]
+    generic = [
+        predict_logits(engine, part.tokens, engine.release.manifest.profile.zeros(1)) for part in queries
+    ]
     own = [predict_logits(engine, part.tokens, engine.release.manifest.profile.zeros(1)) for part in supports]
     rows: list[Row] = [{"generic": {}, "bias": {}, "personal": {}} for _ in users]
     prior = engine.release.manifest.recipe.bias_prior
@@ -79,7 +85,9 @@ def _evaluate_batch(engine: Engine, users: Sequence[UserExamples], ks: Sequence[
     return rows
 
 
-def _personal_logits(engine: Engine, supports: Sequence[Encoded], queries: Sequence[Encoded]) -> list[FloatArray]:
+def _personal_logits(
+    engine: Engine, supports: Sequence[Encoded], queries: Sequence[Encoded]
+) -> list[FloatArray]:
     profile = learn_profiles(engine, supports, engine.release.manifest.recipe)
     owner = np.repeat(np.arange(len(queries)), [len(part) for part in queries])
     logits = predict_logits(engine, join([part.tokens for part in queries]), profile, owner=owner)
@@ -96,7 +104,9 @@ def _identity(
     engine: Engine, users: Sequence[UserExamples], ks: Sequence[int], query: int, batch_users: int
 ) -> str:
     people = [[u.user, [[e.text, e.label] for e in (*u.support[: max(ks)], *u.query[:query])]] for u in users]
-    return sha256_bytes(json.dumps([engine.release.release_id, list(ks), query, batch_users, people]).encode())
+    return sha256_bytes(
+        json.dumps([engine.release.release_id, list(ks), query, batch_users, people]).encode()
+    )
 
 
 def _read_journal(journal: Path | None, identity: str) -> list[Row]:
@@ -105,7 +115,11 @@ def _read_journal(journal: Path | None, identity: str) -> list[Row]:
         return []
     journal.parent.mkdir(parents=True, exist_ok=True)
     if journal.is_file():
-        whole = [line for line in journal.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        whole = [
+            line
+            for line in journal.read_text(encoding="utf-8").splitlines(keepends=True)
+            if line.endswith("\n")
+        ]
         if whole and json.loads(whole[0]) == {"identity": identity}:
             rows: list[Row] = [json.loads(line) for line in whole[1:]]
             journal.write_text("".join(whole), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""An experiment's configuration: the people, the coordinator, the rounds, and how unseen people are measured."""
+"""An experiment's configuration: people, coordinator, rounds, and how unseen people are measured."""
 
 from __future__ import annotations
 
@@ -23,15 +23,21 @@ class DataConfig(Strict):
 
     source: Literal["community", "movielens", "crehate", "clinc150", "paradigms", "lamp", "file"] = Field(
         default="community",
-        description="The generated community, a public format (give its folder with --data), or a file of examples.",
+        description="The generated community, a public format (its folder by --data), or a file.",
     )
     path: str | None = Field(default=None, description="Folder or file; --data overrides it.")
     users: int | None = Field(default=None, ge=4, description="How many people; None takes all.")
     unseen_share: float = Field(default=0.3, gt=0, lt=1, description="Share of people that are new.")
-    query_share: float = Field(default=0.5, gt=0, lt=1, description="Share of a new person's examples to predict.")
-    heldout_share: float = Field(default=0.15, gt=0, lt=1, description="Share of a seen person's examples held out.")
+    query_share: float = Field(
+        default=0.5, gt=0, lt=1, description="Share of a new person's examples to predict."
+    )
+    heldout_share: float = Field(
+        default=0.15, gt=0, lt=1, description="Share of a seen person's examples held out."
+    )
     min_examples: int = Field(default=4, ge=2, description="People with fewer examples are left out.")
-    community: dict[str, int | float] = Field(default_factory=dict, description="Options of the generated community.")
+    community: dict[str, int | float] = Field(
+        default_factory=dict, description="Options of the generated community."
+    )
 
     @field_validator("community")
     @classmethod
@@ -53,8 +59,12 @@ class RoundsConfig(Strict):
     engine: Literal["flower", "serial"] = Field(default="flower", description="What runs the devices.")
     rounds: int = Field(default=3, ge=0, description="How many rounds.")
     clients: int = Field(default=8, ge=1, description="Devices per round.")
-    evaluate_clients: int = Field(default=12, ge=0, description="Seen users whose held-out examples are looked at.")
-    device_examples: int = Field(default=16, ge=2, description="Examples that a seen user's device holds, at most.")
+    evaluate_clients: int = Field(
+        default=12, ge=0, description="Seen users whose held-out examples are looked at."
+    )
+    device_examples: int = Field(
+        default=16, ge=2, description="Examples that a seen user's device holds, at most."
+    )
     device_heldout: int = Field(default=24, ge=1, description="Held-out examples of a seen user, at most.")
     local_steps: int = Field(default=2, ge=1, description="Shared steps on a device.")
     local_rate: float = Field(default=0.01, gt=0, description="Their rate.")
@@ -79,7 +89,9 @@ class RoundsConfig(Strict):
 class EvaluationConfig(Strict):
     """[evaluation]: how unseen people are measured."""
 
-    k: tuple[int, ...] = Field(default=(0, 1, 2, 4, 8, 16, 32), min_length=1, description="Counts of own examples.")
+    k: tuple[int, ...] = Field(
+        default=(0, 1, 2, 4, 8, 16, 32), min_length=1, description="Counts of own examples."
+    )
     users: int | None = Field(default=None, ge=1, description="Unseen people at most; None takes all.")
     query: int = Field(default=40, ge=1, description="Query examples per person, at most.")
     batch_users: int = Field(default=8, ge=1, description="People who learn side by side in one graph run.")
@@ -136,5 +148,3 @@ def read_experiment(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> E
         target.update(values)
     sections = {name: row.pop(name, {}) for name in ("data", "rounds", "evaluation")}
     return validated(ExperimentConfig, {"coordinator": row, **sections}, str(folder / CONFIG))
-
-

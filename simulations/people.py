@@ -101,8 +101,24 @@ def _thinned(examples: list[Example], users: int | None, seed: int) -> list[Exam
 def _split(
     examples: Sequence[Example], config: DataConfig, seed: int, labels: tuple[str, ...] | None
 ) -> Population:
-    """Splits twice, so that seen people keep most examples for training and new ones enough to be measured on."""
-    shares = {"unseen_share": config.unseen_share, "min_examples": config.min_examples, "labels": labels}
-    new: Any = split_population(examples, seed=seed, query_share=config.query_share, **shares)  # type: ignore[arg-type]
-    seen: Any = split_population(examples, seed=seed, query_share=config.heldout_share, **shares)  # type: ignore[arg-type]
+    """Splits twice: seen people keep most examples for training, new ones enough to be measured on."""
+    new = _halves(examples, config, seed, labels, config.query_share)
+    seen = _halves(examples, config, seed, labels, config.heldout_share)
     return Population(new.labels, seen.seen, new.unseen, new.skipped)
+
+
+def _halves(
+    examples: Sequence[Example],
+    config: DataConfig,
+    seed: int,
+    labels: tuple[str, ...] | None,
+    query_share: float,
+) -> Population:
+    return split_population(
+        examples,
+        seed=seed,
+        unseen_share=config.unseen_share,
+        query_share=query_share,
+        min_examples=config.min_examples,
+        labels=labels,
+    )

@@ -1,4 +1,4 @@
-"""Shows people how a long run goes: a line and a bar per phase on a terminal, plain lines where there is none."""
+"""Shows people how a long run goes: a bar per phase on a terminal, plain lines where there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`umbel simulate`: data -> coordinator training -> release -> rounds with seen people -> people never met -> report.
+"""`umbel simulate`: data, training, release, rounds with seen people, people never met, report.
 
 Every phase leaves its work in the run's folder and is not done again there, so that a stopped run goes on:
 
@@ -162,7 +162,9 @@ def _claim(out: Path, name: str, config: ExperimentConfig) -> None:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))["identity"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is damaged", [type(error).__name__], "Choose another --out.") from error
+            raise ConfigError(
+                f"{path} is damaged", [type(error).__name__], "Choose another --out."
+            ) from error
         if found != wanted:
             raise ConfigError(
                 f"{out} holds a run with another configuration",
@@ -215,7 +217,9 @@ def _rounds(
         settings=config.rounds.settings(config.coordinator.seed),
         out=out / "rounds",
         workers=workers,
-        on_round=lambda record: bar.step(record.round, config.rounds.rounds, _round_words(record.seen_accuracy)),
+        on_round=lambda record: bar.step(
+            record.round, config.rounds.rounds, _round_words(record.seen_accuracy)
+        ),
     )
 
 
@@ -343,7 +347,9 @@ def machine(threads: int) -> Machine:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     versions = {name: metadata.version(name) for name in _VERSIONS}
     return Machine(
-        cpus=os.cpu_count() or 1, threads=threads, gpu=gpu, python=platform.python_version(), versions=versions
+        cpus=os.cpu_count() or 1,
+        threads=threads,
+        gpu=gpu,
+        python=platform.python_version(),
+        versions=versions,
     )
-
-

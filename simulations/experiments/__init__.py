@@ -1,1 +1,1 @@
-"""Experiments: a folder each, with its configuration, a README and, where it is slow, its committed result."""
+"""Experiments: a folder each, with its configuration, a README and, where it is slow, its result."""
