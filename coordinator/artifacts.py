@@ -10,14 +10,14 @@ from typing import Any, final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from umbel.coordinator.backbone import Backbone, load_backbone
 from umbel.coordinator.config import CoordinatorConfig, validated
 from umbel.coordinator.model import PersonalModel, build_model
 from umbel.shared.errors import TrainingError, UmbelError
-from umbel.shared.files import atomic_write
+from umbel.shared.files import atomic_write, sha256_bytes
 from umbel.shared.recipe import LearningRecipe
 
 MODEL = "model.safetensors"
@@ -51,8 +51,10 @@ class TrainedModel:
 def save_trained(folder: Path, trained: TrainedModel) -> None:
     """Writes a finished training; its description comes last, so that a folder that has one is complete."""
     contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in trained.tensors.items()}
-    atomic_write(folder / MODEL, save(contiguous))
+    model = save(contiguous)
+    atomic_write(folder / MODEL, model)
     description = {
+        "model_sha256": sha256_bytes(model),
         "config": trained.config.model_dump(mode="json"),
         "labels": list(trained.labels),
         "backbone_sha256": trained.backbone_sha256,
@@ -72,10 +74,15 @@ def load_trained(folder: Path) -> TrainedModel:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise TrainingError(
-            f"{folder} holds no finished training", [f"missing: {path}"], "Run: umbel coordinator train CONFIG."
+            f"{folder} holds no finished training",
+            [f"missing: {path}"],
+            "Run: umbel coordinator train CONFIG.",
         )
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
+        model = (folder / MODEL).read_bytes()
+        if sha256_bytes(model) != row["model_sha256"]:
+            raise ValueError(f"{MODEL} has another hash")
         return TrainedModel(
             validated(CoordinatorConfig, row["config"], str(path)),
             tuple(row["labels"]),
@@ -83,13 +90,15 @@ def load_trained(folder: Path) -> TrainedModel:
             row["fingerprint"],
             LearningRecipe.from_json(row["recipe"]),
             row["report"],
-            load_file(folder / MODEL),
+            load(model),
         )
     except UmbelError:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(
-            f"the training in {folder} is damaged", [type(error).__name__], "Train again, or restore the folder."
+            f"the training in {folder} is damaged",
+            [type(error).__name__],
+            "Train again, or restore the folder.",
         ) from error
 
 

@@ -32,7 +32,13 @@ from umbel.shared.release import (
 OnPhase = Callable[[str], None]
 
 
-def publish(trained: TrainedModel, folder: Path, *, parent: str | None = None, on_phase: OnPhase = str) -> Release:
+def _silent(phase: str) -> None:
+    """Reports to nobody."""
+
+
+def publish(
+    trained: TrainedModel, folder: Path, *, parent: str | None = None, on_phase: OnPhase = _silent
+) -> Release:
     """Writes a release of a finished training.
 
     Args:
@@ -58,9 +64,11 @@ def publish_model(
     folder: Path,
     *,
     parent: str | None = None,
-    on_phase: OnPhase = str,
+    on_phase: OnPhase = _silent,
 ) -> Release:
     """Writes a release of a model that is in memory; see `publish`."""
+    from safetensors.numpy import load
+
     config = trained.config
     names = trainable_names(model, config.trainables)
     max_tokens = min(config.backbone.max_tokens, backbone.shape.max_tokens)
@@ -73,7 +81,9 @@ def publish_model(
     private = [tensor.name for tensor in model.profile_spec().tensors]
     graphs = split_graphs(joint, private, {name: arrays[name].shape for name in names}, files)
     on_phase("compare torch and onnxruntime")
-    parity = measure_parity(model, graphs, arrays, names, max_tokens)
+    # What is compared are the bytes that will be written, weights included.
+    written: dict[str, Any] = {name: array for file in files for name, array in load(file.data).items()}
+    parity = measure_parity(model, graphs, written, names, max_tokens)
     check_parity(parity)
     on_phase("write")
     blobs = {f"{name}.onnx": data for name, data in graphs.items()}
@@ -82,7 +92,7 @@ def publish_model(
         parent=parent,
         task=config.task.kind,
         labels=trained.labels,
-        backbone={"name": backbone.name, "family": backbone.family, "sha256": backbone.sha256},
+        backbone={"name": _public_name(backbone), "family": backbone.family, "sha256": backbone.sha256},
         methods={name: options.model_dump(mode="json") for name, options in config.method_configs().items()},
         max_tokens=max_tokens,
         profile=model.profile_spec(),
@@ -95,9 +105,9 @@ def publish_model(
 
 
 def publish_update(release: Release, values: Mapping[str, FloatArray], folder: Path) -> Release:
-    """Writes the release that follows another one after rounds: the same graphs, other values of its trainables.
+    """Writes the release that follows another after rounds: the same graphs, other values of its trainables.
 
-    The graphs take trainables as inputs, so that they need no new export; only one blob and the manifest change.
+    The graphs take trainables as inputs, so they need no new export; only one blob and the manifest change.
 
     Args:
         release: The release that the rounds started from.
@@ -110,21 +120,31 @@ def publish_update(release: Release, values: Mapping[str, FloatArray], folder: P
     from safetensors.numpy import load_file
 
     manifest = release.manifest
+    _check_values(values, manifest.trainables)
     shared: dict[str, Any] = load_file(release.blob_path(SHARED_WEIGHTS))
-    problems = [f"missing: {name}" for name in manifest.trainables if name not in values]
-    problems += [f"unknown: {name}" for name in values if name not in manifest.trainables]
-    problems += [
-        f"{name}: not finite, or shape {value.shape}"
-        for name, value in values.items()
-        if not np.isfinite(value).all() or value.shape != manifest.trainables.get(name)
-    ]
-    if problems:
-        raise ReleaseError("these tensors are not the release's trainables", problems)
     shared |= {name: np.asarray(value, np.float32) for name, value in values.items()}
     blobs = {name: release.blob_path(name).read_bytes() for name in manifest.blobs}
     blobs[SHARED_WEIGHTS] = weights_file(SHARED_WEIGHTS, shared).data
     updated = replace(manifest, parent=release.release_id, blobs=_described(blobs))
     return write_release(folder, updated, blobs)
+
+
+def _public_name(backbone: Backbone) -> str:
+    """Leaves out where the coordinator keeps its backbones; the hash says which one it is."""
+    return Path(backbone.name).name if Path(backbone.name).is_dir() else backbone.name
+
+
+def _check_values(values: Mapping[str, FloatArray], trainables: Mapping[str, tuple[int, ...]]) -> None:
+    problems = [f"missing: {name}" for name in trainables if name not in values]
+    for name, value in values.items():
+        if name not in trainables:
+            problems.append(f"unknown: {name}")
+        elif value.shape != trainables[name]:
+            problems.append(f"{name}: shape is {value.shape}, expected {trainables[name]}")
+        elif not (np.abs(value) <= np.finfo(np.float32).max).all():
+            problems.append(f"{name}: holds values that are not finite")
+    if problems:
+        raise ReleaseError("these tensors are not the release's trainables", problems)
 
 
 def trainable_names(model: PersonalModel, patterns: tuple[str, ...]) -> list[str]:
@@ -146,4 +166,3 @@ def trainable_names(model: PersonalModel, patterns: tuple[str, ...]) -> list[str
 
 def _described(blobs: Mapping[str, bytes]) -> dict[str, Blob]:
     return {name: Blob(sha256_bytes(data), len(data)) for name, data in blobs.items()}
-

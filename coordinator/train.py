@@ -1,4 +1,4 @@
-"""`umbel coordinator train`: from examples of seen users to a finished training. Resumes where it was stopped."""
+"""`umbel coordinator train`: from examples of seen users to a finished training, resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def train(
 ) -> TrainedModel:
     """Trains what everyone shares, and chooses how devices learn.
 
-    A finished training of the same configuration and examples in `out` is returned as it is; an unfinished one goes on
-    from its last checkpoint, to the same bits (on CPU) as without the stop.
+    A finished training of the same configuration and examples in `out` is returned as it is; an unfinished
+    one goes on from its last checkpoint, to the same bits (on CPU) as without the stop.
 
     Args:
         config: What to train and how.
@@ -61,15 +61,17 @@ def train(
     torch.set_flush_denormal(True)
     backbone = load_backbone(config.backbone.name, sha256=config.backbone.sha256)
     fingerprint = _fingerprint(config, examples, backbone)
-    if restart:
-        _forget(out)
-    if (out / DESCRIPTION).is_file():
+    if (out / DESCRIPTION).is_file() and not restart:
         return _finished(out, fingerprint)
     labels = config.task.labels or labels_of(examples)
     if len(labels) < 2:
-        raise TrainingError("there is nothing to tell apart", [f"labels found: {len(labels)}, at least 2 are needed"])
+        raise TrainingError(
+            "there is nothing to tell apart", [f"labels found: {len(labels)}, at least 2 are needed"]
+        )
     encoder = TextEncoder(backbone.tokenizer_json, min(config.backbone.max_tokens, backbone.shape.max_tokens))
     data = prepare(examples, labels, encoder, config.training, config.seed)
+    if restart:
+        _forget(out)
     trained = _run(config, backbone, data, out, fingerprint, on_progress)
     save_trained(out, trained)
     (out / CHECKPOINT).unlink(missing_ok=True)
@@ -87,11 +89,17 @@ def _run(
     model = build_model(backbone, config.task.kind, data.labels, config.method_configs(), config.seed)
     trainer = Trainer(model, data, config, out, fingerprint)
     progress = trainer.run(
-        lambda p: on_progress("train", p.step, config.training.max_steps, _words(p.curve[-1] if p.curve else None))
+        lambda p: on_progress(
+            "train", p.step, config.training.max_steps, _words(p.curve[-1] if p.curve else None)
+        )
     )
     _rebase(trainer)
     recipe, trials = choose_recipe(
-        model, data.tokens, data.calibration, config.recipe, lambda n, of: on_progress("choose recipe", n, of, "")
+        model,
+        data.tokens,
+        data.calibration,
+        config.recipe,
+        lambda n, of: on_progress("choose recipe", n, of, ""),
     )
     _write_tensorboard(out, progress.curve)
     report = {
@@ -110,7 +118,7 @@ def _run(
 
 
 def _rebase(trainer: Trainer) -> None:
-    """Puts the shared tensors into the basis in which few-shot learning goes best; the users' table stays behind."""
+    """Puts the shared tensors into the basis where few-shot learning goes best; the table stays behind."""
     profile = {name: value.detach().cpu() for name, value in trainer.table.as_profile().items()}
     trainer.model.cpu()
     for method in trainer.model.method_list():
@@ -152,9 +160,8 @@ def _write_tensorboard(out: Path, curve: Sequence[dict[str, Any]]) -> None:
     folder = out / "tensorboard"
     for old in folder.glob("events.*"):
         old.unlink()
-    writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    writer: Any = SummaryWriter(str(folder))
     for row in curve:
         for key in ("loss", "heldout_loss", "heldout_accuracy"):
             writer.add_scalar(key, row[key], int(row["step"]))
     writer.close()
-

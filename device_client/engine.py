@@ -8,19 +8,22 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from umbel.shared.errors import ReleaseError
 from umbel.shared.profile import FloatArray
-from umbel.shared.release import BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER, Release
+from umbel.shared.release import BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER, Manifest, Release
 from umbel.shared.text import IntArray, TextEncoder, TokenBatch
 
 GRADIENT = "grad."
+_INTEGERS = frozenset({"input_ids", "attention_mask", "owner", "labels"})
+_REPORT = "Its files are as they were published, so tell its publisher; another copy will not help."
 
 
 @final
 class Engine:
     """The graphs of one release, ready to run.
 
-    Sessions are made when first used. The trainable shared tensors have the release's values unless `shared` says
-    otherwise; in a round it carries the round's.
+    Sessions are made when first used. The trainable shared tensors have the release's values unless `shared`
+    says otherwise; in a round it carries the round's.
     """
 
     def __init__(self, release: Release, *, threads: int = 1):
@@ -29,6 +32,9 @@ class Engine:
         Args:
             release: A checked release.
             threads: Threads of one graph run.
+
+        Raises:
+            ReleaseError: The tokenizer or the weights do not fit the manifest, though their hashes are right.
         """
         self.release = release
         self.threads = threads
@@ -50,7 +56,11 @@ class Engine:
         return self.encoder.encode(texts)
 
     def predict(
-        self, tokens: TokenBatch, owner: IntArray, profile: Mapping[str, FloatArray], shared: Mapping[str, FloatArray]
+        self,
+        tokens: TokenBatch,
+        owner: IntArray,
+        profile: Mapping[str, FloatArray],
+        shared: Mapping[str, FloatArray],
     ) -> FloatArray:
         """Returns logits (batch, labels).
 
@@ -70,7 +80,10 @@ class Engine:
         profile: Mapping[str, FloatArray],
         shared: Mapping[str, FloatArray],
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
-        """Returns each example's nll (batch,) and the gradient of their sum for every private tensor (users, *shape)."""
+        """Returns each example's nll (batch,) and the gradient of their sum by every private tensor.
+
+        Gradients are (users, *shape); arguments as in `predict`, with labels (batch,).
+        """
         names = list(profile)
         feed = _feed(tokens, owner, profile, shared) | _targets(labels)
         found = self._run("learn", ["nll", *(GRADIENT + name for name in names)], feed)
@@ -84,28 +97,59 @@ class Engine:
         profile: Mapping[str, FloatArray],
         shared: Mapping[str, FloatArray],
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
-        """Returns each example's nll (batch,) and the gradient of their sum for every trainable shared tensor."""
+        """Returns each example's nll (batch,) and the gradient of their sum by every trainable tensor."""
         names = list(self.release.manifest.trainables)
         feed = _feed(tokens, owner, profile, shared) | _targets(labels)
         found = self._run("contribute", ["nll", *(GRADIENT + name for name in names)], feed)
         return found["nll"], {name: found[GRADIENT + name] for name in names}
 
-    def _run(self, graph: str, outputs: list[str], feed: dict[str, npt.NDArray[Any]]) -> dict[str, FloatArray]:
+    def _run(
+        self, graph: str, outputs: list[str], feed: dict[str, npt.NDArray[Any]]
+    ) -> dict[str, FloatArray]:
         session = self._session(graph)
-        return dict(zip(outputs, session.run(outputs, feed), strict=True))
+        try:
+            found = session.run(outputs, feed)
+        except Exception as error:
+            # onnxruntime's own words can hold a token of a private text, so they are not passed on.
+            raise ReleaseError(
+                f"graph '{graph}' of the release cannot be run", [type(error).__name__], _REPORT
+            ) from None
+        return dict(zip(outputs, found, strict=True))
 
     def _session(self, graph: str) -> Any:
         if graph not in self._sessions:
-            self._sessions[graph] = _open_session(self.release, graph, self._weights, self.threads)
+            session = _open_session(self.release, graph, self._weights, self.threads)
+            problems = graph_problems(graph, session, self.release.manifest)
+            if problems:
+                raise ReleaseError(
+                    f"graph '{graph}' of the release is not what its manifest says", problems, _REPORT
+                )
+            self._sessions[graph] = session
         return self._sessions[graph]
 
 
 def _load_weights(release: Release) -> dict[str, FloatArray]:
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     weights: dict[str, FloatArray] = {}
+    problems = []
     for name in (BACKBONE_WEIGHTS, SHARED_WEIGHTS):
-        weights |= load_file(release.blob_path(name))
+        try:
+            found = load_file(release.blob_path(name))
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            problems.append(f"{name} cannot be read ({type(error).__name__})")
+            continue
+        problems += [f"{name}: '{t}' is in both weights files" for t in found if t in weights]
+        problems += [f"{name}: '{t}' is {a.dtype}, not float32" for t, a in found.items() if a.dtype != "f4"]
+        weights |= found
+    for name, shape in release.manifest.trainables.items():
+        there = weights.get(name)
+        if not problems and (there is None or there.shape != shape):
+            size = "nowhere" if there is None else f"of shape {there.shape}"
+            problems.append(f"trainable '{name}' is {size} in the weights, expected shape {shape}")
+    if problems:
+        raise ReleaseError("the weights of the release do not fit its manifest", problems, _REPORT)
     return weights
 
 
@@ -115,14 +159,64 @@ def _open_session(release: Release, graph: str, weights: Mapping[str, FloatArray
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Trainables are inputs with defaults on purpose; onnxruntime warns about each of them.
-    options.log_severity_level = 3
+    # It warns about trainables, which are inputs with defaults on purpose; and its errors, which are raised
+    # as well, can quote a token of a private text.
+    options.log_severity_level = 4
     # Spinning threads would take the cores of the other processes of a simulation.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A weight that is not given below is looked for here, where no file has such a name: never in the folder
+    # that the process happens to run in.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(release.folder / "blobs")
+    )
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), values)
     data = release.blob_path(f"{graph}.onnx").read_bytes()
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise ReleaseError(
+            f"graph '{graph}' of the release cannot be opened", [f"{type(error).__name__}: {first}"], _REPORT
+        ) from error
+
+
+def graph_problems(graph: str, session: Any, manifest: Manifest) -> list[str]:
+    """Returns where a graph's inputs, overridable weights and outputs are not what the manifest promises."""
+    private = {tensor.name: tensor.shape for tensor in manifest.profile.tensors}
+    free: Mapping[str, tuple[int | None, ...]] = {name: (None, *shape) for name, shape in private.items()}
+    tokens = {"input_ids": (None, None), "attention_mask": (None, None), "owner": (None,)}
+    targets = {} if graph == "predict" else {"labels": (None,), "weights": (None,)}
+    worked_on = private if graph == "learn" else manifest.trainables
+    gradients = {GRADIENT + n: shape for n, shape in (free if graph == "learn" else worked_on).items()}
+    results: dict[str, tuple[int | None, ...]] = {"logits": (None, len(manifest.labels))}
+    if graph != "predict":
+        results = {"loss": (), "nll": (None,), **gradients}
+    return [
+        *_value_problems("input", session.get_inputs(), {**tokens, **targets, **free}),
+        *_value_problems("trainable", session.get_overridable_initializers(), manifest.trainables),
+        *_value_problems("output", session.get_outputs(), results),
+    ]
+
+
+def _value_problems(
+    kind: str, found: Sequence[Any], expected: Mapping[str, tuple[int | None, ...]]
+) -> list[str]:
+    values = {value.name: value for value in found}
+    problems = [f"unknown {kind}: {name}" for name in sorted(set(values) - set(expected))]
+    problems += [f"missing {kind}: {name}" for name in sorted(set(expected) - set(values))]
+    for name in sorted(set(expected) & set(values)):
+        wanted = "tensor(int64)" if name in _INTEGERS else "tensor(float)"
+        shape, size = values[name].shape, expected[name]
+        fits = len(shape) == len(size) and all(map(_size_fits, shape, size))
+        if values[name].type != wanted or not fits:
+            problems.append(f"{kind} {name} is {values[name].type} {shape}, expected {wanted} {list(size)}")
+    return problems
+
+
+def _size_fits(found: object, expected: int | None) -> bool:
+    """An axis that varies must be free in the graph; a fixed one must be right where the graph names it."""
+    return not isinstance(found, int) if expected is None else found == expected or not isinstance(found, int)
 
 
 def _feed(

@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 
 from umbel.device_client.engine import Engine
-from umbel.shared.errors import ExampleError
+from umbel.shared.errors import ExampleError, ProfileError
 from umbel.shared.examples import Example
 from umbel.shared.learning import minimise
 from umbel.shared.profile import FloatArray
@@ -52,9 +52,15 @@ def encode_examples(engine: Engine, examples: Sequence[Example]) -> Encoded:
         ExampleError: A label is not one of the release's.
     """
     numbers = {label: number for number, label in enumerate(engine.labels)}
-    unknown = [f"example {n}: label is not one of the release's" for n, e in enumerate(examples, 1) if e.label not in numbers]
+    unknown = [
+        f"example {n}: label is not one of the release's"
+        for n, e in enumerate(examples, 1)
+        if e.label not in numbers
+    ]
     if unknown:
-        raise ExampleError("labels do not fit the release", unknown, f"Its labels are: {', '.join(engine.labels)}.")
+        raise ExampleError(
+            "labels do not fit the release", unknown, f"Its labels are: {', '.join(engine.labels)}."
+        )
     labels = np.array([numbers[example.label] for example in examples], np.int64)
     return Encoded(engine.encode([example.text for example in examples]), labels)
 
@@ -70,8 +76,8 @@ def learn_profiles(
 ) -> dict[str, FloatArray]:
     """Learns the profiles of one or more users, each from their own examples only.
 
-    Minimises, for each user, sum_i nll_i + prior_strength / 2 |profile - start|^2 by the recipe's AdamW, then rounds to
-    what is stored, so that the profile in use is the profile that is kept.
+    Minimises, for each user, sum_i nll_i + prior_strength / 2 |profile - start|^2 by the recipe's AdamW, then
+    rounds to what is stored, so that the profile in use is the profile that is kept.
 
     Args:
         engine: The release.
@@ -83,6 +89,9 @@ def learn_profiles(
 
     Returns:
         name -> (users, *shape) float32.
+
+    Raises:
+        ProfileError: A profile that was learned is not finite as it is stored.
     """
     spec = engine.release.manifest.profile
     origin = dict(start) if start is not None else spec.zeros(len(supports))
@@ -97,16 +106,26 @@ def learn_profiles(
         return engine.learn(tokens, labels, owner, profile, shared)
 
     learned = rounded(engine, minimise(gradients_at, origin, recipe, on_step=on_step))
+    broken = [name for name, values in learned.items() if not np.isfinite(values).all()]
+    if broken:
+        raise ProfileError(
+            "learning did not converge, so no profile was made",
+            [f"{name}: holds values that are not finite" for name in broken],
+            "The recipe of the release does not suit these examples: tell its publisher.",
+        )
     return {name: _kept(values, origin[name], empty) for name, values in learned.items()}
 
 
 def rounded(engine: Engine, profile: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """Rounds a profile to what its storage holds."""
     storage = {tensor.name: tensor.storage for tensor in engine.release.manifest.profile.tensors}
-    return {name: values.astype(storage[name]).astype(np.float32) for name, values in profile.items()}
+    with np.errstate(over="ignore", invalid="ignore"):
+        return {name: values.astype(storage[name]).astype(np.float32) for name, values in profile.items()}
 
 
-def _kept(values: FloatArray, origin: FloatArray, empty: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> FloatArray:
+def _kept(
+    values: FloatArray, origin: FloatArray, empty: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> FloatArray:
     """Users without examples keep exactly what they started from."""
     return np.where(empty.reshape(-1, *[1] * (values.ndim - 1)), origin, values)
 

@@ -1,7 +1,7 @@
-"""Exports one joint graph: logits, loss and every gradient. The only module that calls a private part of torch.
+"""Exports one joint graph: logits, loss, every gradient. The only module that calls a private part of torch.
 
-torch.export traces the loss; `_export_forward_backward` (private, hence the parity gate) appends its backward; then the
-whole is lowered to ONNX. Three public graphs are cut out of the one that is made here (see split.py).
+torch.export traces the loss; `_export_forward_backward` (private, hence the parity gate) appends its
+backward; then the whole is lowered to ONNX. split.py cuts the public graphs out of the one that is made here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.export.graph_signature import OutputKind
 from umbel.coordinator.backbone import BackboneShape
 from umbel.coordinator.model import PersonalModel
 
+_PLAIN_AXES = (("batch", "seq"), ("batch", "seq"), ("batch",), ("batch",), ("batch",))
 GRADIENT = "grad."
 """Prefix of the output that holds the gradient of the input of that name."""
 
@@ -62,9 +63,9 @@ def export_joint(model: PersonalModel, trainables: Sequence[str], shape: Backbon
         shape: Sizes of the backbone.
 
     Returns:
-        An onnx ModelProto without weights: initializers are declared by name and shape only. Inputs are input_ids,
-        attention_mask, labels, weights, owner, every private tensor and every trainable, by name; outputs are loss,
-        logits, nll and "grad." + name of each private tensor and trainable.
+        An onnx ModelProto without weights: initializers are declared by name and shape only. Inputs are
+        input_ids, attention_mask, labels, weights, owner, every private tensor and every trainable, by name;
+        outputs are loss, logits, nll and "grad." + name of each private tensor and trainable.
     """
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     was_training = model.training
@@ -85,7 +86,12 @@ def _export(joint: JointModule, model: PersonalModel, shape: BackboneShape) -> A
     arguments = _arguments(joint, model, shape)
     program = torch.export.export(joint, arguments, dynamic_shapes=_dynamic(joint, shape), strict=False)
     both = _export_forward_backward(program)
-    wanted = ["loss", "logits", "nll", *(GRADIENT + name for name in (*joint.private_names, *joint.trainables))]
+    wanted = [
+        "loss",
+        "logits",
+        "nll",
+        *(GRADIENT + name for name in (*joint.private_names, *joint.trainables)),
+    ]
     outputs = both.graph_signature.output_specs
     if len(outputs) != len(wanted):
         raise RuntimeError(f"the joint graph has {len(outputs)} outputs, expected {len(wanted)}: {wanted}")
@@ -112,7 +118,8 @@ def _arguments(joint: JointModule, model: PersonalModel, shape: BackboneShape) -
     labels = torch.arange(batch) % len(model.task.labels)
     rng = torch.Generator().manual_seed(0)
     profile = tuple(
-        torch.randn(users, *tensor.shape, generator=rng, requires_grad=True) for tensor in model.profile_spec().tensors
+        torch.randn(users, *tensor.shape, generator=rng, requires_grad=True)
+        for tensor in model.profile_spec().tensors
     )
     parameters = dict(model.named_parameters())
     shared = tuple(parameters[name].detach().clone().requires_grad_() for name in joint.trainables)
@@ -128,13 +135,15 @@ def _dynamic(joint: JointModule, shape: BackboneShape) -> tuple[Any, ...]:
 
 
 def _named(model: Any, joint: JointModule, wanted: Sequence[str]) -> Any:
-    """Gives inputs, outputs and weights their public names and returns the graph as a proto without weights."""
+    """Gives inputs, outputs and weights their public names; returns the graph as a proto without weights."""
     from onnx_ir import serde, traversal
 
     graph = model.graph
     for node in traversal.RecursiveGraphIterator(graph):
         node.metadata_props.clear()
-    for value, name in zip(graph.inputs[5:], (*joint.private_names, *joint.trainables), strict=True):
+    for value, name in zip(
+        graph.inputs[len(_PLAIN_AXES) :], (*joint.private_names, *joint.trainables), strict=True
+    ):
         value.name = name
     for value, name in zip(graph.outputs, wanted, strict=True):
         value.name = name
@@ -142,7 +151,22 @@ def _named(model: Any, joint: JointModule, wanted: Sequence[str]) -> Any:
     for value in list(graph.initializers.values()):
         if value.name in parameters:
             _leave_outside(value)
-    return serde.serialize_model(model)
+    proto = serde.serialize_model(model)
+    _name_axes(proto.graph, [*_PLAIN_AXES, *(("users",) for _ in joint.private_names)])
+    return proto
+
+
+def _name_axes(graph: Any, axes: Sequence[tuple[str, ...]]) -> None:
+    """Calls the axes that vary by what they are; torch numbers them."""
+    names = {
+        dim.dim_param: name
+        for value, row in zip(graph.input, axes, strict=False)
+        for dim, name in zip(value.type.tensor_type.shape.dim, row, strict=False)
+    }
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = names[dim.dim_param]
 
 
 def _leave_outside(value: Any) -> None:

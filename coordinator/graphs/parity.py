@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,34 +18,37 @@ TOLERANCE = 1e-5
 SHAPES = ((1, 2, 1), (2, 9, 2), (5, 17, 3), (8, 32, 1))
 """(batch, tokens, users) that are compared: one and many, odd and even, mixed users and one."""
 
+_FAULT = "This is a fault of the export, not of your data: report it with the versions of torch and onnx."
+
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class ParityCase:
-    """Inputs of one comparison, by graph input name."""
-
-    feed: dict[str, np.ndarray[Any, Any]]
-
-
 def measure_parity(
-    model: PersonalModel, graphs: Mapping[str, bytes], weights: Arrays, trainables: Sequence[str], max_tokens: int
+    model: PersonalModel,
+    graphs: Mapping[str, bytes],
+    weights: Arrays,
+    trainables: Sequence[str],
+    max_tokens: int,
 ) -> dict[str, float]:
-    """Returns the worst relative difference of every graph output over all shapes.
+    """Returns "graph/output" -> the worst relative difference over all shapes.
 
-    The difference of a tensor is |onnxruntime - torch| / |torch| in the L2 norm. Torch computes in float64, so that what
-    is measured is onnxruntime's own rounding (about 1e-6 here) and nothing else.
+    The difference of a tensor is |onnxruntime - torch| / |torch| in L2. Torch computes in float64, so
+    that what is measured is onnxruntime's own rounding (about 1e-6 here) and nothing else.
+
+    Raises:
+        ReleaseError: onnxruntime cannot open or run a graph.
     """
-    sessions = {name: _session(data, weights) for name, data in graphs.items()}
+    sessions = {graph: _session(graph, data, weights) for graph, data in graphs.items()}
     reference = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     joint = JointModule(reference, trainables)
     worst: dict[str, float] = {}
     for number, (batch, tokens, users) in enumerate(SHAPES):
-        feed = _case(model, number, batch, min(tokens, max_tokens), users).feed
+        feed = _case(model, number, batch, min(tokens, max_tokens), users)
         expected = _torch_outputs(joint, feed)
-        for name, found in _graph_outputs(sessions, feed).items():
-            worst[name] = max(worst.get(name, 0.0), relative_difference(found, expected[name]))
+        for graph, session in sessions.items():
+            for name, found in _graph_outputs(graph, session, feed).items():
+                gap = relative_difference(found, expected[name])
+                worst[f"{graph}/{name}"] = max(worst.get(f"{graph}/{name}", 0.0), gap)
     return worst
 
 
@@ -60,14 +62,20 @@ def check_parity(worst: Mapping[str, float]) -> None:
     if wrong:
         raise ReleaseError(
             "torch and onnxruntime do not agree, so nothing was published",
-            [f"{name}: relative difference {value:.2e}, allowed {TOLERANCE:.0e}" for name, value in wrong.items()],
-            "This is a fault of the export, not of your data: please report it with the versions of torch and onnx.",
+            [
+                f"{name}: relative difference {value:.2e}, allowed {TOLERANCE:.0e}"
+                for name, value in wrong.items()
+            ],
+            _FAULT,
         )
 
 
 def relative_difference(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
-    """Returns |found - expected| / |expected|, both flattened; 0 where both are zero, inf where only one is."""
-    if found.shape != expected.shape or not np.isfinite(found).all():
+    """Returns |found - expected| / |expected|, both flattened; 0 if both are zero.
+
+    It is inf where the shapes differ, a value is not finite, or only `expected` is zero.
+    """
+    if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
         return float("inf")
     size = float(np.linalg.norm(expected.astype(np.float64)))
     gap = float(np.linalg.norm(found.astype(np.float64) - expected.astype(np.float64)))
@@ -76,11 +84,15 @@ def relative_difference(found: np.ndarray[Any, Any], expected: np.ndarray[Any, A
     return gap / size
 
 
-def _case(model: PersonalModel, number: int, batch: int, tokens: int, users: int) -> ParityCase:
+def _case(
+    model: PersonalModel, number: int, batch: int, tokens: int, users: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Makes the inputs of one comparison, by graph input name."""
     rng = generator(0, number, "", "parity")
     lengths = np.concatenate([[tokens], rng.integers(2, tokens + 1, batch - 1)])
     mask = (np.arange(tokens)[None, :] < lengths[:, None]).astype(np.int64)
-    vocabulary = int(model.encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator, union-attr]
+    encoder: Any = model.encoder
+    vocabulary = int(encoder.get_input_embeddings().num_embeddings)
     feed: dict[str, np.ndarray[Any, Any]] = {
         "input_ids": rng.integers(0, vocabulary, (batch, tokens)) * mask,
         "attention_mask": mask,
@@ -90,7 +102,7 @@ def _case(model: PersonalModel, number: int, batch: int, tokens: int, users: int
     }
     for tensor in model.profile_spec().tensors:
         feed[tensor.name] = rng.standard_normal((users, *tensor.shape)).astype(np.float32)
-    return ParityCase(feed)
+    return feed
 
 
 def _torch_outputs(joint: JointModule, feed: Arrays) -> dict[str, np.ndarray[Any, Any]]:
@@ -106,16 +118,17 @@ def _torch_outputs(joint: JointModule, feed: Arrays) -> dict[str, np.ndarray[Any
     return {name: value.detach().numpy() for name, value in outputs.items()}
 
 
-def _graph_outputs(sessions: Mapping[str, Any], feed: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-    found = {}
-    for session in sessions.values():
-        wanted = {value.name for value in session.get_inputs()}
-        names = [value.name for value in session.get_outputs()]
-        found |= dict(zip(names, session.run(names, {n: v for n, v in feed.items() if n in wanted}), strict=True))
-    return found
+def _graph_outputs(graph: str, session: Any, feed: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    wanted = {value.name for value in session.get_inputs()}
+    names = [value.name for value in session.get_outputs()]
+    try:
+        found = session.run(names, {name: value for name, value in feed.items() if name in wanted})
+    except Exception as error:
+        raise _unusable(graph, "run", error) from error
+    return dict(zip(names, found, strict=True))
 
 
-def _session(data: bytes, weights: Arrays) -> Any:
+def _session(graph: str, data: bytes, weights: Arrays) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -123,4 +136,14 @@ def _session(data: bytes, weights: Arrays) -> Any:
     options.log_severity_level = 3
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), values)
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise _unusable(graph, "open", error) from error
+
+
+def _unusable(graph: str, what: str, error: Exception) -> ReleaseError:
+    """The inputs are random numbers, so onnxruntime's own words give nothing away."""
+    return ReleaseError(
+        f"onnxruntime cannot {what} the graph '{graph}', so nothing was published", [str(error)], _FAULT
+    )

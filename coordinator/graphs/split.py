@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-from onnx import ModelProto, StringStringEntryProto, TensorProto
+from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto
 
 from umbel.coordinator.graphs.joint import GRADIENT
 
@@ -49,11 +49,14 @@ def weights_file(location: str, arrays: Arrays) -> WeightsFile:
 
 
 def split_graphs(
-    joint: ModelProto, private: Iterable[str], trainables: Mapping[str, tuple[int, ...]], files: Iterable[WeightsFile]
+    joint: ModelProto,
+    private: Iterable[str],
+    trainables: Mapping[str, tuple[int, ...]],
+    files: Iterable[WeightsFile],
 ) -> dict[str, bytes]:
     """Cuts `predict`, `learn` and `contribute` out of the joint graph.
 
-    Every trainable is an input with a default: its value in the weights file, unless the caller feeds another one.
+    Every trainable is an input with a default: its value in the weights file, unless one is fed.
 
     Args:
         joint: The joint graph, weights declared by name only.
@@ -111,8 +114,17 @@ def _reachable(joint: ModelProto, wanted: list[str]) -> tuple[list[Any], set[str
     for node in reversed(joint.graph.node):
         if used.intersection(node.output):
             nodes.append(node)
-            used.update(node.input)
+            used.update(_inputs(node))
     return nodes[::-1], used
+
+
+def _inputs(node: NodeProto) -> Iterator[str]:
+    """Gives the names that a node reads, those that its branches and loop bodies read included."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, attribute.g):
+            for inner in graph.node:
+                yield from _inputs(inner)
 
 
 def _placed(tensor: TensorProto, places: Mapping[str, tuple[str, int, int]]) -> TensorProto:

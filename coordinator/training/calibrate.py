@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from umbel.coordinator.config import RecipeConfig
@@ -19,6 +20,7 @@ from umbel.shared.recipe import LearningRecipe
 from umbel.shared.text import TokenBatch
 
 _QUERY = 24
+_TOGETHER = 16  # users whose examples share a batch: memory grows with it
 
 
 @final
@@ -33,7 +35,10 @@ class TorchGradients:
     def learn(
         self, rows: Rows, profile: Mapping[str, FloatArray]
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
-        """Returns each example's nll and the gradient of their sum; `rows.user` indexes the profile's leading axis."""
+        """Returns each example's nll and the gradient of their sum, by private tensor (users, *shape).
+
+        `rows.user` indexes the leading axis of the profile.
+        """
         leaves = {n: torch.from_numpy(v).to(self.device).requires_grad_() for n, v in profile.items()}
         nll = self.model.task.nll(self._logits(rows, leaves), torch.from_numpy(rows.label).to(self.device))
         gradients = torch.autograd.grad(nll.sum(), list(leaves.values()))
@@ -45,7 +50,7 @@ class TorchGradients:
     def logits(self, rows: Rows, profile: Mapping[str, FloatArray]) -> FloatArray:
         """Returns logits (batch, labels)."""
         tensors = {name: torch.from_numpy(values).to(self.device) for name, values in profile.items()}
-        return self._logits(rows, tensors).cpu().numpy()
+        return np.asarray(self._logits(rows, tensors).cpu().numpy(), np.float32)
 
     def _logits(self, rows: Rows, profile: Mapping[str, Any]) -> Any:
         tokens = self.tokens.rows(rows.text)
@@ -66,7 +71,7 @@ def choose_recipe(
         model: The trained model.
         tokens: Every text.
         users: Calibration users' rows; the first ones of each are support, the next ones query.
-        config: What to try. With one combination, or without calibration users, nothing is run.
+        config: What to try. Without calibration users nothing is run, and the first combination is taken.
         on_trial: Called with (trials done, trials in all).
 
     Returns:
@@ -93,18 +98,38 @@ def choose_recipe(
     return chosen, trials
 
 
-def _trial(twin: TorchGradients, users: Sequence[Rows], recipe: LearningRecipe, ks: Sequence[int]) -> dict[str, Any]:
+def _trial(
+    twin: TorchGradients, users: Sequence[Rows], recipe: LearningRecipe, ks: Sequence[int]
+) -> dict[str, Any]:
+    """Returns the query loss over all k, with nll and accuracy for each k; inf if it is not finite."""
     most = max(ks)
-    query = _side_by_side([rows.take(np.arange(most, min(len(rows), most + _QUERY))) for rows in users])
-    spec = twin.model.profile_spec()
     found: dict[str, Any] = {"nll": {}, "accuracy": {}}
     for k in ks:
-        support = _side_by_side([rows.take(np.arange(k)) for rows in users])
-        profile = minimise(lambda p, rows=support: twin.learn(rows, p), spec.zeros(len(users)), recipe)  # type: ignore[misc]
-        logits = twin.logits(query, profile)
-        found["nll"][str(k)] = _nll(logits, query)
-        found["accuracy"][str(k)] = float((logits.argmax(1) == query.label).mean())
-    return {"loss": float(np.mean(list(found["nll"].values()))), **found}
+        parts = [_learn_some(twin, users[at : at + _TOGETHER], recipe, k, most) for at in _starts(users)]
+        nll = np.concatenate([part[0] for part in parts])
+        found["nll"][str(k)] = float(nll.mean())
+        found["accuracy"][str(k)] = float(np.concatenate([part[1] for part in parts]).mean())
+    loss = float(np.mean(list(found["nll"].values())))
+    return {"loss": loss if np.isfinite(loss) else float("inf"), **found}
+
+
+def _starts(users: Sequence[Rows]) -> range:
+    return range(0, len(users), _TOGETHER)
+
+
+def _learn_some(
+    twin: TorchGradients, users: Sequence[Rows], recipe: LearningRecipe, k: int, most: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Learns some users' profiles side by side; returns nll and hits of their query examples."""
+    support = _side_by_side([rows.take(np.arange(k)) for rows in users])
+    query = _side_by_side([_query(rows, most) for rows in users])
+    zeros = twin.model.profile_spec().zeros(len(users))
+    logits = twin.logits(query, minimise(lambda profile: twin.learn(support, profile), zeros, recipe))
+    return _nll(logits, query), logits.argmax(1) == query.label
+
+
+def _query(rows: Rows, most: int) -> Rows:
+    return rows.take(np.arange(most, min(len(rows), most + _QUERY)))
 
 
 def _choose_bias_prior(twin: TorchGradients, users: Sequence[Rows], config: RecipeConfig) -> float:
@@ -118,7 +143,7 @@ def _choose_bias_prior(twin: TorchGradients, users: Sequence[Rows], config: Reci
         for rows, z in zip(users, logits, strict=True):
             for k in config.k:
                 bias = fit_bias(z[:k], rows.label[:k], prior)
-                total.append(_nll(z[most:] + bias, rows.take(np.arange(most, len(z)))))
+                total.append(_nll(z[most:] + bias, _query(rows, most)).mean())
         losses.append(float(np.mean(total)))
     return float(config.bias_prior[int(np.argmin(losses))])
 
@@ -128,6 +153,6 @@ def _side_by_side(parts: Sequence[Rows]) -> Rows:
     return Rows(np.concatenate([p.text for p in parts]), owner, np.concatenate([p.label for p in parts]))
 
 
-def _nll(logits: Any, rows: Rows) -> float:
+def _nll(logits: Any, rows: Rows) -> npt.NDArray[np.float64]:
     probability = softmax(logits)[np.arange(len(rows)), rows.label]
-    return float(-np.log(np.maximum(probability, 1e-12)).mean())
+    return np.asarray(-np.log(np.maximum(probability, 1e-12)))

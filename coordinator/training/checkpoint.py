@@ -1,7 +1,8 @@
-"""Checkpoints: everything that a training needs to go on to the same bits, in safetensors and JSON, never pickle."""
+"""Checkpoints: all that a training needs to go on to the same bits, in safetensors and JSON, never pickle."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from umbel.shared.files import atomic_write
 
 CHECKPOINT = "checkpoint.safetensors"
 _META = "umbel"
+_DIGEST = "sha256"
 
 
 @final
@@ -34,6 +36,7 @@ class Progress:
         stale: Looks since then.
         stopped: Why training ended; empty while it goes on.
         curve: Every look: step, training loss, held-out loss and accuracy.
+        recent: Training losses since the last look.
     """
 
     step: int = 0
@@ -44,6 +47,7 @@ class Progress:
     stale: int = 0
     stopped: str = ""
     curve: list[dict[str, float]] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -54,7 +58,9 @@ def save_checkpoint(
     best: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Writes a checkpoint over the last one, atomically.
+    """Writes a checkpoint over the last one, atomically, readable by its owner only.
+
+    It is the only file of a training that holds the seen users' private tensors.
 
     Args:
         folder: The training's folder.
@@ -68,8 +74,9 @@ def save_checkpoint(
     tensors |= {f"best/{name}": value for name, value in best.items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{key}": value for key, value in state.items()}
-    meta = {_META: json.dumps({"fingerprint": fingerprint, "progress": asdict(progress)})}
     contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    state = json.dumps({"fingerprint": fingerprint, "progress": asdict(progress)})
+    meta = {_META: state, _DIGEST: _digest(state, contiguous)}
     atomic_write(folder / CHECKPOINT, save(contiguous, meta), mode=0o600)
 
 
@@ -82,29 +89,56 @@ def load_checkpoint(folder: Path, fingerprint: str) -> tuple[Progress, dict[str,
     path = folder / CHECKPOINT
     if not path.is_file():
         return None
-    data = path.read_bytes()
     try:
-        tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        meta = json.loads(header["__metadata__"][_META])
-        progress = Progress(**meta["progress"])
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        state, tensors = _read(path)
+        meta = json.loads(state)
+        progress, owner = Progress(**meta["progress"]), str(meta["fingerprint"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise TrainingError(
-            f"the checkpoint {path} is damaged", [type(error).__name__], "Remove the folder to train from the start."
+            f"the checkpoint {path} is damaged",
+            [type(error).__name__],
+            "Pass --restart to train from the start, or choose another --out.",
         ) from error
-    if meta["fingerprint"] != fingerprint:
+    if owner != fingerprint:
         raise TrainingError(
             f"{folder} holds a training of another configuration or of other examples",
-            [f"its fingerprint is {meta['fingerprint'][:12]}, this training's is {fingerprint[:12]}"],
+            [f"its fingerprint is {owner[:12]}, this training's is {fingerprint[:12]}"],
             "Choose another --out, or pass --restart to begin again there.",
         )
     return progress, tensors
 
 
+def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """Returns the JSON and the tensors of a checkpoint file whose digest is right."""
+    data = path.read_bytes()
+    tensors = load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    state = str(header["__metadata__"][_META])
+    if header["__metadata__"][_DIGEST] != _digest(state, tensors):
+        raise ValueError("the digest differs")
+    return state, tensors
+
+
+def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:
+    """Returns the sha256 of everything in a checkpoint: the format itself would not see a flipped bit."""
+    digest = hashlib.sha256(state.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"|{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def restore(
     tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Puts a checkpoint's values back in place and returns the best ones."""
+    """Puts a checkpoint's values back in place and returns the best ones.
+
+    Args:
+        tensors: What `load_checkpoint` gave; its fingerprint says that names and shapes fit.
+        weights: Written into.
+        optimizer: Its moments are set.
+    """
     with torch.no_grad():
         for name, value in weights.items():
             value.copy_(tensors[f"weight/{name}"])

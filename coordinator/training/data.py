@@ -58,13 +58,17 @@ class TrainingData:
 
 
 def prepare(
-    examples: Sequence[Example], labels: tuple[str, ...], encoder: TextEncoder, config: TrainingConfig, seed: int
+    examples: Sequence[Example],
+    labels: tuple[str, ...],
+    encoder: TextEncoder,
+    config: TrainingConfig,
+    seed: int,
 ) -> TrainingData:
     """Splits seen users' examples into training, validation and calibration, by seed.
 
     Raises:
         ExampleError: A label is not among `labels`.
-        TrainingError: Nobody is left to train on.
+        TrainingError: Nobody is left to train on, or nothing can be held out.
     """
     texts = {text: number for number, text in enumerate(dict.fromkeys(example.text for example in examples))}
     groups = _by_user(examples, texts, labels)
@@ -77,6 +81,11 @@ def prepare(
         held, kept = _held_out(groups[user], config.validation_share, seed, user)
         train.append(_owned(kept, number))
         validation.append(_owned(held, number))
+    if not any(map(len, validation)):
+        raise TrainingError(
+            "nothing can be held out: every user to train on has a single example",
+            hint="Give at least two examples of some users.",
+        )
     return TrainingData(
         labels,
         users,
@@ -132,11 +141,13 @@ def _thinned(rows: Rows, most: int, seed: int) -> Rows:
     return rows.take(np.sort(generator(seed, 0, "", "thin validation").permutation(len(rows))[:most]))
 
 
-def epoch_batches(data: TrainingData, config: TrainingConfig, seed: int, epoch: int) -> list[npt.NDArray[np.intp]]:
+def epoch_batches(
+    data: TrainingData, config: TrainingConfig, seed: int, epoch: int
+) -> list[npt.NDArray[np.intp]]:
     """Returns the batches of one epoch as row numbers of `data.train`: a function of (seed, epoch) alone.
 
-    Each user gives at most `examples_per_user` examples. Texts of like length share a batch, which saves padding;
-    batches come in random order.
+    Each user gives at most `examples_per_user` examples. Texts of like length share a batch, which saves
+    padding; batches come in random order.
     """
     rng = generator(seed, epoch, "", "epoch")
     order = rng.permutation(len(data.train))

@@ -44,7 +44,9 @@ class UserTable(nn.Module):
     def __init__(self, spec: ProfileSpec, users: int):
         super().__init__()
         self.names = [tensor.name for tensor in spec.tensors]
-        self.values = nn.ParameterList([nn.Parameter(torch.zeros(users, *tensor.shape)) for tensor in spec.tensors])
+        self.values = nn.ParameterList(
+            [nn.Parameter(torch.zeros(users, *tensor.shape)) for tensor in spec.tensors]
+        )
 
     def as_profile(self) -> dict[str, Tensor]:
         """Returns name -> (users, *shape)."""
@@ -52,30 +54,35 @@ class UserTable(nn.Module):
 
 
 def trained_parameters(model: PersonalModel, backbone: BackboneConfig) -> dict[str, nn.Parameter]:
-    """Freezes what is not trained and returns the rest by name: methods, task head, and the encoder as configured.
+    """Freezes what is not trained and returns the rest by name: methods, task, and the encoder as configured.
 
     Raises:
         ConfigError: More top layers are asked for than there are.
     """
     model.requires_grad_(False)
-    chosen = {n: p for n, p in model.named_parameters() if _is_trained(n, model, backbone.train)}
-    if backbone.train.startswith("top:"):
-        layers = int(model.encoder.config.num_hidden_layers)
-        if int(backbone.train[4:]) > layers:
-            raise ConfigError(
-                "backbone.train asks for more layers than there are", [f"found {backbone.train}, the encoder has {layers}"]
-            )
+    layers = _layers(model)
+    if backbone.train.startswith("top:") and int(backbone.train[4:]) > layers:
+        raise ConfigError(
+            "backbone.train asks for more layers than there are",
+            [f"found {backbone.train}, the encoder has {layers}"],
+        )
+    chosen = {n: p for n, p in model.named_parameters() if _is_trained(n, backbone.train, layers)}
     for parameter in chosen.values():
         parameter.requires_grad_(True)
     return chosen
 
 
-def _is_trained(name: str, model: PersonalModel, train: str) -> bool:
+def _layers(model: PersonalModel) -> int:
+    config: Any = model.encoder.config
+    return int(config.num_hidden_layers)
+
+
+def _is_trained(name: str, train: str, layers: int) -> bool:
     if not name.startswith("encoder."):
         return True
     if train.startswith("top:"):
         layer = next((int(part) for part in name.split(".") if part.isdigit()), None)
-        return layer is not None and layer >= int(model.encoder.config.num_hidden_layers) - int(train[4:])
+        return layer is not None and layer >= layers - int(train[4:])
     return train == "all"
 
 
@@ -92,9 +99,14 @@ def make_optimizer(
         for name, parameters in groups.items()
         if parameters
     ]
-    # The prior of a private vector is in the loss, where it weighs by example; decay would pull the absent too.
+    # The prior of a private vector is in the loss, where it weighs by example: decay pulls the absent too.
     parts.append(
-        {"params": list(table.values), "lr": config.private_rate, "base": config.private_rate, "weight_decay": 0.0}
+        {
+            "params": list(table.values),
+            "lr": config.private_rate,
+            "base": config.private_rate,
+            "weight_decay": 0.0,
+        }
     )
     return torch.optim.AdamW(parts, betas=(0.9, 0.98), foreach=True)
 
@@ -108,7 +120,9 @@ def set_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainingConfi
         group["lr"] = group["base"] * factor
 
 
-def batch_loss(model: PersonalModel, table: UserTable, batch: Batch, private_prior: float) -> tuple[Tensor, Tensor]:
+def batch_loss(
+    model: PersonalModel, table: UserTable, batch: Batch, private_prior: float
+) -> tuple[Tensor, Tensor]:
     """Returns the loss of a batch and its mean nll, both scalars.
 
     loss = mean nll + every method's training term + private_prior / 2 * mean |keep * p_owner|^2.
@@ -143,4 +157,5 @@ def _generic_logits(model: PersonalModel, batch: Batch, frame: Frame) -> Tensor:
     empty = Frame({name: torch.zeros_like(rows) for name, rows in frame.profile.items()}, batch.mask)
     with torch.no_grad():
         states = model.states(batch.ids, batch.mask, empty)
-    return model.task(states, batch.mask)
+    generic: Tensor = model.task(states, batch.mask)
+    return generic

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, final
 
@@ -25,6 +28,7 @@ from umbel.coordinator.training.step import (
     trained_parameters,
 )
 from umbel.shared.errors import TrainingError
+from umbel.shared.files import atomic_write
 from umbel.shared.rng import generator, integer_seed
 
 METRICS = "metrics.jsonl"
@@ -35,7 +39,12 @@ class Trainer:
     """Trains a personal model on seen users; every random choice is a function of (seed, step)."""
 
     def __init__(
-        self, model: PersonalModel, data: TrainingData, config: CoordinatorConfig, folder: Path, fingerprint: str
+        self,
+        model: PersonalModel,
+        data: TrainingData,
+        config: CoordinatorConfig,
+        folder: Path,
+        fingerprint: str,
     ):
         self.config = config
         self.data = data
@@ -55,37 +64,37 @@ class Trainer:
     def run(self, on_step: Callable[[Progress], None] | None = None) -> Progress:
         """Trains until the last step or until held-out loss no longer falls, then takes the best weights.
 
-        A checkpoint that lies in the folder is resumed. On Ctrl-C the current state is kept as a checkpoint.
+        A checkpoint that lies in the folder is resumed. On Ctrl-C the step is ended and kept as a checkpoint.
 
         Raises:
             TrainingError: The folder holds another training, or the loss is no longer finite.
+            KeyboardInterrupt: Ctrl-C, after the checkpoint is written; at once if it is pressed twice.
         """
         found = load_checkpoint(self.folder, self.fingerprint)
         if found is not None:
             self.progress, tensors = found
             self.best = restore(tensors, self.weights, self.optimizer)
         self._cut_metrics()
-        try:
-            self._loop(on_step)
-        except KeyboardInterrupt:
-            self._checkpoint()
-            raise
+        with interrupts_held() as interrupted:
+            self._loop(on_step, interrupted)
         with torch.no_grad():
             for name, value in self.best.items():
                 self.weights[name].copy_(value)
         return self.progress
 
-    def _loop(self, on_step: Callable[[Progress], None] | None) -> None:
+    def _loop(self, on_step: Callable[[Progress], None] | None, interrupted: Callable[[], bool]) -> None:
         training, progress = self.config.training, self.progress
-        recent: list[float] = []
         while not progress.stopped:
             batches = epoch_batches(self.data, training, self.config.seed, progress.epoch)
             while progress.batch < len(batches) and not progress.stopped:
-                recent.append(self._step(self.data.train.take(batches[progress.batch])))
+                progress.recent.append(self._step(self.data.train.take(batches[progress.batch])))
                 progress.batch += 1
-                self._after_step(recent)
+                self._after_step()
                 if on_step is not None:
                     on_step(progress)
+                if interrupted():
+                    self._checkpoint()
+                    raise KeyboardInterrupt
             if not progress.stopped:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
 
@@ -97,23 +106,21 @@ class Trainer:
         with self._precision():
             loss, nll = batch_loss(self.model, self.table, self._batch(rows), config.training.private_prior)
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is no longer finite at step {number}", hint="Lower the learning rates under [training]."
-            )
-        self.optimizer.zero_grad(set_to_none=False)
-        loss.backward()
+            raise _diverged(number)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
         shared = [value for name, value in self.weights.items() if not name.startswith("users/")]
         torch.nn.utils.clip_grad_norm_(shared, config.training.clip_norm)
         self.optimizer.step()
         return float(nll)
 
-    def _after_step(self, recent: list[float]) -> None:
+    def _after_step(self) -> None:
         training, progress = self.config.training, self.progress
         progress.step += 1
         last = progress.step >= training.max_steps
         if progress.step % training.evaluate_every == 0 or last:
-            self._look(float(np.mean(recent)))
-            recent.clear()
+            self._look(float(np.mean(progress.recent)))
+            progress.recent.clear()
         if last and not progress.stopped:
             progress.stopped = "reached max_steps"
         if progress.step % training.checkpoint_every == 0 or progress.stopped:
@@ -123,6 +130,8 @@ class Trainer:
         """Measures held-out examples, keeps the best weights, and decides whether to stop."""
         progress = self.progress
         loss, accuracy = self.held_out()
+        if not math.isfinite(loss):
+            raise _diverged(progress.step)
         row = {"step": progress.step, "loss": train_loss, "heldout_loss": loss, "heldout_accuracy": accuracy}
         progress.curve.append(row)
         with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
@@ -155,7 +164,9 @@ class Trainer:
         keep = np.ones((len(rows), 1), np.float32)
         if training:
             rng = generator(self.config.seed, self.progress.step, "", "personalised dropout")
-            keep = (rng.random((len(rows), 1)) >= self.config.training.personalised_dropout).astype(np.float32)
+            keep = (rng.random((len(rows), 1)) >= self.config.training.personalised_dropout).astype(
+                np.float32
+            )
         arrays = (tokens.ids, tokens.mask, rows.label, rows.user, keep)
         return Batch(*(torch.from_numpy(array).to(self.device) for array in arrays))
 
@@ -164,17 +175,50 @@ class Trainer:
 
     def _cut_metrics(self) -> None:
         """Makes the metrics file hold exactly the looks of the progress that training goes on from."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         rows = [json.dumps(row) + "\n" for row in self.progress.curve]
-        (self.folder / METRICS).write_text("".join(rows), encoding="utf-8")
+        atomic_write(self.folder / METRICS, "".join(rows).encode())
 
     def _precision(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
 
 
+@contextmanager
+def interrupts_held() -> Iterator[Callable[[], bool]]:
+    """Lets Ctrl-C wait for the end of a step: only between two steps is there a state to go on from.
+
+    Gives a function that says whether Ctrl-C was pressed. The second press acts at once. Outside the main
+    thread, where signals cannot be caught, nothing is held.
+    """
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, _frame: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def _diverged(step: int) -> TrainingError:
+    return TrainingError(
+        f"the loss is no longer finite at step {step}", hint="Lower the learning rates under [training]."
+    )
+
+
 def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("training.device is 'cuda', but torch sees no GPU", hint="Use device = 'auto' or 'cpu'.")
+        raise TrainingError(
+            "training.device is 'cuda', but torch sees no GPU", hint="Use device = 'auto' or 'cpu'."
+        )
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
