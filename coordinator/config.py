@@ -133,6 +133,16 @@ class RecipeConfig(Strict):
         return value
 
 
+def _round_tensors(validated: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the patterns of the task head and of what each method lets devices train."""
+    named = [
+        f"methods.{name}.{pattern}"
+        for name in validated["methods"]
+        for pattern in method_class(name).round_tensors
+    ]
+    return ("task.*", *named)
+
+
 @final
 class CoordinatorConfig(Strict):
     """Everything that `umbel coordinator train` needs to know besides the examples."""
@@ -148,7 +158,9 @@ class CoordinatorConfig(Strict):
     training: TrainingConfig = TrainingConfig.model_construct()
     recipe: RecipeConfig = RecipeConfig.model_construct()
     trainables: tuple[str, ...] = Field(
-        ("task.*", "methods.*.A"), description="Shared tensors (patterns) that devices may train in rounds."
+        default_factory=_round_tensors,
+        description="Shared tensors (patterns) that devices may train in rounds; by default the task head "
+        "and what each method names.",
     )
 
     @field_validator("methods", mode="plain")
@@ -217,7 +229,9 @@ def validated(kind: type[Section], row: Mapping[str, Any], place: str) -> Sectio
     try:
         return kind.model_validate(row)
     except ValidationError as error:
-        problems = [_problem(detail) for detail in error.errors()]
+        # A default that rests on a wrong value is no mistake of its own.
+        wrong = [detail for detail in error.errors() if detail["type"] != "default_factory_not_called"]
+        problems = [_problem(detail) for detail in wrong]
         raise ConfigError(
             f"{place} cannot be used", problems, "Mend the lines above and run again."
         ) from error

@@ -32,12 +32,15 @@ class AbstractMethod(nn.Module, ABC):
         citation: The paper.
         equation: What it computes, in one line.
         Config: Its options.
+        round_tensors: Patterns of its shared parameters that devices may train in rounds unless the
+            configuration says otherwise. Leave out any whose gradient would give the profile away.
     """
 
     name: ClassVar[str]
     citation: ClassVar[str]
     equation: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
+    round_tensors: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def profile_tensors(self) -> tuple[TensorSpec, ...]:

@@ -65,6 +65,7 @@ class PLoRA(AbstractMethod):
     )
     equation = "h = W x + b + s B (A drop(x) + P drop(m_u p_u)),  s = alpha / r"
     Config = PLoRAConfig
+    round_tensors = ("*.A",)  # the gradients of P and B have p_u as a factor
 
     def __init__(
         self, config: PLoRAConfig, shape: BackboneShape, sites: Sequence[Site], rng: torch.Generator
