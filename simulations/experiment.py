@@ -68,7 +68,10 @@ class RoundsConfig(Strict):
     device_heldout: int = Field(default=24, ge=1, description="Held-out examples of a seen user, at most.")
     local_steps: int = Field(default=2, ge=1, description="Shared steps on a device.")
     local_rate: float = Field(default=0.01, gt=0, description="Their rate.")
+    batch_size: int = Field(default=8, ge=1, description="Examples per shared step.")
+    profile_dropout: float = Field(default=0.2, ge=0, le=1, description="Share of them seen without profile.")
     clip: float = Field(default=1.0, gt=0, description="Largest L2 norm of one device's change.")
+    min_replies: int = Field(default=1, ge=1, description="A round with fewer changes moves nothing.")
     server_rate: float = Field(default=1.0, gt=0, description="How far the mean change is followed.")
 
     def settings(self, seed: int) -> RoundSettings:
@@ -79,7 +82,10 @@ class RoundsConfig(Strict):
             seed=seed,
             local_steps=self.local_steps,
             local_rate=self.local_rate,
+            batch_size=self.batch_size,
+            profile_dropout=self.profile_dropout,
             clip=self.clip,
+            min_replies=self.min_replies,
             server_rate=self.server_rate,
             evaluate_clients=self.evaluate_clients,
         )

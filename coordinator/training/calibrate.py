@@ -71,7 +71,8 @@ def choose_recipe(
         model: The trained model.
         tokens: Every text.
         users: Calibration users' rows; the first ones of each are support, the next ones query.
-        config: What to try. Without calibration users nothing is run, and the first combination is taken.
+        config: What to try. Without calibration users nothing is run, and the first combination is taken;
+            a single combination is taken untried.
         on_trial: Called with (trials done, trials in all).
 
     Returns:
@@ -88,11 +89,11 @@ def choose_recipe(
         return recipes[0], []
     twin = TorchGradients(model, tokens)
     trials = []
-    for number, recipe in enumerate(recipes):
+    for number, recipe in enumerate(recipes if len(recipes) > 1 else ()):
         trials.append({"recipe": recipe.as_json(), **_trial(twin, able, recipe, config.k)})
         if on_trial is not None:
             on_trial(number + 1, len(recipes))
-    best = min(range(len(trials)), key=lambda number: float(trials[number]["loss"]))
+    best = min(range(len(trials)), key=lambda number: float(trials[number]["loss"]), default=0)
     bias_prior = _choose_bias_prior(twin, able, config)
     chosen = LearningRecipe(**{**recipes[best].as_json(), "bias_prior": bias_prior})
     return chosen, trials
