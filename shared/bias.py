@@ -8,13 +8,14 @@ import numpy.typing as npt
 from umbel.shared.profile import FloatArray
 from umbel.shared.text import IntArray
 
-_STEPS = 30
+_STEPS = 200
+_HALVINGS = 40
 
 
 def fit_bias(logits: FloatArray, labels: IntArray, prior: float) -> npt.NDArray[np.float64]:
     """Finds b (labels,) that minimises sum_i -log softmax(logits_i + b)[label_i] + prior / 2 |b|^2.
 
-    Newton's method.
+    Newton's method; a step that does not go down is halved.
 
     Args:
         logits: (k, labels) of the generic model on the user's examples.
@@ -33,11 +34,37 @@ def fit_bias(logits: FloatArray, labels: IntArray, prior: float) -> npt.NDArray[
         probability = softmax(logits + bias)
         gradient = (probability - wanted).sum(0) + prior * bias
         hessian = np.diag(probability.sum(0) + prior) - probability.T @ probability
-        step = np.linalg.solve(hessian, gradient)
-        bias -= step
-        if np.abs(step).max() < 1e-10:
+        moved = _lower(logits, wanted, prior, bias, np.linalg.solve(hessian, gradient))
+        change = float(np.abs(moved - bias).max())
+        bias = moved
+        if change < 1e-10:
             break
     return bias
+
+
+def _lower(
+    logits: FloatArray,
+    wanted: npt.NDArray[np.float64],
+    prior: float,
+    bias: npt.NDArray[np.float64],
+    step: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Returns bias - size * step for the first size of 1, 1/2, 1/4, ... that goes down, or the bias itself."""
+    start = _objective(logits, wanted, prior, bias)
+    for halvings in range(_HALVINGS):
+        moved = bias - step * 0.5**halvings
+        if _objective(logits, wanted, prior, moved) < start:
+            return moved
+    return bias
+
+
+def _objective(
+    logits: FloatArray, wanted: npt.NDArray[np.float64], prior: float, bias: npt.NDArray[np.float64]
+) -> float:
+    z = logits + bias
+    z = z - z.max(1, keepdims=True)
+    nll = np.log(np.exp(z).sum(1)) - (z * wanted).sum(1)
+    return float(nll.sum() + 0.5 * prior * (bias @ bias))
 
 
 def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

@@ -1,0 +1,62 @@
+"""A recipe tells everything that is wrong with it, and survives a manifest."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from umbel.shared.errors import ReleaseError
+from umbel.shared.recipe import LearningRecipe
+
+NAMES = sorted(LearningRecipe().as_json())
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def test_a_recipe_survives_json() -> None:
+    recipe = LearningRecipe(steps=3, learning_rate=0.1, second_moment="element")
+    assert LearningRecipe.from_json(json.loads(json.dumps(recipe.as_json()))) == recipe
+    assert LearningRecipe().problems() == []
+
+
+def test_all_problems_at_once() -> None:
+    row = LearningRecipe().as_json() | {
+        "steps": -1,
+        "beta1": "0.9",
+        "epsilon": 0,
+        "second_moment": "row",
+        "x": 1,
+    }
+    del row["prior_strength"]
+    with pytest.raises(ReleaseError) as caught:
+        LearningRecipe.from_json(row)
+    assert list(caught.value.problems) == [
+        "recipe: unknown key 'x'",
+        "recipe: missing key 'prior_strength'",
+        "recipe: steps is -1, expected an integer from 0 to 10000",
+        "recipe: beta1 is 0.9, expected a number from 0 to 0.9999",
+        "recipe: epsilon is 0, expected a number from 1e-12 to 1",
+        "recipe: second_moment is row, expected 'tensor' or 'element'",
+    ]
+
+
+@given(name=st.sampled_from(NAMES), value=json_values)
+def test_whatever_a_field_holds_is_a_recipe_or_one_error(name: str, value: Any) -> None:
+    row = LearningRecipe().as_json() | {name: value}
+    wrong = LearningRecipe(**row).problems()
+    if wrong:
+        with pytest.raises(ReleaseError, match=name):
+            LearningRecipe.from_json(row)
+    else:
+        assert LearningRecipe.from_json(row).as_json() == row
+
+
+@pytest.mark.parametrize("row", [None, 3, "steps", NAMES, []])
+def test_anything_but_an_object_is_refused(row: object) -> None:
+    with pytest.raises(ReleaseError, match="expected an object"):
+        LearningRecipe.from_json(row)
