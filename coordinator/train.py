@@ -14,8 +14,9 @@ from umbel.coordinator.artifacts import DESCRIPTION, TrainedModel, load_trained,
 from umbel.coordinator.backbone import Backbone, load_backbone
 from umbel.coordinator.config import CoordinatorConfig
 from umbel.coordinator.model import build_model
+from umbel.coordinator.training.board import Board
 from umbel.coordinator.training.calibrate import choose_recipe
-from umbel.coordinator.training.checkpoint import CHECKPOINT
+from umbel.coordinator.training.checkpoint import CHECKPOINT, Progress
 from umbel.coordinator.training.data import TrainingData, prepare
 from umbel.coordinator.training.trainer import Trainer
 from umbel.shared.errors import TrainingError
@@ -88,11 +89,15 @@ def _run(
 ) -> TrainedModel:
     model = build_model(backbone, config.task.kind, data.labels, config.method_configs(), config.seed)
     trainer = Trainer(model, data, config, out, fingerprint)
-    progress = trainer.run(
-        lambda p: on_progress(
-            "train", p.step, config.training.max_steps, _words(p.curve[-1] if p.curve else None)
-        )
-    )
+    board = Board(out)
+
+    def after_step(reached: Progress) -> None:
+        board.follow(reached.curve)
+        last = reached.curve[-1] if reached.curve else None
+        on_progress("train", reached.step, config.training.max_steps, _words(last))
+
+    progress = trainer.run(after_step)
+    board.close()
     _rebase(trainer)
     recipe, trials = choose_recipe(
         model,
@@ -101,7 +106,6 @@ def _run(
         config.recipe,
         lambda n, of: on_progress("choose recipe", n, of, ""),
     )
-    _write_tensorboard(out, progress.curve)
     report = {
         "steps": progress.step,
         "epochs": round(progress.step / max(len(data.train) / config.training.batch_size, 1e-9), 2),
@@ -151,17 +155,3 @@ def _finished(out: Path, fingerprint: str) -> TrainedModel:
 def _forget(out: Path) -> None:
     for name in (DESCRIPTION, CHECKPOINT):
         (out / name).unlink(missing_ok=True)
-
-
-def _write_tensorboard(out: Path, curve: Sequence[dict[str, Any]]) -> None:
-    """Writes the curve as TensorBoard events; metrics.jsonl holds the same while training runs."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    folder = out / "tensorboard"
-    for old in folder.glob("events.*"):
-        old.unlink()
-    writer: Any = SummaryWriter(str(folder))
-    for row in curve:
-        for key in ("loss", "heldout_loss", "heldout_accuracy"):
-            writer.add_scalar(key, row[key], int(row["step"]))
-    writer.close()
