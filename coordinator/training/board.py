@@ -12,7 +12,7 @@ _KEYS = ("loss", "heldout_loss", "heldout_accuracy")
 
 @final
 class Board:
-    """Writes each look at the held-out examples once; a resumed training begins a new file with all of them."""
+    """Writes each look at held-out examples once; a resumed training begins a new file with all of them."""
 
     def __init__(self, out: Path):
         self._folder = out / FOLDER
