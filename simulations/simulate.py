@@ -150,8 +150,16 @@ def _write(out: Path, result: Result) -> None:
 
 def identity(name: str, config: ExperimentConfig) -> str:
     """Returns the hash that tells runs apart."""
-    row = [name, config.model_dump(mode="json")]
+    row = [name, _described(config)]
     return sha256_bytes(json.dumps(row, sort_keys=True).encode())
+
+
+def _described(config: ExperimentConfig) -> dict[str, Any]:
+    """Returns the configuration as JSON; of the data's path only the last part."""
+    row: dict[str, Any] = config.model_dump(mode="json")
+    if config.data.path is not None:
+        row["data"]["path"] = Path(config.data.path).name
+    return row
 
 
 def _claim(out: Path, name: str, config: ExperimentConfig) -> None:
@@ -171,7 +179,7 @@ def _claim(out: Path, name: str, config: ExperimentConfig) -> None:
                 hint="Choose another --out, or pass --restart to begin again there (it is overwritten).",
             )
         return
-    row = {"experiment": name, "identity": wanted, "config": config.model_dump(mode="json")}
+    row = {"experiment": name, "identity": wanted, "config": _described(config)}
     atomic_write(path, json.dumps(row, indent=2).encode() + b"\n")
 
 
@@ -315,7 +323,7 @@ def _result(
         training=_training(trained.report),
         seconds=dict(seconds),
         machine=machine(threads),
-        config=config.model_dump(mode="json"),
+        config=_described(config),
     )
 
 
