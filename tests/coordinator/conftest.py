@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.coordinator.personal import TINY_PLORA, Joint, trained_model
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModel,
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from umbel.coordinator.backbone import Backbone, load_backbone
+from umbel.coordinator.graphs.joint import export_joint
 
 FAMILIES = ("bert", "roberta", "distilbert", "modernbert")
 WORDS = (
@@ -113,3 +115,12 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> TinyBackbone:
         return made[family]
 
     return give
+
+
+@pytest.fixture(scope="session")
+def tiny_joint(tiny_backbone: TinyBackbone) -> Joint:
+    """The joint graph of a tiny BERT with PLoRA, every shared tensor trainable; exported once."""
+    backbone = tiny_backbone("bert")
+    model = trained_model(backbone, TINY_PLORA)
+    names = tuple(model.shared_names())
+    return Joint(backbone, model, names, export_joint(model, names, backbone.shape))

@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 from tests.oracles.personal import OracleConfig, OracleResult, oracle_gradients
 from torch import Tensor
 
 from umbel.coordinator.backbone import Backbone
+from umbel.coordinator.graphs.joint import parameter_arrays
+from umbel.coordinator.graphs.split import split_graphs, weights_file
 from umbel.coordinator.methods.plora import PLoRA, PLoRAConfig
 from umbel.coordinator.model import PersonalModel, build_model
+from umbel.shared.release import BACKBONE_WEIGHTS, SHARED_WEIGHTS
 from umbel.shared.rng import generator
 
 LABELS = ("awful", "fair", "great")
@@ -32,6 +36,11 @@ class Batch:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns ids, mask and owner, as the model takes them."""
         return torch.tensor(self.input_ids), torch.tensor(self.attention_mask), torch.tensor(self.owner)
+
+    def take(self, index: npt.NDArray[np.intp]) -> "Batch":
+        """Returns some rows, of the same users."""
+        ids, mask = self.input_ids[index], self.attention_mask[index]
+        return Batch(ids, mask, self.labels[index], self.weights[index], self.owner[index])
 
     def row(self, index: int) -> "Batch":
         """Returns one row as a batch of one, for a single user."""
@@ -77,6 +86,29 @@ def trained_model(backbone: Backbone, config: PLoRAConfig, seed: int = 0) -> Per
     return model.eval()
 
 
+TINY_PLORA = PLoRAConfig(rank=3, alpha=6, user_size=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """A model, what of it is trainable in rounds, and its joint graph, which holds no weights."""
+
+    backbone: Backbone
+    model: PersonalModel
+    trainables: tuple[str, ...]
+    proto: Any
+
+    def graphs(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """Returns the public graphs and the weights files, as they are published."""
+        arrays = parameter_arrays(self.model)
+        encoder = {name: array for name, array in arrays.items() if name.startswith("encoder.")}
+        shared = {name: array for name, array in arrays.items() if name not in encoder}
+        files = [weights_file(BACKBONE_WEIGHTS, encoder), weights_file(SHARED_WEIGHTS, shared)]
+        private = [tensor.name for tensor in self.model.profile_spec().tensors]
+        shapes = {name: arrays[name].shape for name in self.trainables}
+        return split_graphs(self.proto, private, shapes, files), {file.location: file.data for file in files}
+
+
 def plora_of(model: PersonalModel) -> PLoRA:
     """Returns the model's PLoRA."""
     method = model.methods["plora"]
@@ -114,3 +146,15 @@ def oracle_of(model: PersonalModel, batch: Batch, profile: Mapping[str, Any]) ->
         batch.owner,
         profile,
     )
+
+
+def off_by_a_thousandth(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the graph with one mistake: the first attention scores are multiplied by 1.001."""
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(model)
+    nodes = wrong.graph.node
+    wrong.graph.initializer.append(onnx.helper.make_tensor("off", onnx.TensorProto.FLOAT, [], [1.001]))
+    at = next(number for number, node in enumerate(nodes) if node.op_type == "Softmax")
+    nodes.insert(at, onnx.helper.make_node("Mul", [nodes[at].input[0], "off"], ["scores_off"]))
+    nodes[at + 1].input[0] = "scores_off"
+    return wrong
