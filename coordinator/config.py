@@ -85,10 +85,14 @@ class TrainingConfig(Strict):
 
     max_steps: int = Field(600, ge=1, description="Optimizer steps at most.")
     batch_size: int = Field(64, ge=1, description="Examples per step, of many users mixed.")
-    shared_rate: float = Field(1e-3, gt=0, description="Learning rate of the methods' shared tensors.")
-    head_rate: float = Field(3e-3, gt=0, description="Learning rate of the task head.")
-    backbone_rate: float = Field(5e-5, gt=0, description="Learning rate of the trained part of the encoder.")
-    private_rate: float = Field(3e-2, gt=0, description="Learning rate of the seen users' private tensors.")
+    shared_rate: float = Field(1e-3, gt=0, le=10, description="Learning rate of the methods' shared tensors.")
+    head_rate: float = Field(3e-3, gt=0, le=10, description="Learning rate of the task head.")
+    backbone_rate: float = Field(
+        5e-5, gt=0, le=10, description="Learning rate of the trained part of the encoder."
+    )
+    private_rate: float = Field(
+        3e-2, gt=0, le=10, description="Learning rate of the seen users' private tensors."
+    )
     private_prior: float = Field(0.01, ge=0, description="Weight of |p_u|^2 / 2, per example, in the loss.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of everything else.")
     warmup_steps: int = Field(50, ge=0, description="Steps over which rates rise from 0.")

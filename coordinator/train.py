@@ -116,7 +116,7 @@ def _run(
         "curve": progress.curve,
         "recipe_trials": trials,
     }
-    tensors = {name: value for name, value in trainer.weights.items() if not name.startswith("users/")}
+    tensors = {n: value.detach() for n, value in trainer.weights.items() if not n.startswith("users/")}
     return TrainedModel(config, data.labels, backbone.sha256, fingerprint, recipe, report, tensors)
 
 
