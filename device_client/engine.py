@@ -143,9 +143,10 @@ def _load_weights(release: Release) -> dict[str, FloatArray]:
         problems += [f"{name}: '{t}' is in both weights files" for t in found if t in weights]
         problems += [f"{name}: '{t}' is {a.dtype}, not float32" for t, a in found.items() if a.dtype != "f4"]
         weights |= found
+    complete = not problems
     for name, shape in release.manifest.trainables.items():
         there = weights.get(name)
-        if not problems and (there is None or there.shape != shape):
+        if complete and (there is None or there.shape != shape):
             size = "nowhere" if there is None else f"of shape {there.shape}"
             problems.append(f"trainable '{name}' is {size} in the weights, expected shape {shape}")
     if problems:

@@ -105,7 +105,8 @@ def learn_profiles(
     def gradients_at(profile: Mapping[str, FloatArray]) -> tuple[FloatArray, dict[str, FloatArray]]:
         return engine.learn(tokens, labels, owner, profile, shared)
 
-    learned = rounded(engine, minimise(gradients_at, origin, recipe, on_step=on_step))
+    with np.errstate(over="ignore", invalid="ignore"):  # one error below says it, and no warning before
+        learned = rounded(engine, minimise(gradients_at, origin, recipe, on_step=on_step))
     broken = [name for name, values in learned.items() if not np.isfinite(values).all()]
     if broken:
         raise ProfileError(
@@ -119,8 +120,7 @@ def learn_profiles(
 def rounded(engine: Engine, profile: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """Rounds a profile to what its storage holds."""
     storage = {tensor.name: tensor.storage for tensor in engine.release.manifest.profile.tensors}
-    with np.errstate(over="ignore", invalid="ignore"):
-        return {name: values.astype(storage[name]).astype(np.float32) for name, values in profile.items()}
+    return {name: values.astype(storage[name]).astype(np.float32) for name, values in profile.items()}
 
 
 def _kept(
