@@ -67,9 +67,7 @@ def test_one_text_is_encoded_once_however_often_it_is_judged() -> None:
 
 @given(size=st.integers(1, 7), cap=st.integers(1, 6), epoch=st.integers(0, 3))
 @settings(max_examples=30, deadline=None)
-def test_an_epoch_shows_each_example_once_and_no_user_too_often(
-    size: int, cap: int, epoch: int
-) -> None:
+def test_an_epoch_shows_each_example_once_and_no_user_too_often(size: int, cap: int, epoch: int) -> None:
     data = data_of([3, 9, 5, 7], calibration_share=0.0)
     settings_ = config(batch_size=size, examples_per_user=cap)
     batches = epoch_batches(data, settings_, 0, epoch)
