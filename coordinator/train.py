@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -57,8 +58,29 @@ def train(
         BackboneError: The backbone cannot be loaded.
         ExampleError: A label is not among the configured ones.
     """
+    with _arithmetic(threads):
+        return _train(config, examples, out, restart, on_progress)
+
+
+@contextmanager
+def _arithmetic(threads: int) -> Iterator[None]:
+    """Sets torch's threads, and rounds denormals to 0: moments of the absent decay to them, which is slow.
+
+    Both hold for the whole process, numpy included, so they are set back.
+    """
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
+
+
+def _train(
+    config: CoordinatorConfig, examples: Sequence[Example], out: Path, restart: bool, on_progress: OnProgress
+) -> TrainedModel:
     backbone = load_backbone(config.backbone.name, sha256=config.backbone.sha256)
     fingerprint = _fingerprint(config, examples, backbone)
     if (out / DESCRIPTION).is_file() and not restart:

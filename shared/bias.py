@@ -49,7 +49,7 @@ def _lower(
     bias: npt.NDArray[np.float64],
     step: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
-    """Returns bias - size * step for the first size of 1, 1/2, 1/4, ... that goes down, or the bias itself."""
+    """Returns bias - size * step for the first size of 1, 1/2, 1/4, ... that goes down, or the bias."""
     start = _objective(logits, wanted, prior, bias)
     for halvings in range(_HALVINGS):
         moved = bias - step * 0.5**halvings

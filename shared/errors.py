@@ -1,7 +1,7 @@
 """Typed errors. Each one lists every problem found, so that bad input is mended in one go.
 
-An error text names places (file, line, user id, tensor name) and values that are not private. It never holds an
-example's text, a label given by a person, or a number out of a profile.
+An error text names places (file, line, user id, tensor name) and values that are not private. It never holds
+an example's text, a label given by a person, or a number out of a profile.
 """
 
 from collections.abc import Iterable, Sequence

@@ -27,7 +27,7 @@ def sha256_file(path: Path) -> str:
 
 
 def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Writes `data` to `path` so that a reader sees the old file or the whole new one, even after a power loss.
+    """Writes `data` to `path` so that readers see the old file or the whole new one, even after a power loss.
 
     Args:
         path: Where to write; its folder is made if it is missing.

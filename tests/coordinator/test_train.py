@@ -155,6 +155,16 @@ def test_a_finished_training_is_returned_as_it_is(backbone: str, whole: Path) ->
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 
 
+def test_the_process_counts_afterwards_as_it_did_before(backbone: str, tmp_path: Path) -> None:
+    """torch's threads and what becomes of denormals hold for the process, numpy included."""
+    before, denormal = torch.get_num_threads(), np.float32(1e-30)
+    seen: list[float] = []
+    train_small(backbone, tmp_path, lambda *_: seen.append(float(denormal * np.float32(1e-10))))
+    assert set(seen) == {0.0}
+    assert denormal * np.float32(1e-10) > 0
+    assert torch.get_num_threads() == before
+
+
 def test_restart_trains_again(backbone: str, whole: Path, tmp_path: Path) -> None:
     train_small(backbone, tmp_path, seed=1)
     with pytest.raises(TrainingError, match="another configuration or of other examples"):
