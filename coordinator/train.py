@@ -18,6 +18,7 @@ from umbel.coordinator.training.board import Board
 from umbel.coordinator.training.calibrate import choose_recipe
 from umbel.coordinator.training.checkpoint import CHECKPOINT, Progress
 from umbel.coordinator.training.data import TrainingData, prepare
+from umbel.coordinator.training.start import start_users
 from umbel.coordinator.training.trainer import Trainer
 from umbel.shared.errors import TrainingError
 from umbel.shared.examples import Example, labels_of
@@ -110,6 +111,7 @@ def _run(
 ) -> TrainedModel:
     model = build_model(backbone, config.task.kind, data.labels, config.method_configs(), config.seed)
     trainer = Trainer(model, data, config, out, fingerprint)
+    start_users(model, trainer.table, data)
     board = Board(out)
 
     def after_step(reached: Progress) -> None:

@@ -160,7 +160,9 @@ def _notes(examples: Sequence[Example]) -> tuple[str, ...]:
     if len(examples) == 1:
         notes.append("there is only one example; the profile stays close to generic. A few more will help.")
     if len({example.label for example in examples}) == 1 and len(examples) > 1:
-        notes.append("all examples have the same label; add some with another one, or predictions will lean to it.")
+        notes.append(
+            "all examples have the same label; add some with another one, or predictions will lean to it."
+        )
     return tuple(notes)
 
 

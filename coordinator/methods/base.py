@@ -90,6 +90,19 @@ class AbstractMethod(nn.Module, ABC):
         """
         raise NotImplementedError(f"{self.name} cannot be folded into weights")
 
+    def starts_users(self) -> bool:
+        """Says whether training starts seen users elsewhere than at zeros; then `start_users` says where."""
+        return False
+
+    def start_users(self, summary: Tensor) -> dict[str, Tensor]:
+        """Returns where training starts the seen users' private tensors: full name -> (users, *shape).
+
+        Args:
+            summary: (users, features) float64: what each user's labels say about the frozen embeddings, the
+                strongest direction with variance 1.
+        """
+        return {}
+
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Expresses the private tensors in the basis where few-shot learning goes best, changing no output.
 

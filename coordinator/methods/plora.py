@@ -35,6 +35,9 @@ class PLoRAConfig(MethodConfig):
     agreement: float = Field(
         default=0.1, ge=0, description="Weight of the agreement (mutual-information) terms [mim]."
     )
+    start: Literal["embeddings", "zeros"] = Field(
+        default="embeddings", description="Where training starts seen users; new users start at zeros."
+    )
     storage: Literal["float16", "float32"] = Field(
         default="float16", description="How a device stores the vector."
     )
@@ -124,6 +127,21 @@ class PLoRA(AbstractMethod):
         part = self.projections[site.name]
         assert isinstance(part, _Projection)
         return part
+
+    def starts_users(self) -> bool:
+        """Seen users start where their labels point, unless the configuration says zeros."""
+        return self.config.start == "embeddings"
+
+    def start_users(self, summary: Tensor) -> dict[str, Tensor]:
+        """Returns the users' coordinates on the leading principal directions of their summaries."""
+        left, values, _ = torch.linalg.svd(summary, full_matrices=False)
+        count = min(self.config.user_size, len(values))
+        # The sign of a singular vector is arbitrary: the largest entry positive makes it the same everywhere.
+        largest = left.gather(0, left.abs().argmax(0, keepdim=True))
+        signed = left * torch.where(largest < 0, -1.0, 1.0)
+        start = summary.new_zeros(len(summary), self.config.user_size)
+        start[:, :count] = (signed * values)[:, :count]
+        return {"plora.user": start.float()}
 
     @torch.no_grad()
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
