@@ -1,8 +1,9 @@
-"""Where the seen users' private tensors start from: what their labels say about the frozen encoder's embeddings.
+"""Where training starts the seen users' private tensors: what their labels say about frozen embeddings.
 
-From zeros, the private and the shared tensors must find each other by chance, which takes many steps. A seen user's
-labels already tell which directions of the embedding they like; the leading directions in which people differ are a
-start that means something from the first step. New users still start at zeros, and what is learned is free to move.
+From zeros, the private and the shared tensors must find each other by chance, which takes many steps. A seen
+user's labels already tell which directions of the embedding they like; the leading directions in which people
+differ are a start that means something from the first step. New users still start at zeros, and what is
+learned is free to move.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ def embeddings(model: PersonalModel, tokens: TokenBatch) -> Matrix:
 def summaries(embedded: Matrix, rows: Rows, users: int) -> Matrix:
     """Returns what each user's labels say: (users, (d + 1) (labels - 1)).
 
-    For every label but the first: the covariance, over the user's examples, of having that label and the embedding,
-    and how much more often than others the user gives that label; both shrunk towards 0 by 8 examples' worth, and
-    scaled so that both kinds vary as much between users.
+    For every label but the first: the covariance, over the user's examples, of having that label and the
+    embedding, and how much more often than others the user gives that label; both shrunk towards 0 by 8
+    examples' worth, and scaled so that both kinds vary as much between users.
     """
     labels = int(rows.label.max()) + 1
     centred = embedded - embedded.mean(0)
