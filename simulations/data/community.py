@@ -63,12 +63,12 @@ class CommunityConfig:
     examples_per_user: int = 100
     texts: int = 1500
     seed: int = 0
-    sharpness: float = 2.1
+    sharpness: float = 2.6
     craft_weight: float = 1.5
     threshold_sd: float = 0.6
     spread: float = 0.35
     deviation: float = 0.1
-    craft_share: float = 0.65
+    craft_share: float = 0.35
 
     def __post_init__(self) -> None:
         """Checks the ranges.

@@ -12,7 +12,7 @@ from umbel.simulations.data.lexicon import ASPECTS, CRAFT, KINDS, Pole
 _T = TypeVar("_T")
 
 FEATURES = (*(aspect.name for aspect in ASPECTS), CRAFT.name)
-_FEWEST_WORDS = 7
+_FEWEST_WORDS = 5
 _MOST_TOKENS = (
     19  # words and punctuation marks; MiniLM's tokenizer then gives 24 pieces or fewer, nearly always
 )
@@ -41,8 +41,8 @@ _OPENERS = (
     "I must say, ",
     "Well, ",
 )
-_MENTIONS = (2, 3, 4)
-_MENTION_SHARES = (0.2, 0.5, 0.3)
+_MENTIONS = (1, 2, 3)
+_MENTION_SHARES = (0.3, 0.5, 0.2)
 
 # One sentence each, by how many things it says. A: adjective, C: clause, N: noun phrase, P: predicate, Q: the
 # same, perhaps negated (only the last one: "hardly grim and long" could mean either).
@@ -84,10 +84,10 @@ _TEMPLATES: Mapping[int, tuple[str, ...]] = {
     ),
 }
 _SENTENCES: Mapping[int, tuple[tuple[int, ...], ...]] = {
+    1: ((1,),),
     2: ((2,), (1, 1)),
     3: ((3,), (2, 1), (1, 2)),
     4: ((2, 2), (3, 1), (1, 3)),
-    5: ((3, 2), (2, 3)),
 }
 
 
@@ -107,7 +107,7 @@ class Review:
 
 
 def write_review(rng: np.random.Generator, craft_share: float) -> Review:
-    """Writes one review about two to four aspects and, with probability `craft_share`, the craft."""
+    """Writes one review about one to three aspects and, with probability `craft_share`, the craft."""
     while True:
         mentioned = int(rng.choice(_MENTIONS, p=_MENTION_SHARES))
         about = [int(i) for i in rng.permutation(len(ASPECTS))[:mentioned]]
