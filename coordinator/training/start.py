@@ -21,6 +21,7 @@ from umbel.shared.text import TokenBatch
 _BATCH = 256
 _PRIOR_EXAMPLES = 8.0
 _MOST_LABELS = 16
+_ROUNDING = 1e-9  # people who differ by less differ by the rounding of float64 alone
 
 Matrix = npt.NDArray[np.float64]
 
@@ -31,7 +32,8 @@ def start_users(model: PersonalModel, table: UserTable, data: TrainingData) -> N
     makers = [method for method in model.method_list() if method.starts_users()]
     if not makers or len(data.labels) > _MOST_LABELS or len(data.users) < 2:
         return
-    summary = torch.from_numpy(summaries(embeddings(model, data.tokens), data.train, len(data.users)))
+    embedded = embeddings(model, data.tokens)
+    summary = torch.from_numpy(summaries(embedded, data.train, len(data.users), len(data.labels)))
     values = table.as_profile()
     for method in makers:
         for name, start in method.start_users(summary).items():
@@ -61,14 +63,14 @@ def embeddings(model: PersonalModel, tokens: TokenBatch) -> Matrix:
     return np.stack([row for row in found if row is not None])
 
 
-def summaries(embedded: Matrix, rows: Rows, users: int) -> Matrix:
+def summaries(embedded: Matrix, rows: Rows, users: int, labels: int) -> Matrix:
     """Returns what each user's labels say: (users, (d + 1) (labels - 1)).
 
     For every label but the first: the covariance, over the user's examples, of having that label and the
     embedding, and how much more often than others the user gives that label; both shrunk towards 0 by 8
-    examples' worth, and scaled so that both kinds vary as much between users.
+    examples' worth, and scaled so that both kinds vary as much between users. Zeros where people do not
+    differ.
     """
-    labels = int(rows.label.max()) + 1
     centred = embedded - embedded.mean(0)
     shares = np.eye(labels)[rows.label][:, 1:]  # (n, labels - 1)
     taste = np.zeros((users, (labels - 1) * embedded.shape[1]))
@@ -88,4 +90,4 @@ def summaries(embedded: Matrix, rows: Rows, users: int) -> Matrix:
 def _unit(block: Matrix) -> Matrix:
     """Scales a block of columns so that its strongest direction has variance 1 between users."""
     strongest = np.linalg.norm(block, 2) / np.sqrt(max(len(block), 1))
-    return np.asarray(block / strongest if strongest > 0 else block)
+    return np.asarray(block / strongest if strongest > _ROUNDING else np.zeros_like(block))

@@ -293,3 +293,58 @@ def test_the_same_seed_gives_the_same_bits(seed: int) -> None:
     )
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def started(summary: npt.NDArray[np.float64]) -> Floats:
+    """Where training starts the users of these summaries."""
+    found = lone_plora().start_users(torch.tensor(summary))
+    assert list(found) == ["plora.user"]
+    assert found["plora.user"].dtype == torch.float32
+    return found["plora.user"].numpy()
+
+
+def summary_of(users: int, features: int, seed: int = 0) -> npt.NDArray[np.float64]:
+    """A summary whose strongest direction has variance 1 between users."""
+    values = generator(seed, 0, "", "summary").normal(size=(users, features))
+    return np.asarray(values * users**0.5 / np.linalg.norm(values, 2))
+
+
+@given(users=st.integers(1, 9), features=st.integers(1, 9), seed=st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_users_start_at_their_coordinates_on_the_leading_directions(
+    users: int, features: int, seed: int
+) -> None:
+    """The directions by another way: eigenvectors of the features' second moment, the strongest first."""
+    summary = summary_of(users, features, seed)
+    found = started(summary)
+    assert found.shape == (users, CONFIG.user_size)
+    count = min(users, features, CONFIG.user_size)
+    assert not found[:, count:].any()
+    _, directions = np.linalg.eigh(summary.T @ summary)
+    wanted = (summary @ directions[:, ::-1])[:, :count]
+    # A direction's sign is arbitrary, so both are turned to where the largest entry is positive.
+    wanted = wanted * np.sign(wanted[np.abs(wanted).argmax(0), np.arange(count)])
+    np.testing.assert_allclose(found[:, :count], wanted, atol=1e-5)
+
+
+def test_the_strongest_direction_has_variance_one_and_the_others_less() -> None:
+    spread = np.square(started(summary_of(40, 12))).mean(0)
+    assert spread[0] == pytest.approx(1, rel=1e-6)
+    assert np.all(np.diff(spread) < 0)
+
+
+def test_the_sign_of_a_start_is_the_same_everywhere() -> None:
+    """The largest entry of each direction is positive, whichever sign the decomposition happens to give."""
+    summary = summary_of(8, 6)
+    found = started(summary)
+    assert (found[np.abs(found).argmax(0), np.arange(5)] > 0).all()
+    np.testing.assert_allclose(started(-summary), found, atol=1e-6)
+
+
+def test_people_who_do_not_differ_start_at_zeros() -> None:
+    assert not started(np.zeros((4, 7))).any()
+
+
+def test_a_start_is_made_only_where_it_is_asked_for() -> None:
+    assert lone_plora().starts_users()
+    assert not lone_plora(CONFIG.model_copy(update={"start": "zeros"})).starts_users()
