@@ -71,7 +71,7 @@ def learn(
     for note in learned.notes:
         typer.echo(f"Note: {note}")
     typer.echo(
-        f"Learned from {len(rows)} examples in {found['seconds']:.1f} s. On them the loss fell from "
+        f"Learned from {len(rows)} examples in {found['seconds']:.1f} s. On them the loss went from "
         f"{learned.nll_generic:.3f} to {learned.nll_personal:.3f}.\n"
         f"The profile is in {profile} ({learned.file_bytes} bytes). "
         f"Use it: umbel device predict --release {release} "
@@ -115,12 +115,9 @@ def _texts(given: list[str], file: Path | None) -> list[str]:
 
     texts = [text for text in given if text != "-"]
     if "-" in given:
-        texts += [line.rstrip("\n") for line in sys.stdin]
+        texts += _lines(sys.stdin.buffer.read(), "what stdin gives")
     if file is not None:
-        try:
-            texts += file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ExampleError(f"{file} is not UTF-8 text", [f"byte {error.start}"]) from None
+        texts += _lines(file.read_bytes(), str(file))
     empty = [f"text {number} is empty" for number, text in enumerate(texts, 1) if not text.strip()]
     if empty or not texts:
         raise ExampleError(
@@ -129,6 +126,17 @@ def _texts(given: list[str], file: Path | None) -> list[str]:
             'Give texts: umbel device predict --release R "some text", or --texts FILE with one a line.',
         )
     return texts
+
+
+def _lines(data: bytes, source: str) -> list[str]:
+    """Returns the lines of a file; a text may hold what Python calls a line's end, such as U+2028."""
+    from umbel.shared.errors import ExampleError
+
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ExampleError(f"{source} is not UTF-8 text", [f"byte {error.start + 1}"]) from None
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
 
 
 def _table(texts: list[str], rows: list[Prediction]) -> None:

@@ -53,7 +53,7 @@ class LinearEngine:
 
     def encode(self, texts: Sequence[str]) -> TokenBatch:
         rows = [[WORDS.index(word) + 1 for word in text.split()] for text in texts]
-        width = max(2, *(len(row) for row in rows))
+        width = max([2, *(len(row) for row in rows)])
         ids = np.array([row + [0] * (width - len(row)) for row in rows], np.int64)
         return TokenBatch(ids, (ids > 0).astype(np.int64))
 

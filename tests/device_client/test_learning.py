@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.linear_engine import LABELS, PRIVATE, SHAPES, WORDS, linear_engine
 from tests.oracles.learning import bias_oracle
 
+from umbel.device_client import learning
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import (
     Encoded,
@@ -24,6 +25,7 @@ from umbel.shared.profile import FloatArray, ProfileSpec, TensorSpec
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.release import Release
 from umbel.shared.rng import generator
+from umbel.shared.text import TokenBatch, join
 
 ENGINE = linear_engine()
 LONG = LearningRecipe(steps=800, learning_rate=0.1, prior_strength=0.5)
@@ -161,3 +163,77 @@ def test_real_graphs_learn_users_together_as_alone(tiny_release: Release) -> Non
     alone = np.concatenate([learn_profiles(engine, [part], recipe)["plora.user"] for part in parts])
     assert np.linalg.norm(together) > 0.1
     assert together == pytest.approx(alone, abs=1e-3)  # one unit of float16
+
+
+class Watched:
+    """The linear engine, which notes the rows and the width of every graph run."""
+
+    def __init__(self) -> None:
+        self._engine: Any = linear_engine()
+        self.runs: list[tuple[int, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def learn(self, tokens: TokenBatch, *rest: Any) -> Any:
+        self.runs.append(tokens.ids.shape)
+        return self._engine.learn(tokens, *rest)
+
+
+def spread(counts: list[int]) -> list[Encoded]:
+    """Users with examples of 1 to 8 words."""
+    parts = []
+    for user, count in enumerate(counts):
+        rng = generator(1, 0, str(user), "spread")
+        texts = [[WORDS[i] for i in rng.integers(len(WORDS), size=rng.integers(1, 9))] for _ in range(count)]
+        labels = [LABELS[i] for i in rng.integers(2, size=count)]
+        rows = [Example(str(user), " ".join(t), label) for t, label in zip(texts, labels, strict=True)]
+        parts.append(encode_examples(ENGINE, rows))
+    return parts
+
+
+@given(counts=st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any))
+@settings(max_examples=30, deadline=None)
+def test_gradients_in_pieces_are_those_in_one(counts: list[int]) -> None:
+    """Every example once, and the sum of the pieces' gradients; 1e-6 of float32 sums in another order."""
+    parts, values = spread(counts), shared()
+    profile = {PRIVATE: generator(2, 0, "", "profile").normal(0, 1, (len(counts), 2)).astype(np.float32)}
+    pieces = learning._pieces(parts)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    tokens, labels = join([part.tokens for part in parts]), np.concatenate([part.labels for part in parts])
+    nll, whole = ENGINE.learn(tokens, labels, owner, profile, values)
+    found = [ENGINE.learn(*piece, profile, values) for piece in pieces]
+    assert max(len(piece[0]) for piece in pieces) <= 32
+    assert sorted(np.concatenate([part for part, _ in found])) == pytest.approx(sorted(nll), rel=1e-6)
+    total = np.sum([part[PRIVATE] for _, part in found], axis=0)
+    assert np.linalg.norm(total - whole[PRIVATE]) <= 1e-6 * max(float(np.abs(whole[PRIVATE]).sum()), 1.0)
+
+
+def test_a_graph_run_holds_32_rows_at_most_and_texts_of_like_length_share_one() -> None:
+    """A step's memory does not grow with the examples; short texts are not padded to the longest of all."""
+    engine: Any = Watched()
+    learn_profiles(engine, spread([33, 40, 0, 30]), LearningRecipe(steps=2), shared=shared())
+    rows, widths = zip(*engine.runs, strict=True)
+    assert rows == (32, 32, 32, 7) * 2
+    assert list(widths[:4]) == sorted(widths[:4])
+    assert widths[0] < widths[3]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_the_size_of_pieces_changes_no_profile(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    parts, values = spread([33, 5]), shared()
+    wanted = learn_profiles(ENGINE, parts, LearningRecipe(), shared=values)[PRIVATE]
+    monkeypatch.setattr(learning, "_ROWS", rows)
+    found = learn_profiles(ENGINE, parts, LearningRecipe(), shared=values)[PRIVATE]
+    assert found == pytest.approx(wanted, abs=2e-3)  # two units of float16 at 1
+
+
+def test_the_loss_that_is_told_is_the_mean_over_all_pieces() -> None:
+    parts, values = spread([50]), shared()
+    told: list[float] = []
+    learn_profiles(
+        ENGINE, parts, LearningRecipe(steps=1), shared=values, on_step=lambda _, nll: told.append(nll)
+    )
+    zeros = ENGINE.release.manifest.profile.zeros(1)
+    nll, _ = ENGINE.learn(parts[0].tokens, parts[0].labels, np.zeros(50, np.int64), zeros, values)
+    assert told == [pytest.approx(float(nll.mean()), rel=1e-6)]
