@@ -54,7 +54,7 @@ class LinearEngine:
     def encode(self, texts: Sequence[str]) -> TokenBatch:
         rows = [[WORDS.index(word) + 1 for word in text.split()] for text in texts]
         width = max([2, *(len(row) for row in rows)])
-        ids = np.array([row + [0] * (width - len(row)) for row in rows], np.int64)
+        ids = np.array([row + [0] * (width - len(row)) for row in rows], np.int64).reshape(-1, width)
         return TokenBatch(ids, (ids > 0).astype(np.int64))
 
     def predict(self, tokens: TokenBatch, owner: IntArray, profile: Arrays, shared: Arrays) -> FloatArray:
