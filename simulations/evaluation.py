@@ -11,7 +11,7 @@ import numpy as np
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import Encoded, encode_examples, learn_profiles, predict_logits
 from umbel.shared.bias import fit_bias
-from umbel.shared.files import sha256_bytes
+from umbel.shared.files import atomic_write, sha256_bytes
 from umbel.shared.profile import FloatArray
 from umbel.shared.text import join
 from umbel.simulations.data.splits import UserExamples
@@ -46,8 +46,7 @@ def evaluate_users(
     Raises:
         ExampleError: A label is not one of the release's.
     """
-    done = _read_journal(journal, _identity(engine, users, ks, query, batch_users))
-    rows: list[Row] = list(done)
+    rows = _read_journal(journal, _identity(engine, users, ks, query, batch_users), batch_users, len(users))
     for start in range(len(rows), len(users), batch_users):
         batch = users[start : start + batch_users]
         rows += _evaluate_batch(engine, batch, ks, query)
@@ -109,23 +108,33 @@ def _identity(
     )
 
 
-def _read_journal(journal: Path | None, identity: str) -> list[Row]:
-    """Returns the people that an earlier, stopped evaluation of the same release and people has finished."""
+def _read_journal(journal: Path | None, identity: str, batch: int, users: int) -> list[Row]:
+    """Returns the people that an earlier, stopped evaluation of the same release and people has finished.
+
+    Only whole batches count: who learns beside whom is part of what gives the same numbers to the last bit.
+    """
     if journal is None:
         return []
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    if journal.is_file():
-        whole = [
-            line
-            for line in journal.read_text(encoding="utf-8").splitlines(keepends=True)
-            if line.endswith("\n")
-        ]
-        if whole and json.loads(whole[0]) == {"identity": identity}:
-            rows: list[Row] = [json.loads(line) for line in whole[1:]]
-            journal.write_text("".join(whole), encoding="utf-8")
-            return rows
-    journal.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
-    return []
+    head: Row | dict[str, str] = {"identity": identity}
+    found: list[Row] = _whole_lines(journal) if journal.is_file() else []
+    rows = found[1 : users + 1] if found[:1] == [head] else []
+    if len(rows) < users:
+        rows = rows[: len(rows) - len(rows) % batch]
+    atomic_write(journal, "".join(json.dumps(row) + "\n" for row in (head, *rows)).encode())
+    return rows
+
+
+def _whole_lines(journal: Path) -> list[Row]:
+    """Returns the lines up to the first that was not written to its end."""
+    rows: list[Row] = []
+    for line in journal.read_bytes().splitlines(keepends=True):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            return rows[:-1]
+    return rows
 
 
 def _append_journal(journal: Path | None, rows: Sequence[Mapping[str, object]]) -> None:

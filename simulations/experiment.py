@@ -151,6 +151,7 @@ def read_experiment(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> E
     row = read_toml(folder / CONFIG)
     for section, values in changes.items():
         target = row if section == "" else row.setdefault(section, {})
-        target.update(values)
+        if isinstance(target, dict):  # anything else is refused below, with all other problems
+            target.update(values)
     sections = {name: row.pop(name, {}) for name in ("data", "rounds", "evaluation")}
     return validated(ExperimentConfig, {"coordinator": row, **sections}, str(folder / CONFIG))

@@ -43,8 +43,11 @@ def measure(
     Raises:
         ReleaseError: The release cannot be used.
         ExampleError: The file is malformed, has unknown labels, or nobody has enough examples.
+        OSError: `out` cannot be written.
     """
     begun = time.perf_counter()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # where it cannot be made, that is told before the work
     release = read_release(release_folder)
     labels = release.manifest.labels
     with progress.phase("read people"):

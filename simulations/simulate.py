@@ -33,6 +33,7 @@ from umbel.coordinator.artifacts import TrainedModel
 from umbel.coordinator.publish import publish, publish_update
 from umbel.coordinator.train import train
 from umbel.device_client.engine import Engine
+from umbel.device_client.store import HELDOUT
 from umbel.shared.errors import ConfigError
 from umbel.shared.files import atomic_write, sha256_bytes
 from umbel.shared.release import Release, read_release
@@ -215,7 +216,8 @@ def _rounds(
     if config.rounds.rounds == 0:
         return None
     devices = _panel(people)
-    if not (out / "devices" / f"{len(devices) - 1:06d}").is_dir():
+    # The last file of the last home: where it is missing, the homes were not made to the end.
+    if not (out / "devices" / f"{len(devices) - 1:06d}" / HELDOUT).is_file():
         make_devices(out / "devices", devices, config.rounds.device_examples, config.rounds.device_heldout)
     return run_rounds(
         config.rounds.engine,
