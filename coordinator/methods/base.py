@@ -98,8 +98,8 @@ class AbstractMethod(nn.Module, ABC):
         """Returns where training starts the seen users' private tensors: full name -> (users, *shape).
 
         Args:
-            summary: (users, features) float64: what each user's labels say about the frozen embeddings, and how
-                often they give each label; the strongest direction of either has variance 1.
+            summary: (users, features) float64: what each user's labels say about the frozen embeddings, and
+                how often they give each label; the strongest direction of either has variance 1.
         """
         return {}
 
