@@ -91,7 +91,9 @@ def small(tiny_backbone: TinyBackbone, config: PLoRAConfig) -> tuple[PersonalMod
     backbone = tiny_backbone("bert")
     model = build_model(backbone, "classification", LABELS, {"plora": config}, 0)
     encoder = TextEncoder(backbone.tokenizer_json, 16)
-    data = prepare(people(12, 30), LABELS, encoder, TrainingConfig(calibration_share=0.2), 0)
+    data = prepare(
+        people(12, 30), LABELS, encoder, TrainingConfig.model_validate({"calibration_share": 0.2}), 0
+    )
     return model, data, UserTable(model.profile_spec(), len(data.users))
 
 
