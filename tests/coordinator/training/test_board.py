@@ -18,9 +18,9 @@ def look(step: int) -> dict[str, Any]:
 
 def read(out: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar in the folder, by name, as TensorBoard itself reads them."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
 
-    events = EventAccumulator(str(out / FOLDER))
+    events = event_accumulator.EventAccumulator(str(out / FOLDER))
     events.Reload()
     return {
         name: [(event.step, event.value) for event in events.Scalars(name)]
