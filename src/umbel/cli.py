@@ -176,8 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when all went well, 2 for a mistake that the message explains, 130 after Ctrl-C, and 1 for a bug.
     """
-    # Read when torch is first imported. Threads that wait by spinning made a training step three times slower
-    # whenever another process wanted a core; alone on the machine, sleeping costs nothing that can be measured.
+    # Read when torch is first imported. Threads that wait by spinning made a training step three times
+    # slower whenever another process wanted a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     run = _Run()
