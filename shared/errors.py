@@ -72,5 +72,9 @@ class TrainingError(UmbelError):
     """Training cannot start, go on or be resumed."""
 
 
+class BusyError(UmbelError):
+    """Another process is at work in the same folder."""
+
+
 class MissingExtraError(UmbelError):
     """A part of umbel that this command needs is not installed."""

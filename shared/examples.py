@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar, final
 
+from umbel.shared.checks import has_controls, listed
 from umbel.shared.errors import ExampleError, MissingExtraError
 from umbel.shared.files import atomic_write
 
@@ -83,8 +84,13 @@ def read_examples(
     return examples
 
 
-def write_examples(path: Path, examples: Iterable[Example]) -> None:
+def write_examples(path: Path, examples: Iterable[Example], *, mode: int = 0o644) -> None:
     """Writes examples as JSONL, CSV or Parquet, by the file's ending; `read_examples` gives them back.
+
+    Args:
+        path: The file.
+        examples: What to write.
+        mode: Permission bits of the file; a person's own examples use 0o600.
 
     Raises:
         ExampleError: There is nothing to write, an example could not be read back, or the file cannot be
@@ -100,7 +106,7 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
     if problems:
         raise ExampleError(f"{path} was not written:", problems, _HINT)
     try:
-        atomic_write(path, encode(examples))
+        atomic_write(path, encode(examples), mode=mode)
     except OSError as error:
         raise ExampleError(f"Cannot write {path}: {error.strerror or error}.") from None
 
@@ -133,7 +139,7 @@ def _to_example(
     text = _text(row.get("text"), found)
     label = _name("label", row.get("label"), found)
     if label and labels is not None and label not in labels:
-        found.append(f"the label is not one of {', '.join(labels)}")
+        found.append(f"the label is not one of {listed(labels)}")
     time = _time(row.get("time"), found)
     problems += [f"{place}: {problem}" for problem in found]
     return None if found else Example(user or "", text, label, time)
@@ -157,6 +163,8 @@ def _name(column: str, cell: object, found: list[str]) -> str:
     if len(name) > MAX_NAME_CHARACTERS:
         found.append(f"{column} is {len(name):,} characters long; at most {MAX_NAME_CHARACTERS} are allowed")
     _check_characters(column, name, found)
+    if has_controls(name.replace("\0", "")):
+        found.append(f"{column} holds a control character, such as a line's end")
     return name
 
 
@@ -327,7 +335,9 @@ def _read_parquet(path: Path, has_user: bool, problems: list[str]) -> Iterator[_
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row
-    except (pyarrow.ArrowInvalid, UnicodeDecodeError):
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         problems.append("not a readable Parquet file")
 
 

@@ -1,9 +1,14 @@
 """Files that are either wholly there or not at all."""
 
+import errno
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from umbel.shared.errors import BusyError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -35,9 +40,76 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         mode: Permission bits of the new file; private files use 0o600.
 
     Raises:
-        OSError: The folder cannot be written or the disk is full; the old file is then untouched.
+        OSError: The folder cannot be written, the disk is full, or something that is no plain file (a folder,
+            a device) is there; the old file is then untouched. The error names `path`.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "Not a plain file, so it is not replaced", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _replace(path, data, mode)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # A full disk's error names no file, and the others a temporary one that nobody has asked for.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Keeps every other process that asks for the same folder out of it.
+
+    The system lets go of it when the process ends, however it ends. Nothing is left in the folder, and if it
+    was made here and the work failed before its first file, no folder either. Where the system or the disk
+    knows no such locks, nobody is kept out.
+
+    Raises:
+        BusyError: Another process is at work in the folder.
+        OSError: The folder cannot be made.
+    """
+    missing = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(folder):
+            yield
+    except BaseException:
+        if missing:
+            _remove_empty(folder)
+        raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BusyError(
+            f"another umbel is at work in {folder}", hint="Wait until it has ended, or name another folder."
+        ) from None
+    except OSError:
+        pass  # a disk without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # work was left in it
+        folder.rmdir()
+
+
+def _replace(path: Path, data: bytes, mode: int) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -49,7 +121,6 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

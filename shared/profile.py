@@ -27,6 +27,9 @@ _RELEASE_ID = re.compile("[0-9a-f]{64}")
 _RELEARN = "Learn a new one with: umbel device learn."
 _HEADER = struct.Struct("<4sHH32s")  # magic, version, flags, release id
 
+MAX_FILE_BYTES = _HEADER.size + 4 * _MAX_VALUES
+"""No packed profile is longer."""
+
 
 @final
 @dataclass(frozen=True, slots=True)

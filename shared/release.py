@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from umbel.shared.checks import shown
+from umbel.shared.checks import has_controls, shown
 from umbel.shared.errors import ReleaseError, UmbelError
+from umbel.shared.examples import MAX_NAME_CHARACTERS
 from umbel.shared.files import atomic_write, sha256_bytes, sha256_file
 from umbel.shared.profile import ProfileSpec
 from umbel.shared.recipe import LearningRecipe
@@ -275,8 +276,12 @@ def _is_length(value: Any) -> bool:
 
 
 def _are_labels(value: Any) -> bool:
-    named = isinstance(value, list) and all(isinstance(label, str) and label for label in value)
+    named = isinstance(value, list) and all(_is_label(label) for label in value)
     return named and 2 <= len(value) == len(set(value))
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS and not has_controls(value)
 
 
 def _is_backbone(value: Any) -> bool:
@@ -311,7 +316,7 @@ def _is_blob(value: Any) -> bool:
 _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "parent": (_is_parent, "a release id or null"),
     "task": (_is_task, "a name"),
-    "labels": (_are_labels, "a list of two or more different names"),
+    "labels": (_are_labels, "a list of two or more different names without control characters"),
     "backbone": (_is_backbone, "an object with name, family and sha256"),
     "methods": (_are_methods, "an object of method names and their options"),
     "max_tokens": (_is_length, f"an integer from 2 to {_MAX_TOKENS}"),

@@ -42,7 +42,7 @@ def test_one_label_alone_gives_a_finite_bias_towards_it(scale: float, prior: flo
     assert np.isfinite(bias).all()
     assert bias.argmax() == 1 or (bias == 0).all()
     gradient = (softmax(logits + bias) - np.eye(3)[labels]).sum(0) + prior * bias
-    assert np.abs(gradient).max() < 1e-6
+    assert np.abs(gradient).max() < 1e-6 + 1e-8 * scale  # as flat as losses of that size can tell
 
 
 def test_softmax_of_huge_logits_is_finite() -> None:

@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 from umbel.shared.errors import ExampleError, MissingExtraError
 from umbel.shared.examples import MAX_TEXT_CHARACTERS, Example, labels_of, read_examples, write_examples
 
-SUFFIXES = [".jsonl", ".json-lines", ".csv", ".parquet"]
+# A device reads Parquet only where pyarrow is installed besides its own extra.
+SUFFIXES = [".jsonl", ".json-lines", ".csv", pytest.param(".parquet", marks=pytest.mark.full)]
 
 _words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)
-_names = _words.filter(str.strip)
+_texts = _words.filter(str.strip)
+_names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=30).filter(
+    str.strip
+)
 _times = st.none() | st.floats(allow_nan=False, allow_infinity=False)
-_examples = st.builds(Example, _names, _names, _names, _times)
+_examples = st.builds(Example, _names, _texts, _names, _times)
 
 
 def problems_of(path: Path, **options: Any) -> list[str]:
@@ -59,7 +63,7 @@ def test_round_trip_of_awkward_texts(tmp_path: Path, suffix: str) -> None:
         "'",
         "\\",
     ]
-    examples = [Example("ann", text, text, 0.1) for text in texts]
+    examples = [Example("ann", text, "yes", 0.1) for text in texts]
     path = tmp_path / f"examples{suffix}"
     write_examples(path, examples)
     assert read_examples(path) == examples
@@ -162,7 +166,7 @@ def test_lines_that_are_not_utf8(tmp_path: Path) -> None:
     assert problems_of(path) == ["line 2: not UTF-8 (byte 6 of the line)", "line 3: text is missing or empty"]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", pytest.param("a.parquet", marks=pytest.mark.full)])
 def test_empty_file(tmp_path: Path, name: str) -> None:
     assert len(problems_of(write(tmp_path, name, ""))) == 1
 
@@ -203,6 +207,7 @@ def test_csv_takes_the_longest_text_and_no_longer_one(tmp_path: Path) -> None:
     assert "malformed CSV" in problems_of(write(tmp_path, "c.csv", rows(200_000)))[0]
 
 
+@pytest.mark.full
 def test_parquet_with_other_types(tmp_path: Path) -> None:
     pa = importlib.import_module("pyarrow")
     table = pa.table({"user": [1, 2], "text": ["a", None], "label": [True, None], "time": [1, None]})
@@ -215,6 +220,7 @@ def test_parquet_with_other_types(tmp_path: Path) -> None:
     assert read_examples(tmp_path / "b.parquet") == [Example("1", "a", "true", 1.0)]
 
 
+@pytest.mark.full
 def test_parquet_without_its_columns(tmp_path: Path) -> None:
     table = importlib.import_module("pyarrow").table({"text": ["a"]})
     importlib.import_module("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
@@ -230,6 +236,7 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "b.parquet").exists()
 
 
+@pytest.mark.full
 def test_reading_what_is_no_file(tmp_path: Path) -> None:
     for name in ("none.jsonl", "none.csv", "none.parquet"):
         with pytest.raises(ExampleError, match=r"Cannot read .*none.*No such file"):
@@ -286,3 +293,26 @@ def test_labels_are_sorted_by_value_where_all_are_numbers() -> None:
     assert of("10", "2", "nan") == ("10", "2", "nan")
     assert of("yes", "no") == ("no", "yes")
     assert of() == ()
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[31mred", "tab\there", "\u2028", "\x85next"])
+@pytest.mark.parametrize("column", ["user", "label"])
+def test_names_do_not_steer_a_terminal(tmp_path: Path, column: str, name: str) -> None:
+    row = {"user": "ann", "text": "two\nlines are fine", "label": "yes", column: f"a{name}b"}
+    path = write(tmp_path, "examples.jsonl", json.dumps(row))
+    assert problems_of(path) == [f"line 1: {column} holds a control character, such as a line's end"]
+
+
+def test_of_many_labels_only_some_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "examples.jsonl", '{"user": "ann", "text": "words", "label": "private"}')
+    labels = [f"intent {number}" for number in range(150)]
+    assert problems_of(path, labels=labels) == [
+        "line 1: the label is not one of 150 names: intent 0, intent 1, intent 2, intent 3, ..."
+    ]
+
+
+@pytest.mark.full
+def test_a_parquet_file_with_a_damaged_foot(tmp_path: Path) -> None:
+    """pyarrow reports it as an error of the system, whose words could quote the file."""
+    content = b"PAR1" + b"\xff" * 16 + (16).to_bytes(4, "little") + b"PAR1"
+    assert problems_of(write(tmp_path, "examples.parquet", content)) == ["not a readable Parquet file"]

@@ -1,5 +1,7 @@
 """Files are wholly there or not at all, and as private as was asked."""
 
+import errno
+import fcntl
 import hashlib
 import os
 import stat
@@ -10,7 +12,8 @@ from typing import Any
 import pytest
 
 from umbel.shared import files
-from umbel.shared.files import atomic_write, sha256_bytes, sha256_file
+from umbel.shared.errors import BusyError
+from umbel.shared.files import atomic_write, sha256_bytes, sha256_file, sole_use
 
 
 def mode_of(path: Path) -> int:
@@ -79,6 +82,61 @@ def test_a_folder_in_the_way(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         atomic_write(tmp_path / "file", b"new")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path) -> None:
+    """As root, a rename would put a file where /dev/null was."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link"):
+        with pytest.raises(OSError, match="Not a plain file") as caught:
+            atomic_write(path, b"new")
+        assert caught.value.filename == str(path)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", fail(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space left") as caught:
+        atomic_write(tmp_path / "file", b"new")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
+
+
+def test_a_folder_is_used_by_one_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with sole_use(folder):
+        with pytest.raises(BusyError, match="another umbel is at work in"), sole_use(folder):
+            pass
+        with sole_use(tmp_path / "other"):
+            pass
+    with pytest.raises(KeyError), sole_use(folder):
+        raise KeyError
+    with sole_use(folder):
+        assert os.listdir(folder) == []
+
+
+def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path: Path) -> None:
+    def work(folder: Path, content: bytes) -> None:
+        with sole_use(folder):
+            if content:
+                atomic_write(folder / "file", content)
+            raise KeyError
+
+    (tmp_path / "there before").mkdir()
+    for name, content in (("empty", b""), ("kept", b"half of the work"), ("there before", b"")):
+        with pytest.raises(KeyError):
+            work(tmp_path / name, content)
+    assert sorted(os.listdir(tmp_path)) == ["kept", "there before"]
+
+
+def test_a_disk_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", fail(OSError(errno.ENOLCK, "No locks available")))
+    with sole_use(tmp_path), sole_use(tmp_path):
+        assert os.listdir(tmp_path) == []
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ def test_every_damage_is_told_at_once(release: Release) -> None:
     assert [problem.split(": /")[0].split(": sha256")[0] for problem in found] == [
         "manifest: unknown key 'colour'",
         "manifest: missing key 'parent'",
-        "manifest: 'labels' is not a list of two or more different names (found ['no'])",
+        "manifest: 'labels' is not a list of two or more different names without control characters "
+        "(found ['no'])",
         "manifest: 'max_tokens' is not an integer from 2 to 65536 (found '16')",
         "blob 'backbone.safetensors' is missing",
         "blob 'learn.onnx' has 5 bytes, expected 7",
@@ -256,3 +257,12 @@ def test_whatever_a_nested_field_holds_is_a_release_or_one_error(
     )
     assert_read_or_refused(release.folder)
     path.write_bytes(before)
+
+
+@pytest.mark.parametrize("label", ["\x1b[31mno", "no\n", "n" * 201])
+def test_a_label_that_would_steer_a_terminal_is_refused(release: Release, label: str) -> None:
+    rewrite(release.folder, {"labels": [label, "yes"]})
+    (problem,) = problems_of(release.folder)
+    assert problem.startswith(
+        "manifest: 'labels' is not a list of two or more different names without control"
+    )
