@@ -29,7 +29,7 @@ def train(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of checkpoints, metrics and the finished model.")
     ],
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="Torch threads.")] = 2,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what is in the folder.")] = False,
     as_json: _Json = False,
 ) -> None:

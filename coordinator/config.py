@@ -151,7 +151,7 @@ def _round_tensors(validated: dict[str, Any]) -> tuple[str, ...]:
 class CoordinatorConfig(Strict):
     """Everything that `umbel coordinator train` needs to know besides the examples."""
 
-    seed: int = Field(0, description="Seed of all randomness.")
+    seed: int = Field(0, ge=-(2**63), le=2**63 - 1, description="Seed of all randomness.")
     backbone: BackboneConfig = BackboneConfig.model_construct()
     task: TaskConfig = TaskConfig.model_construct()
     methods: Mapping[str, MethodConfig] = Field(

@@ -22,6 +22,7 @@ from umbel.coordinator.training.start import start_users
 from umbel.coordinator.training.trainer import Trainer
 from umbel.shared.errors import TrainingError
 from umbel.shared.examples import Example, labels_of
+from umbel.shared.files import sole_use
 from umbel.shared.text import TextEncoder
 
 OnProgress = Callable[[str, int, int, str], None]
@@ -55,11 +56,12 @@ def train(
         on_progress: Hears how it goes.
 
     Raises:
+        BusyError: Another process trains in `out`.
         TrainingError: `out` holds another training, or there is too little to train on.
         BackboneError: The backbone cannot be loaded.
         ExampleError: A label is not among the configured ones.
     """
-    with _arithmetic(threads):
+    with sole_use(out), _arithmetic(threads):
         return _train(config, examples, out, restart, on_progress)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Run experiments, and measure releases.")
 
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout instead of a table.")]
-_Threads = Annotated[int, typer.Option(min=1, help="Threads for training and measuring.")]
+_Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads for training and measuring.")]
 
 
 @app.command()
@@ -33,7 +33,9 @@ def simulate(
         Path | None, typer.Option("--out", "-o", help="The run's folder. [default: runs/EXPERIMENT]")
     ] = None,
     threads: _Threads = 2,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that devices run in (flower engine).")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=256, help="Processes that devices run in (flower engine).")
+    ] = 1,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin again, whatever the run's folder holds.")
     ] = False,

@@ -75,8 +75,8 @@ def make_devices(folder: Path, people: Sequence[UserExamples], support: int, hel
     """Gives each person a device home, numbered in order: 000000, 000001, ..."""
     for number, user in enumerate(people):
         home = folder / f"{number:06d}"
-        write_examples(home / EXAMPLES, user.support[:support])
-        write_examples(home / HELDOUT, user.query[:heldout])
+        write_examples(home / EXAMPLES, user.support[:support], mode=0o600)
+        write_examples(home / HELDOUT, user.query[:heldout], mode=0o600)
 
 
 def _read(config: DataConfig) -> list[Example]:

@@ -35,7 +35,7 @@ from umbel.coordinator.train import train
 from umbel.device_client.engine import Engine
 from umbel.device_client.store import HELDOUT
 from umbel.shared.errors import ConfigError
-from umbel.shared.files import atomic_write, sha256_bytes
+from umbel.shared.files import atomic_write, sha256_bytes, sole_use
 from umbel.shared.release import Release, read_release
 from umbel.simulations.data.splits import UserExamples
 from umbel.simulations.engines import RoundsResult, run_rounds
@@ -84,8 +84,12 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
-            atomic_write(self.path, json.dumps(self.seconds).encode())
+            self.add(name, time.perf_counter() - begun)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Adds some time to a phase."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        atomic_write(self.path, json.dumps(self.seconds).encode())
 
 
 def simulate(
@@ -110,18 +114,39 @@ def simulate(
         progress: Shows people how it goes.
 
     Raises:
+        BusyError: Another process is at work in `out`.
         ConfigError: `out` holds another run.
         UmbelError: A phase failed; what was finished is kept.
     """
-    if restart:
-        _clear(out)
-    _claim(out, name, config)
-    clock = Clock(out / "seconds.json")
-    clock.load()
-    if (out / RESULT).is_file():
-        return read_result(out / RESULT)
-    with clock.phase("data"), progress.phase("people"):
-        people = gather(config.data, config.coordinator.seed, config.coordinator.task.labels)
+    with sole_use(out):
+        if not restart:
+            _refuse_another(out, name, config)
+            if (out / RESULT).is_file():
+                return read_result(out / RESULT)
+        # Before the folder is cleared or claimed: a mistyped path must cost nobody their run or its place.
+        begun = time.perf_counter()
+        with progress.phase("people"):
+            people = gather(config.data, config.coordinator.seed, config.coordinator.task.labels)
+        if restart:
+            _clear(out)
+        _claim(out, name, config)
+        clock = Clock(out / "seconds.json")
+        clock.load()
+        clock.add("data", time.perf_counter() - begun)
+        return _run(name, config, people, out, threads, workers, clock, progress)
+
+
+def _run(
+    name: str,
+    config: ExperimentConfig,
+    people: People,
+    out: Path,
+    threads: int,
+    workers: int,
+    clock: Clock,
+    progress: Progress,
+) -> Result:
+    """Does what follows the data, or what is left of it."""
     with clock.phase("train"), progress.phase("train what everyone shares") as bar:
         examples = seen_examples(people.population)
         trained = train(
@@ -163,25 +188,27 @@ def _described(config: ExperimentConfig) -> dict[str, Any]:
     return row
 
 
-def _claim(out: Path, name: str, config: ExperimentConfig) -> None:
-    """Makes the folder this run's own, or finds that it is another's."""
+def _refuse_another(out: Path, name: str, config: ExperimentConfig) -> None:
+    """Raises ConfigError if the folder holds another run."""
     path = out / RUN
-    wanted = identity(name, config)
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))["identity"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path} is damaged", [type(error).__name__], "Choose another --out."
-            ) from error
-        if found != wanted:
-            raise ConfigError(
-                f"{out} holds a run with another configuration",
-                hint="Choose another --out, or pass --restart to begin again there (it is overwritten).",
-            )
+    if not path.is_file():
         return
-    row = {"experiment": name, "identity": wanted, "config": _described(config)}
-    atomic_write(path, json.dumps(row, indent=2).encode() + b"\n")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged", [type(error).__name__], "Choose another --out.") from error
+    if found != identity(name, config):
+        raise ConfigError(
+            f"{out} holds a run with another configuration",
+            hint="Choose another --out, or pass --restart to begin again there (it is overwritten).",
+        )
+
+
+def _claim(out: Path, name: str, config: ExperimentConfig) -> None:
+    """Makes the folder this run's own."""
+    if not (out / RUN).is_file():
+        row = {"experiment": name, "identity": identity(name, config), "config": _described(config)}
+        atomic_write(out / RUN, json.dumps(row, indent=2).encode() + b"\n")
 
 
 def _clear(out: Path) -> None:

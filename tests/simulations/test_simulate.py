@@ -19,6 +19,7 @@ from umbel import cli
 from umbel.device_client.engine import Engine
 from umbel.shared.errors import ConfigError
 from umbel.shared.examples import Example, write_examples
+from umbel.shared.files import sole_use
 from umbel.shared.release import Release
 from umbel.simulations import evaluation, progress
 from umbel.simulations.data.splits import UserExamples
@@ -211,11 +212,11 @@ def test_another_configuration_does_not_go_on_in_the_folder(
 def test_restart_removes_a_runs_own_parts_and_nothing_else(
     experiment: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped as its first phase begins, so that what was removed can be seen."""
+    """Stopped as soon as the data is read, so that what was removed can be seen."""
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("my own")
     (tmp_path / "run" / "plots").mkdir()
-    monkeypatch.setattr(progress, "Progress", lambda quiet: Stopping("people", 0))
+    monkeypatch.setattr(progress, "Progress", lambda quiet: Stopping("train what everyone shares", 0))
     assert simulate(experiment, tmp_path / "run", "--restart", "--seed", 9) == 130
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {"notes.txt", "plots", "run.json", "seconds.json"}
@@ -227,9 +228,35 @@ def test_restart_leaves_a_folder_alone_that_holds_no_run(
 ) -> None:
     (tmp_path / "release").mkdir()
     (tmp_path / "release" / "mine").write_text("my own")
-    monkeypatch.setattr(progress, "Progress", lambda quiet: Stopping("people", 0))
+    monkeypatch.setattr(progress, "Progress", lambda quiet: Stopping("train what everyone shares", 0))
     assert simulate(experiment, tmp_path, "--restart") == 130
     assert (tmp_path / "release" / "mine").read_text() == "my own"
+
+
+@pytest.mark.parametrize("words", [(), ("--restart",)])
+def test_a_mistyped_data_path_costs_no_run_and_claims_no_folder(
+    experiment: Path, whole: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    assert simulate(experiment, tmp_path / "new", "--data", tmp_path / "nowhere.jsonl", *words) == 2
+    assert not (tmp_path / "new").exists()
+    shutil.copytree(whole, tmp_path / "run")
+    assert simulate(experiment, tmp_path / "run", "--data", tmp_path / "nowhere.jsonl", *words) == 2
+    assert figures(tmp_path / "run") == figures(whole)
+
+
+def test_two_at_once_do_not_work_in_one_folder(
+    experiment: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sole_use(whole):
+        assert simulate(experiment, whole) == 2
+    assert f"umbel: another umbel is at work in {whole}\n" in capsys.readouterr().err
+    assert simulate(experiment, whole) == 0
+
+
+def test_a_persons_examples_are_readable_by_their_owner_only(whole: Path) -> None:
+    files = [path for path in (whole / "devices").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".jsonl", ".umbel"}
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
 
 
 @pytest.mark.parametrize("place", ["file", "file/run"])
