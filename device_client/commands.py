@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,9 +21,10 @@ app = typer.Typer(
 
 _Release = Annotated[Path, typer.Option("--release", "-r", help="Folder of the release.")]
 _Profile = Annotated[Path, typer.Option("--profile", "-p", help="File of the private profile.")]
-_Threads = Annotated[int, typer.Option(min=1, help="Threads.")]
+_Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
 _PROFILE = Path("profile.umbel")
+_MAX_TEXTS_BYTES = 1 << 26  # a wrong file, such as a device, may be endless
 
 
 @app.command()
@@ -115,9 +116,10 @@ def _texts(given: list[str], file: Path | None) -> list[str]:
 
     texts = [text for text in given if text != "-"]
     if "-" in given:
-        texts += _lines(sys.stdin.buffer.read(), "what stdin gives")
+        texts += _lines(sys.stdin.buffer, "what stdin gives")
     if file is not None:
-        texts += _lines(file.read_bytes(), str(file))
+        with file.open("rb") as stream:
+            texts += _lines(stream, str(file))
     empty = [f"text {number} is empty" for number, text in enumerate(texts, 1) if not text.strip()]
     if empty or not texts:
         raise ExampleError(
@@ -128,10 +130,13 @@ def _texts(given: list[str], file: Path | None) -> list[str]:
     return texts
 
 
-def _lines(data: bytes, source: str) -> list[str]:
+def _lines(stream: IO[bytes], source: str) -> list[str]:
     """Returns the lines of a file; a text may hold what Python calls a line's end, such as U+2028."""
     from umbel.shared.errors import ExampleError
 
+    data = stream.read(_MAX_TEXTS_BYTES + 1)
+    if len(data) > _MAX_TEXTS_BYTES:
+        raise ExampleError(f"{source} has more than {_MAX_TEXTS_BYTES:,} bytes", hint="Give it in parts.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -144,12 +149,15 @@ def _table(texts: list[str], rows: list[Prediction]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from umbel.shared.checks import tamed
+
     table = Table(box=None, pad_edge=False)
     for name in ("label", "probability", "generic"):
         table.add_column(name)
     table.add_column("text", overflow="ellipsis", no_wrap=True)
     for text, row in zip(texts, rows, strict=True):
-        table.add_row(escape(row.label), f"{row.probability:.3f}", escape(row.generic_label), escape(text))
+        cells = (row.label, f"{row.probability:.3f}", row.generic_label, tamed(text))
+        table.add_row(*map(escape, cells))
     Console().print(table)
 
 

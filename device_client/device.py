@@ -15,7 +15,7 @@ from umbel.shared.bias import softmax
 from umbel.shared.errors import ExampleError, ProfileError
 from umbel.shared.examples import Example
 from umbel.shared.files import atomic_write
-from umbel.shared.profile import FloatArray, pack_profile, unpack_profile
+from umbel.shared.profile import MAX_FILE_BYTES, FloatArray, pack_profile, unpack_profile
 from umbel.shared.release import Release
 from umbel.shared.text import IntArray
 
@@ -136,7 +136,8 @@ def read_profile(release: Release, path: Path) -> dict[str, FloatArray]:
         ProfileError: There is none, or it is damaged or belongs to another release.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)  # no profile is longer, and a wrong file may be endless
     except FileNotFoundError:
         raise ProfileError(
             f"there is no profile at {path}",

@@ -346,3 +346,21 @@ def test_examples_that_are_not_there(tiny_release: Release, capsys: pytest.Captu
     status, out, err = umbel(capsys, "learn", "-r", tiny_release.folder, "-e", "nowhere.jsonl")
     assert (status, out) == (2, "")
     assert err == "umbel: Cannot read nowhere.jsonl: No such file or directory.\n"
+
+
+def test_endless_files_are_refused(tiny_release: Release, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong file is read no further than a right one could reach, so that it cannot fill the memory."""
+    words = ("predict", "-r", tiny_release.folder)
+    status, _, err = umbel(capsys, *words, "-p", "/dev/zero", "a slow film")
+    assert (status, err.splitlines()[0]) == (2, "umbel: this is not an umbel profile")
+    status, _, err = umbel(capsys, *words, "--generic", "-t", "/dev/zero")
+    assert (status, err) == (2, "umbel: /dev/zero has more than 67,108,864 bytes\nGive it in parts.\n")
+
+
+def test_a_text_does_not_steer_the_terminal(
+    tiny_release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = umbel(capsys, "predict", "-r", tiny_release.folder, "--generic", "\x1b[31mred\nline")
+    assert status == 0
+    assert "\ufffd[31mred\ufffdline" in out
+    assert "\x1b[31mred" not in out
