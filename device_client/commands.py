@@ -145,6 +145,7 @@ def _lines(stream: IO[bytes], source: str) -> list[str]:
 
 
 def _table(texts: list[str], rows: list[Prediction]) -> None:
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -154,11 +155,15 @@ def _table(texts: list[str], rows: list[Prediction]) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("label", "probability", "generic"):
         table.add_column(name)
-    table.add_column("text", overflow="ellipsis", no_wrap=True)
+    console = Console()
+    # On a narrow terminal the texts are cut, not the answers.
+    longest = max(cell_len(label) for row in rows for label in (row.label, row.generic_label, "generic"))
+    room = max(console.width - 2 * longest - len("probability") - 6, 8)
+    table.add_column("text", overflow="ellipsis", no_wrap=True, max_width=room)
     for text, row in zip(texts, rows, strict=True):
         cells = (row.label, f"{row.probability:.3f}", row.generic_label, tamed(text))
         table.add_row(*map(escape, cells))
-    Console().print(table)
+    console.print(table)
 
 
 def _bar(steps: int, quiet: bool) -> Any:

@@ -23,6 +23,7 @@ from umbel.shared.rng import generator
 from umbel.simulations.data.reviews import Review, write_review
 
 LABELS = ("no", "yes")
+_MAX_EXAMPLES = 10_000_000  # they are made in memory
 
 # Rows in the order of FEATURES without the craft; columns thrill, comfort, depth.
 _BASIS = (
@@ -89,6 +90,13 @@ class CommunityConfig:
             )
             if not value >= least
         ]
+        if self.users * self.examples_per_user > _MAX_EXAMPLES:
+            problems.append(
+                f"users times examples_per_user is {self.users * self.examples_per_user:,}; "
+                f"at most {_MAX_EXAMPLES:,} examples are generated"
+            )
+        if self.texts > _MAX_EXAMPLES:
+            problems.append(f"texts is {self.texts:,}; it must be at most {_MAX_EXAMPLES:,}")
         if self.examples_per_user > self.texts:
             problems.append(
                 f"examples_per_user is {self.examples_per_user}, but there are only {self.texts} texts"

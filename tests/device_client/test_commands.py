@@ -364,3 +364,15 @@ def test_a_text_does_not_steer_the_terminal(
     assert status == 0
     assert "\ufffd[31mred\ufffdline" in out
     assert "\x1b[31mred" not in out
+
+
+def test_a_narrow_terminal_cuts_the_texts_and_not_the_labels(
+    tiny_release: Release, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    _, out, _ = umbel(capsys, "predict", "-r", tiny_release.folder, "--generic", "a slow film " * 9)
+    heading, row = out.splitlines()
+    assert heading.split()[0] == "label"
+    assert row.split()[0] == row.split()[2] != ""
+    assert row.split()[0] in tiny_release.manifest.labels
+    assert row.rstrip().endswith("\u2026")

@@ -193,3 +193,12 @@ class Oracle:
             p = self.community.probability(own.user, example.text)
             hits.append(p if logits[self.place[example.text]] > 0 else 1 - p)
         return float(np.mean(hits))
+
+
+def test_more_than_fits_in_memory_is_refused_before_it_is_begun() -> None:
+    with pytest.raises(ConfigError) as caught:
+        CommunityConfig(users=10**9, texts=10**8)
+    assert list(caught.value.problems) == [
+        "users times examples_per_user is 100,000,000,000; at most 10,000,000 examples are generated",
+        "texts is 100,000,000; it must be at most 10,000,000",
+    ]
