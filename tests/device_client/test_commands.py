@@ -348,6 +348,7 @@ def test_examples_that_are_not_there(tiny_release: Release, capsys: pytest.Captu
     assert err == "umbel: Cannot read nowhere.jsonl: No such file or directory.\n"
 
 
+@pytest.mark.full
 def test_endless_files_are_refused(tiny_release: Release, capsys: pytest.CaptureFixture[str]) -> None:
     """A wrong file is read no further than a right one could reach, so that it cannot fill the memory."""
     words = ("predict", "-r", tiny_release.folder)
@@ -357,6 +358,7 @@ def test_endless_files_are_refused(tiny_release: Release, capsys: pytest.Capture
     assert (status, err) == (2, "umbel: /dev/zero has more than 67,108,864 bytes\nGive it in parts.\n")
 
 
+@pytest.mark.full
 def test_a_text_does_not_steer_the_terminal(
     tiny_release: Release, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -366,6 +368,7 @@ def test_a_text_does_not_steer_the_terminal(
     assert "\x1b[31mred" not in out
 
 
+@pytest.mark.full
 def test_a_narrow_terminal_cuts_the_texts_and_not_the_labels(
     tiny_release: Release, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
