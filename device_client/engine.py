@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -84,10 +84,7 @@ class Engine:
 
         Gradients are (users, *shape); arguments as in `predict`, with labels (batch,).
         """
-        names = list(profile)
-        feed = _feed(tokens, owner, profile, shared) | _targets(labels)
-        found = self._run("learn", ["nll", *(GRADIENT + name for name in names)], feed)
-        return found["nll"], {name: found[GRADIENT + name] for name in names}
+        return self._gradients("learn", profile, _feed(tokens, owner, profile, shared) | _targets(labels))
 
     def contribute(
         self,
@@ -98,10 +95,15 @@ class Engine:
         shared: Mapping[str, FloatArray],
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """Returns each example's nll (batch,) and the gradient of their sum by every trainable tensor."""
-        names = list(self.release.manifest.trainables)
         feed = _feed(tokens, owner, profile, shared) | _targets(labels)
-        found = self._run("contribute", ["nll", *(GRADIENT + name for name in names)], feed)
-        return found["nll"], {name: found[GRADIENT + name] for name in names}
+        return self._gradients("contribute", self.release.manifest.trainables, feed)
+
+    def _gradients(
+        self, graph: str, names: Iterable[str], feed: dict[str, npt.NDArray[Any]]
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        outputs = {name: GRADIENT + name for name in names}
+        found = self._run(graph, ["nll", *outputs.values()], feed)
+        return found["nll"], {name: found[output] for name, output in outputs.items()}
 
     def _run(
         self, graph: str, outputs: list[str], feed: dict[str, npt.NDArray[Any]]

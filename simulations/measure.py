@@ -12,8 +12,8 @@ from umbel.shared.release import read_release
 from umbel.simulations.data.splits import split_population
 from umbel.simulations.evaluation import evaluate_users
 from umbel.simulations.progress import Progress
-from umbel.simulations.results import Backbone, Data, Result, write_result
-from umbel.simulations.simulate import REPORT, RESULT, machine
+from umbel.simulations.results import Backbone, Data, Result
+from umbel.simulations.simulate import machine, write_outputs
 from umbel.simulations.summary import summarise_unseen
 
 
@@ -82,12 +82,5 @@ def measure(
         config={"k": list(ks), "query": query, "seed": seed},
     )
     if out is not None:
-        _write(out, result)
+        write_outputs(out, result)
     return result, out
-
-
-def _write(out: Path, result: Result) -> None:
-    from umbel.simulations.report import write_report
-
-    write_report(out / REPORT, result)
-    write_result(out / RESULT, result)

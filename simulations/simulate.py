@@ -163,11 +163,12 @@ def _run(
     with clock.phase("evaluate seen"), progress.phase("people seen in training") as bar:
         seen = _seen(engine, people, config, out, bar)
     result = _result(name, config, people, trained, final, reached, unseen, seen, clock.seconds, threads)
-    _write(out, result)
+    write_outputs(out, result)
     return result
 
 
-def _write(out: Path, result: Result) -> None:
+def write_outputs(out: Path, result: Result) -> None:
+    """Writes report.html and then result.json, which says that the run is finished."""
     from umbel.simulations.report import write_report
 
     write_report(out / REPORT, result)
