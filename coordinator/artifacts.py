@@ -33,7 +33,7 @@ class TrainedModel:
         config: Its configuration.
         labels: Label names, in the order of the logits.
         backbone_sha256: Hash of the pretrained weights it started from.
-        fingerprint: Hash of configuration and examples.
+        fingerprint: Hash of all that the tensors depend on: configuration, examples, pretrained weights.
         recipe: How devices shall learn.
         report: Steps, curve and recipe trials, for people.
         tensors: Everything that was trained, by parameter name.
@@ -46,6 +46,12 @@ class TrainedModel:
     recipe: LearningRecipe
     report: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+
+    @property
+    def identity(self) -> str:
+        """Hash of all that a release of it depends on."""
+        row = [self.fingerprint, self.recipe.as_json(), list(self.config.trainables)]
+        return sha256_bytes(json.dumps(row).encode())
 
 
 def save_trained(folder: Path, trained: TrainedModel) -> None:

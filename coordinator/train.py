@@ -6,14 +6,16 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from umbel.coordinator.artifacts import DESCRIPTION, TrainedModel, load_trained, save_trained
+from umbel.coordinator.artifacts import DESCRIPTION, TrainedModel, load_trained, rebuild, save_trained
 from umbel.coordinator.backbone import Backbone, load_backbone
 from umbel.coordinator.config import CoordinatorConfig
-from umbel.coordinator.model import build_model
+from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.training.board import Board
 from umbel.coordinator.training.calibrate import choose_recipe
 from umbel.coordinator.training.checkpoint import CHECKPOINT, Progress
@@ -23,6 +25,7 @@ from umbel.coordinator.training.trainer import Trainer
 from umbel.shared.errors import TrainingError
 from umbel.shared.examples import Example, labels_of
 from umbel.shared.files import sole_use
+from umbel.shared.recipe import LearningRecipe
 from umbel.shared.text import TextEncoder
 
 OnProgress = Callable[[str, int, int, str], None]
@@ -40,12 +43,15 @@ def train(
     *,
     threads: int = 2,
     restart: bool = False,
+    finished: Path | None = None,
     on_progress: OnProgress = _silent,
 ) -> TrainedModel:
     """Trains what everyone shares, and chooses how devices learn.
 
     A finished training of the same configuration and examples in `out` is returned as it is; an unfinished
-    one goes on from its last checkpoint, to the same bits (on CPU) as without the stop.
+    one goes on from its last checkpoint, to the same bits (on CPU) as without the stop. Where only [recipe]
+    or the trainables differ from those of a finished training, nothing is trained again: the recipe is
+    chosen anew.
 
     Args:
         config: What to train and how.
@@ -53,16 +59,17 @@ def train(
         out: Folder of checkpoints, metrics and the finished model.
         threads: Torch threads; part of what gives the same bits.
         restart: Forget what is in `out`.
+        finished: Folder of a finished training to take into `out` instead of training there.
         on_progress: Hears how it goes.
 
     Raises:
         BusyError: Another process trains in `out`.
-        TrainingError: `out` holds another training, or there is too little to train on.
+        TrainingError: `out` or `finished` holds another training, or there is too little to train on.
         BackboneError: The backbone cannot be loaded.
         ExampleError: A label is not among the configured ones.
     """
     with sole_use(out), _arithmetic(threads):
-        return _train(config, examples, out, restart, on_progress)
+        return _train(config, examples, out, restart, finished, on_progress)
 
 
 @contextmanager
@@ -82,12 +89,20 @@ def _arithmetic(threads: int) -> Iterator[None]:
 
 
 def _train(
-    config: CoordinatorConfig, examples: Sequence[Example], out: Path, restart: bool, on_progress: OnProgress
+    config: CoordinatorConfig,
+    examples: Sequence[Example],
+    out: Path,
+    restart: bool,
+    finished: Path | None,
+    on_progress: OnProgress,
 ) -> TrainedModel:
     backbone = load_backbone(config.backbone.name, sha256=config.backbone.sha256)
     fingerprint = _fingerprint(config, examples, backbone)
-    if (out / DESCRIPTION).is_file() and not restart:
-        return _finished(out, fingerprint)
+    here = (out / DESCRIPTION).is_file() and not restart
+    source = out if here else finished
+    earlier = None if source is None else _finished(source, fingerprint)
+    if here and earlier is not None and earlier.config == config:
+        return earlier
     labels = config.task.labels or labels_of(examples)
     if len(labels) < 2:
         raise TrainingError(
@@ -97,10 +112,36 @@ def _train(
     data = prepare(examples, labels, encoder, config.training, config.seed)
     if restart:
         _forget(out)
-    trained = _run(config, backbone, data, out, fingerprint, on_progress)
+    if earlier is None:
+        trained = _run(config, backbone, data, out, fingerprint, on_progress)
+    else:
+        trained = _reused(earlier, config, data, on_progress)
     save_trained(out, trained)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return trained
+
+
+def _reused(
+    earlier: TrainedModel, config: CoordinatorConfig, data: TrainingData, on_progress: OnProgress
+) -> TrainedModel:
+    """Returns a finished training under a configuration that differs in what nothing is trained by."""
+    if earlier.config.recipe == config.recipe:
+        return replace(earlier, config=config)
+    _, model = rebuild(earlier)
+    recipe, trials = _choose(model, data, config, on_progress)
+    return replace(earlier, config=config, recipe=recipe, report={**earlier.report, "recipe_trials": trials})
+
+
+def _choose(
+    model: PersonalModel, data: TrainingData, config: CoordinatorConfig, on_progress: OnProgress
+) -> tuple[LearningRecipe, list[dict[str, Any]]]:
+    return choose_recipe(
+        model,
+        data.tokens,
+        data.calibration,
+        config.recipe,
+        lambda n, of: on_progress("choose recipe", n, of, ""),
+    )
 
 
 def _run(
@@ -124,13 +165,7 @@ def _run(
     progress = trainer.run(after_step)
     board.close()
     _rebase(trainer)
-    recipe, trials = choose_recipe(
-        model,
-        data.tokens,
-        data.calibration,
-        config.recipe,
-        lambda n, of: on_progress("choose recipe", n, of, ""),
-    )
+    recipe, trials = _choose(model, data, config, on_progress)
     report = {
         "steps": progress.step,
         "epochs": round(progress.step / max(len(data.train) / config.training.batch_size, 1e-9), 2),
@@ -159,20 +194,22 @@ def _words(row: dict[str, float] | None) -> str:
 
 
 def _fingerprint(config: CoordinatorConfig, examples: Sequence[Example], backbone: Backbone) -> str:
-    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+    """Returns the hash of all that the trained tensors depend on."""
+    row = config.model_dump(mode="json", exclude={"recipe", "trainables"})
+    digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode())
     digest.update(backbone.sha256.encode())
     for example in examples:
         digest.update(json.dumps([example.user, example.text, example.label, example.time]).encode())
     return digest.hexdigest()
 
 
-def _finished(out: Path, fingerprint: str) -> TrainedModel:
-    trained = load_trained(out)
+def _finished(folder: Path, fingerprint: str) -> TrainedModel:
+    trained = load_trained(folder)
     if trained.fingerprint != fingerprint:
         raise TrainingError(
-            f"{out} holds a finished training of another configuration or of other examples",
+            f"{folder} holds a finished training of another configuration or of other examples",
             [f"its fingerprint is {trained.fingerprint[:12]}, this training's is {fingerprint[:12]}"],
-            "Choose another --out, or pass --restart to train again there.",
+            "Choose another folder, or pass --restart to train again there.",
         )
     return trained
 

@@ -36,6 +36,13 @@ def simulate(
     workers: Annotated[
         int, typer.Option(min=1, max=256, help="Processes that devices run in (flower engine).")
     ] = 1,
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            help="A finished training of the same people and configuration to take instead of training, as "
+            "in runs/demo/training; [recipe] may differ."
+        ),
+    ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin again, whatever the run's folder holds.")
     ] = False,
@@ -66,7 +73,14 @@ def simulate(
     )
     begun = time.perf_counter()
     result = run(
-        folder.name, config, target, threads=threads, workers=workers, restart=restart, progress=progress
+        folder.name,
+        config,
+        target,
+        threads=threads,
+        workers=workers,
+        restart=restart,
+        training=training,
+        progress=progress,
     )
     _show(result, target, as_json)
     if not as_json:

@@ -100,6 +100,7 @@ def simulate(
     threads: int = 2,
     workers: int = 1,
     restart: bool = False,
+    training: Path | None = None,
     progress: Progress,
 ) -> Result:
     """Runs an experiment in `out`, or what is left of it, and writes result.json and report.html.
@@ -111,6 +112,8 @@ def simulate(
         threads: Threads of training and measuring.
         workers: Processes that the flower engine runs devices in.
         restart: Begin again, whatever is there.
+        training: A finished training of the same people to take instead of training; the recipe is chosen
+            anew where [recipe] differs.
         progress: Shows people how it goes.
 
     Raises:
@@ -133,7 +136,7 @@ def simulate(
         clock = Clock(out / "seconds.json")
         clock.load()
         clock.add("data", time.perf_counter() - begun)
-        return _run(name, config, people, out, threads, workers, clock, progress)
+        return _run(name, config, people, out, threads, workers, training, clock, progress)
 
 
 def _run(
@@ -143,6 +146,7 @@ def _run(
     out: Path,
     threads: int,
     workers: int,
+    training: Path | None,
     clock: Clock,
     progress: Progress,
 ) -> Result:
@@ -150,7 +154,12 @@ def _run(
     with clock.phase("train"), progress.phase("train what everyone shares") as bar:
         examples = seen_examples(people.population)
         trained = train(
-            config.coordinator, examples, out / "training", threads=threads, on_progress=bar.training
+            config.coordinator,
+            examples,
+            out / "training",
+            threads=threads,
+            finished=training,
+            on_progress=bar.training,
         )
     with clock.phase("publish"), progress.phase("publish: export, compare, write") as bar:
         release = _published(trained, out / "release", bar.words)
@@ -226,11 +235,11 @@ def _clear(out: Path) -> None:
 
 def _published(trained: TrainedModel, folder: Path, on_phase: Any) -> Release:
     """Publishes, unless the folder already holds the release of this very training."""
-    mark = folder / "training-fingerprint"
-    if mark.is_file() and mark.read_text(encoding="utf-8") == trained.fingerprint:
+    mark = folder / "training-identity"
+    if mark.is_file() and mark.read_text(encoding="utf-8") == trained.identity:
         return read_release(folder)
     release = publish(trained, folder, on_phase=on_phase)
-    atomic_write(mark, trained.fingerprint.encode())
+    atomic_write(mark, trained.identity.encode())
     return release
 
 

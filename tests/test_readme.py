@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -95,7 +96,11 @@ def run_here(command: str) -> None:
 def expanded(repository: Path, target: str) -> list[str]:
     """What make would run for a target once its environment stands."""
     command = ["make", "--dry-run", "--old-file=.venv/ready", target]
-    run = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, timeout=60)
+    # Under `make test` this make would be a child, told so by these, and print which folder it works in.
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    run = subprocess.run(
+        command, cwd=repository, env=env, capture_output=True, text=True, check=True, timeout=60
+    )
     return run.stdout.splitlines()
 
 
