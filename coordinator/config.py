@@ -111,7 +111,9 @@ class TrainingConfig(Strict):
     calibration_share: float = Field(
         0.1, ge=0, lt=0.9, description="Share of seen users kept for choosing the recipe."
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where a GPU or the processor (AMX) has units for it."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train.")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,15 +155,14 @@ def _run(
     model = build_model(backbone, config.task.kind, data.labels, config.method_configs(), config.seed)
     trainer = Trainer(model, data, config, out, fingerprint)
     start_users(model, trainer.table, data)
-    board = Board(out)
+    with closing(Board(out)) as board:
 
-    def after_step(reached: Progress) -> None:
-        board.follow(reached.curve)
-        last = reached.curve[-1] if reached.curve else None
-        on_progress("train", reached.step, config.training.max_steps, _words(last))
+        def after_step(reached: Progress) -> None:
+            board.follow(reached.curve)
+            last = reached.curve[-1] if reached.curve else None
+            on_progress("train", reached.step, config.training.max_steps, _words(last))
 
-    progress = trainer.run(after_step)
-    board.close()
+        progress = trainer.run(after_step)
     _rebase(trainer)
     recipe, trials = _choose(model, data, config, on_progress)
     report = {

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Run experiments, and measure releases.")
 
+_TABLE_WIDTH = 80
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout instead of a table.")]
 _Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads for training and measuring.")]
 
@@ -109,11 +110,17 @@ def _show(result: Result, folder: Path, as_json: bool) -> None:
     if as_json:
         typer.echo((folder / RESULT).read_text(encoding="utf-8"), nl=False)
         return
+    _print_table(result)
+
+
+def _print_table(result: Result) -> None:
     from rich.console import Console
 
     from umbel.simulations.report import terminal_table
 
-    Console().print(terminal_table(result))
+    console = Console()
+    # A narrow terminal wraps the lines, which costs no column.
+    console.print(terminal_table(result), width=max(console.width, _TABLE_WIDTH), crop=False)
 
 
 def _farewell(folder: Path, fresh: bool, seconds: float) -> None:
@@ -171,11 +178,7 @@ def evaluate(
 
         typer.echo(rendered(result))
         return
-    from rich.console import Console
-
-    from umbel.simulations.report import terminal_table
-
-    Console().print(terminal_table(result))
+    _print_table(result)
     if folder is not None:
         typer.echo(f"Look at {folder / 'report.html'}; every figure is in {folder / 'result.json'}.")
 
@@ -184,7 +187,7 @@ def _ks(text: str) -> tuple[int, ...]:
     from umbel.shared.errors import ConfigError
 
     parts = [part.strip() for part in text.split(",")]
-    wrong = [part for part in parts if not part.isdecimal() or int(part) > 100_000]
+    wrong = [part for part in parts if not (part.isascii() and part.isdecimal()) or int(part) > 100_000]
     if wrong:
         raise ConfigError(
             "--k cannot be read", [f"'{part}' is not a count" for part in wrong], "Write it like: --k 0,4,16"

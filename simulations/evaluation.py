@@ -61,6 +61,17 @@ def evaluate_users(
     }
 
 
+def reachable(users: Sequence[UserExamples], ks: Sequence[int]) -> tuple[int, ...]:
+    """Returns the counts for which somebody has enough examples; the smallest one always stays.
+
+    Example:
+        >>> reachable([], [4, 16])
+        (4,)
+    """
+    most = max((len(user.support) for user in users), default=0)
+    return tuple(k for k in ks if k <= most) or (min(ks),)
+
+
 def _evaluate_batch(
     engine: Engine, users: Sequence[UserExamples], ks: Sequence[int], query: int
 ) -> list[Row]:

@@ -10,7 +10,7 @@ from umbel.device_client.engine import Engine
 from umbel.shared.examples import read_examples
 from umbel.shared.release import read_release
 from umbel.simulations.data.splits import split_population
-from umbel.simulations.evaluation import evaluate_users
+from umbel.simulations.evaluation import evaluate_users, reachable
 from umbel.simulations.progress import Progress
 from umbel.simulations.results import Backbone, Data, Result
 from umbel.simulations.simulate import machine, write_outputs
@@ -54,9 +54,13 @@ def measure(
         examples = read_examples(data, labels=labels)
         population = split_population(examples, seed=seed, unseen_share=1.0, labels=labels)
     users = list(population.unseen.values())
+    kept = reachable(users, ks)
+    if len(kept) < len(ks):
+        left = ", ".join(str(k) for k in ks if k not in kept)
+        progress.console.print(f"  left out: k = {left}, since nobody has so many examples to learn from")
     engine = Engine(release, threads=threads)
     with progress.phase("measure people") as bar:
-        by_k = evaluate_users(engine, users, ks, query=query, batch_users=8, on_users=bar.step)
+        by_k = evaluate_users(engine, users, kept, query=query, batch_users=8, on_users=bar.step)
     result = Result(
         experiment="evaluate",
         seed=seed,
@@ -79,7 +83,7 @@ def measure(
         training=None,
         seconds={"evaluate": time.perf_counter() - begun},
         machine=machine(threads),
-        config={"k": list(ks), "query": query, "seed": seed},
+        config={"k": list(kept), "query": query, "seed": seed},
     )
     if out is not None:
         write_outputs(out, result)

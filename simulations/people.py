@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from umbel.device_client.store import EXAMPLES, HELDOUT
 from umbel.shared.errors import ConfigError
 from umbel.shared.examples import Example, read_examples, write_examples
+from umbel.shared.files import sha256_bytes
 from umbel.shared.rng import generator
 from umbel.simulations.data.community import CommunityConfig, generate_community
 from umbel.simulations.data.importers import import_data
@@ -39,6 +41,16 @@ class People:
     population: Population
     bayes: Accuracy | None = None
     generic_bayes: Accuracy | None = None
+
+    def digest(self) -> str:
+        """Returns a hash of every person's examples and of who is seen, which tells changed data."""
+        population = self.population
+        rows = [
+            [user.user, [[e.text, e.label, e.time] for e in (*user.support, *user.query)]]
+            for group in (population.seen, population.unseen)
+            for user in group.values()
+        ]
+        return sha256_bytes(json.dumps([len(population.seen), rows]).encode())
 
 
 def gather(config: DataConfig, seed: int, labels: tuple[str, ...] | None) -> People:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+_LOG_EVERY_S = 60.0
+
 
 @final
 class Bar:
@@ -20,11 +22,13 @@ class Bar:
         self._rich = rich
         self._task = task
         self.note = ""
+        self._told = time.perf_counter()
 
     def step(self, done: int, total: int, words: str = "") -> None:
         """Shows that `done` of `total` are done, and a few words on how it goes."""
         self.note = words or self.note
         self._rich.update(self._task, completed=done, total=total, words=words)
+        self._tell(f"{done}/{total} {words}".rstrip())
 
     def training(self, phase: str, done: int, total: int, words: str) -> None:
         """Shows a step of training or of choosing the recipe."""
@@ -33,6 +37,15 @@ class Bar:
     def words(self, text: str) -> None:
         """Shows what is being done, where there is nothing to count."""
         self._rich.update(self._task, words=text)
+        self._tell(text)
+
+    def _tell(self, words: str) -> None:
+        """Writes a line now and then where no bar can be drawn, so that a log shows that work goes on."""
+        now = time.perf_counter()
+        if self._rich.console.is_terminal or now - self._told < _LOG_EVERY_S:
+            return
+        self._told = now
+        self._rich.console.print(f"    {words}", highlight=False, markup=False)
 
 
 @final

@@ -21,7 +21,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +39,7 @@ from umbel.shared.files import atomic_write, sha256_bytes, sole_use
 from umbel.shared.release import Release, read_release
 from umbel.simulations.data.splits import UserExamples
 from umbel.simulations.engines import RoundsResult, run_rounds
-from umbel.simulations.evaluation import evaluate_users
+from umbel.simulations.evaluation import evaluate_users, reachable
 from umbel.simulations.experiment import ExperimentConfig
 from umbel.simulations.people import People, gather, make_devices, seen_examples
 from umbel.simulations.progress import Progress
@@ -74,8 +74,9 @@ class Clock:
 
     def load(self) -> None:
         """Takes up what an earlier, stopped run has measured."""
-        if self.path.is_file():
-            self.seconds = json.loads(self.path.read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError, TypeError, AttributeError):  # worth no run that can go on
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            self.seconds = {str(name): float(value) for name, value in found.items()}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -118,21 +119,21 @@ def simulate(
 
     Raises:
         BusyError: Another process is at work in `out`.
-        ConfigError: `out` holds another run.
+        ConfigError: `out` holds another run, or one over other examples.
         UmbelError: A phase failed; what was finished is kept.
     """
     with sole_use(out):
         if not restart:
             _refuse_another(out, name, config)
-            if (out / RESULT).is_file():
-                return read_result(out / RESULT)
         # Before the folder is cleared or claimed: a mistyped path must cost nobody their run or its place.
         begun = time.perf_counter()
         with progress.phase("people"):
             people = gather(config.data, config.coordinator.seed, config.coordinator.task.labels)
         if restart:
             _clear(out)
-        _claim(out, name, config)
+        _claim(out, name, config, people)
+        if (out / RESULT).is_file():
+            return read_result(out / RESULT)
         clock = Clock(out / "seconds.json")
         clock.load()
         clock.add("data", time.perf_counter() - begun)
@@ -214,11 +215,22 @@ def _refuse_another(out: Path, name: str, config: ExperimentConfig) -> None:
         )
 
 
-def _claim(out: Path, name: str, config: ExperimentConfig) -> None:
-    """Makes the folder this run's own."""
+def _claim(out: Path, name: str, config: ExperimentConfig, people: People) -> None:
+    """Makes the folder this run's own, or refuses one whose run has other examples under the same path."""
     if not (out / RUN).is_file():
-        row = {"experiment": name, "identity": identity(name, config), "config": _described(config)}
+        row = {
+            "experiment": name,
+            "identity": identity(name, config),
+            "examples": people.digest(),
+            "config": _described(config),
+        }
         atomic_write(out / RUN, json.dumps(row, indent=2).encode() + b"\n")
+        return
+    if json.loads((out / RUN).read_text(encoding="utf-8")).get("examples") != people.digest():
+        raise ConfigError(
+            f"{out} holds a run over other examples: the data have changed since",
+            hint="Choose another --out, or pass --restart to begin again there (it is overwritten).",
+        )
 
 
 def _clear(out: Path) -> None:
@@ -286,7 +298,7 @@ def _unseen(engine: Engine, people: People, config: ExperimentConfig, out: Path,
     by_k = evaluate_users(
         engine,
         users,
-        evaluation.k,
+        reachable(users, evaluation.k),
         query=evaluation.query,
         batch_users=evaluation.batch_users,
         journal=out / "evaluation" / "unseen.jsonl",

@@ -223,4 +223,7 @@ def _device(wanted: str) -> torch.device:
 
 
 def _uses_bfloat16(precision: str, device: torch.device) -> bool:
-    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    """Says whether matrix products are in bfloat16; by "auto" where there are units that make it faster."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16", False))

@@ -31,6 +31,7 @@ def small_config(folder: str, **changes: Any) -> CoordinatorConfig:
         "head_rate": 0.03,
         "patience": 50,
         "device": "cpu",
+        "precision": "float32",
     }
     row: dict[str, Any] = {
         "backbone": {"name": folder, "max_tokens": 16, **changes.pop("backbone", {})},
@@ -60,9 +61,9 @@ def train_small(
 ) -> TrainedModel:
     """Trains on one thread, which is part of what gives the same bits."""
     silent: dict[str, Any] = {} if on_progress is None else {"on_progress": on_progress}
-    restart = bool(changes.pop("restart", False))
+    kept = {name: changes.pop(name) for name in ("restart", "finished") if name in changes}
     examples = changes.pop("examples", None) or people()
-    return train(small_config(folder, **changes), examples, out, threads=1, restart=restart, **silent)
+    return train(small_config(folder, **changes), examples, out, threads=1, **kept, **silent)
 
 
 def _main(backbone: str, out: str) -> None:

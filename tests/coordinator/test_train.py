@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -153,6 +154,32 @@ def test_a_finished_training_is_returned_as_it_is(backbone: str, whole: Path) ->
     found = train_small(backbone, whole, lambda *_: pytest.fail("it trains"))
     assert found.fingerprint == load_trained(whole).fingerprint
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
+
+
+def test_another_recipe_is_chosen_on_a_finished_training_to_what_a_whole_one_gives(
+    backbone: str, whole: Path, tmp_path: Path
+) -> None:
+    recipe = {"prior_strength": [0.5, 2.0], "steps": [3]}
+    train_small(backbone, tmp_path / "wanted", recipe=recipe)
+    shutil.copytree(whole, tmp_path / "found")
+    phases: list[str] = []
+    train_small(backbone, tmp_path / "found", lambda phase, *_: phases.append(phase), recipe=recipe)
+    assert set(phases) == {"choose recipe"}
+    assert_same_training(tmp_path / "found", tmp_path / "wanted")
+
+
+def test_a_finished_training_is_taken_from_another_folder_if_it_is_the_right_one(
+    backbone: str, whole: Path, tmp_path: Path
+) -> None:
+    silent: Any = lambda *_: pytest.fail("it trains")  # noqa: E731
+    train_small(backbone, tmp_path / "taken", silent, finished=whole)
+    assert (tmp_path / "taken" / MODEL).read_bytes() == (whole / MODEL).read_bytes()
+    assert (tmp_path / "taken" / DESCRIPTION).read_text() == (whole / DESCRIPTION).read_text()
+    with pytest.raises(TrainingError, match="another configuration or of other examples"):
+        train_small(backbone, tmp_path / "refused", silent, finished=whole, seed=9)
+    assert not (tmp_path / "refused" / DESCRIPTION).exists()
+    with pytest.raises(TrainingError, match="holds no finished training"):
+        train_small(backbone, tmp_path / "refused", silent, finished=tmp_path / "nowhere")
 
 
 def test_the_process_counts_afterwards_as_it_did_before(backbone: str, tmp_path: Path) -> None:

@@ -209,6 +209,42 @@ def test_another_configuration_does_not_go_on_in_the_folder(
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
+def test_other_examples_under_the_same_name_do_not_show_the_old_result(
+    experiment: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "tiny"
+    own.mkdir()
+    rows = (experiment / "encoder.jsonl").read_text().splitlines(keepends=True)
+    (own / "encoder.jsonl").write_text("".join(rows[:-1]))
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    command = ["simulate", str(experiment), "--out", str(whole), "--data", str(own / "encoder.jsonl")]
+    assert cli.main(command) == 2
+    assert "holds a run over other examples: the data have changed since" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_a_finished_training_is_taken_and_only_its_recipe_is_chosen_anew(
+    experiment: Path, whole: Path, tmp_path: Path
+) -> None:
+    """As for trying recipes: what follows is what a whole run with that recipe gives, the times aside."""
+    own = tmp_path / experiment.name
+    own.mkdir()
+    text = (experiment / "config.toml").read_text()
+    (own / "config.toml").write_text(text.replace("prior_strength = [1.0]", "prior_strength = [0.1, 5.0]"))
+    assert simulate(own, tmp_path / "wanted") == 0
+    assert simulate(own, tmp_path / "found", "--training", whole / "training") == 0
+    assert figures(tmp_path / "found") == figures(tmp_path / "wanted")
+    assert figures(tmp_path / "found")["unseen"] != figures(whole)["unseen"]
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"train": "long"}', "\x00"])
+def test_damaged_times_stop_no_run(experiment: Path, whole: Path, tmp_path: Path, damage: str) -> None:
+    out = unfinished(whole, tmp_path / "out")
+    (out / "seconds.json").write_text(damage)
+    assert simulate(experiment, out) == 0
+    assert figures(out) == figures(whole)
+
+
 def test_restart_removes_a_runs_own_parts_and_nothing_else(
     experiment: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,6 +374,14 @@ def test_evaluate_measures_people_of_a_file(
     assert evaluate(tiny_release, people, "--out", tmp_path / "again", "--k", "4,2,0,2") == 0
     assert figures(tmp_path / "again") == figures(tmp_path / "out")
     assert f"Look at {tmp_path / 'again' / 'report.html'}" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_counts_that_nobody_reaches_are_left_out_and_told(
+    tiny_release: Release, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(tiny_release, people, "--k", "2,15,16,999", "--out", tmp_path) == 0
+    assert set(read_result(tmp_path / "result.json").unseen.gains) == {"2", "15"}
+    assert "left out: k = 16, 999, since nobody has so many examples" in capsys.readouterr().err
 
 
 def test_evaluate_writes_nothing_where_nothing_is_asked_for(
