@@ -77,9 +77,8 @@ class PersonalModel(nn.Module):
         """Returns the encoder's last token states (batch, seq, d), prompt rows left out."""
         self._holder.frame = frame
         try:
-            prompts = [rows for rows in (m.prompt(frame) for m in self.method_list()) if rows is not None]
-            if prompts:
-                return self._with_prompt(input_ids, attention_mask, torch.cat(prompts, dim=1))
+            if self.prompt_rows():
+                return self._with_prompt(input_ids, attention_mask, frame)
             states: Tensor = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask
             ).last_hidden_state
@@ -87,9 +86,15 @@ class PersonalModel(nn.Module):
         finally:
             self._holder.frame = None
 
-    def _with_prompt(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
+    def prompt_rows(self) -> int:
+        """Returns how many rows the methods together put before the input."""
+        return sum(method.prompt_rows() for method in self.method_list())
+
+    def _with_prompt(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
         encoder: Any = self.encoder
         embedded = encoder.get_input_embeddings()(input_ids)  # (batch, seq, d)
+        prompts = [method.prompt(embedded, frame) for method in self.method_list()]
+        rows = torch.cat([prompt for prompt in prompts if prompt is not None], dim=1)
         ones = attention_mask.new_ones(rows.shape[0], rows.shape[1])
         states: Tensor = encoder(
             inputs_embeds=torch.cat([rows, embedded], dim=1),

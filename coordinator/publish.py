@@ -71,7 +71,7 @@ def publish_model(
 
     config = trained.config
     names = trainable_names(model, config.trainables)
-    max_tokens = min(config.backbone.max_tokens, backbone.shape.max_tokens)
+    max_tokens = min(config.backbone.max_tokens, backbone.shape.max_tokens - model.prompt_rows())
     on_phase("export graphs")
     joint = export_joint(model, names, backbone.shape)
     arrays = parameter_arrays(model)

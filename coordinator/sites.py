@@ -17,12 +17,15 @@ _PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"\.(\d+)\.attention\.self\.query$", ("query",)),  # BERT, RoBERTa
     (r"\.(\d+)\.attention\.self\.key$", ("key",)),
     (r"\.(\d+)\.attention\.self\.value$", ("value",)),
+    (r"\.(\d+)\.intermediate\.dense$", ("feed_forward_in",)),
     (r"\.(\d+)\.output\.dense$", ("feed_forward",)),
     (r"\.(\d+)\.attention\.q_lin$", ("query",)),  # DistilBERT
     (r"\.(\d+)\.attention\.k_lin$", ("key",)),
     (r"\.(\d+)\.attention\.v_lin$", ("value",)),
+    (r"\.(\d+)\.ffn\.lin1$", ("feed_forward_in",)),
     (r"\.(\d+)\.ffn\.lin2$", ("feed_forward",)),
     (r"\.(\d+)\.attn\.Wqkv$", ("query", "key", "value")),  # ModernBERT
+    (r"\.(\d+)\.mlp\.Wi$", ("feed_forward_in",)),
     (r"\.(\d+)\.mlp\.Wo$", ("feed_forward",)),
 )
 
@@ -34,7 +37,8 @@ class Site:
 
     Attributes:
         layer: Layer index, from 0.
-        role: "query", "key", "value" or "feed_forward" (the projection that ends the feed-forward block).
+        role: "query", "key", "value", "feed_forward_in" or "feed_forward" (the projections that begin and end
+            the feed-forward block).
         d_in: Width of its input.
         d_out: Width of its output.
         path: Path of the Linear inside the encoder.
@@ -64,12 +68,14 @@ class Frame:
         mask: (batch, seq) 1 for tokens, 0 for padding.
         keep: (batch, 1) 1 where the example's profile counts, 0 where personalised dropout hides it; None:
             all count.
+        block_inputs: (batch, seq, d) the input of each feed-forward block that was reached, by layer.
         records: What methods noted for their training terms, by key; None while nothing is recorded.
     """
 
     profile: Mapping[str, Tensor]
     mask: Tensor
     keep: Tensor | None = None
+    block_inputs: dict[int, Tensor] = field(default_factory=dict)
     records: dict[str, list[Tensor]] | None = None
 
     def record(self, key: str, value: Tensor) -> None:
@@ -120,6 +126,8 @@ class InjectedLinear(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _at(self, site: Site, x: Tensor, h: Tensor, frame: Frame) -> Tensor:
+        if site.role == "feed_forward_in":
+            frame.block_inputs[site.layer] = x
         own = h if len(self.sites) == 1 else h[..., site.offset : site.offset + site.d_out]
         total = own
         for method in self._methods:

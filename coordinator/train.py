@@ -108,12 +108,14 @@ def _train(
         raise TrainingError(
             "there is nothing to tell apart", [f"labels found: {len(labels)}, at least 2 are needed"]
         )
-    encoder = TextEncoder(backbone.tokenizer_json, min(config.backbone.max_tokens, backbone.shape.max_tokens))
+    model = build_model(backbone, config.task.kind, labels, config.method_configs(), config.seed)
+    longest = min(config.backbone.max_tokens, backbone.shape.max_tokens - model.prompt_rows())
+    encoder = TextEncoder(backbone.tokenizer_json, longest)
     data = prepare(examples, labels, encoder, config.training, config.seed)
     if restart:
         _forget(out)
     if earlier is None:
-        trained = _run(config, backbone, data, out, fingerprint, on_progress)
+        trained = _run(config, backbone, model, data, out, fingerprint, on_progress)
     else:
         trained = _reused(earlier, config, data, on_progress)
     save_trained(out, trained)
@@ -147,12 +149,12 @@ def _choose(
 def _run(
     config: CoordinatorConfig,
     backbone: Backbone,
+    model: PersonalModel,
     data: TrainingData,
     out: Path,
     fingerprint: str,
     on_progress: OnProgress,
 ) -> TrainedModel:
-    model = build_model(backbone, config.task.kind, data.labels, config.method_configs(), config.seed)
     trainer = Trainer(model, data, config, out, fingerprint)
     start_users(model, trainer.table, data)
     with closing(Board(out)) as board:

@@ -17,6 +17,8 @@ from umbel.shared.errors import ProfileError
 FloatArray = npt.NDArray[np.float32]
 
 _STORAGE: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+_TOP = "top:"
+_TOP_K = re.compile(r"top:[1-9][0-9]{0,5}")
 _MAGIC = b"UMBP"
 _VERSION = 1
 # Far beyond any profile, and little enough that a hostile manifest cannot fill the memory.
@@ -39,7 +41,8 @@ class TensorSpec:
     Attributes:
         name: Full name, such as "plora.user".
         shape: Shape for one user.
-        storage: "float16" or "float32": how it is kept; in computations it is always float32.
+        storage: How it is kept: "float16", "float32", or "top:K", which keeps a bit per value: 1 for the K
+            largest of each row (the last axis). In computations it is always float32; bits are 0.0 and 1.0.
     """
 
     name: str
@@ -48,8 +51,10 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.storage not in _STORAGE:
-            problems.append(f"storage is '{self.storage}', expected one of {', '.join(_STORAGE)}")
+        if not _is_storage(self.storage):
+            problems.append(f"storage is '{self.storage}', expected one of {', '.join(_STORAGE)} or top:K")
+        elif self.top and not (self.shape and self.top < self.shape[-1]):
+            problems.append(f"storage is '{self.storage}', but shape {self.shape} has no longer rows")
         if any(size < 1 for size in self.shape):
             problems.append(f"shape {self.shape} has a size below 1")
         if problems:
@@ -61,9 +66,43 @@ class TensorSpec:
         return math.prod(self.shape)
 
     @property
+    def top(self) -> int:
+        """How many values of a row are kept as ones; 0 where values are kept as numbers."""
+        return int(self.storage[len(_TOP) :]) if self.storage.startswith(_TOP) else 0
+
+    @property
     def packed_bytes(self) -> int:
         """Bytes it takes in a packed profile."""
-        return self.size * _STORAGE[self.storage].itemsize
+        return (self.size + 7) // 8 if self.top else self.size * _STORAGE[self.storage].itemsize
+
+    def stored(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Returns the values of one user as they are kept: (*shape), of the storage's type.
+
+        With "top:K": 1 for the K largest values of a row, of equal ones the first, and 0 for the others. A row
+        of equal values says nothing: it keeps zeros.
+        """
+        own = values.reshape(self.shape)
+        if not self.top:
+            with np.errstate(over="ignore"):
+                return np.asarray(own.astype(_STORAGE[self.storage]))
+        order = np.argsort(-own, axis=-1, kind="stable")[..., : self.top]
+        bits = np.zeros(self.shape, np.uint8)
+        np.put_along_axis(bits, order, 1, axis=-1)
+        bits[(own == own[..., :1]).all(-1)] = 0
+        return bits
+
+    def to_bytes(self, values: npt.NDArray[Any]) -> bytes:
+        """Returns the values of one user as `packed_bytes` bytes; bits are packed most significant first."""
+        stored = self.stored(values)
+        return np.packbits(stored).tobytes() if self.top else stored.tobytes()
+
+    def from_bytes(self, data: bytes) -> FloatArray:
+        """Returns what `to_bytes` kept: (1, *shape) float32."""
+        if self.top:
+            raw = np.unpackbits(np.frombuffer(data, np.uint8), count=self.size)
+        else:
+            raw = np.frombuffer(data, _STORAGE[self.storage], self.size)
+        return raw.astype(np.float32).reshape(1, *self.shape)
 
 
 @final
@@ -120,6 +159,10 @@ class ProfileSpec:
         return cls(tuple(tensors))
 
 
+def _is_storage(storage: str) -> bool:
+    return storage in _STORAGE or _TOP_K.fullmatch(storage) is not None
+
+
 def _row_problems(row: object) -> list[str]:
     """Returns what keeps a row of a manifest from being a TensorSpec."""
     if not isinstance(row, dict) or set(row) != {"name", "shape", "storage"}:
@@ -132,8 +175,10 @@ def _row_problems(row: object) -> list[str]:
         problems.append(f"shape must be a list of at most {_MAX_DIMENSIONS} sizes")
     elif not all(type(size) is int and 1 <= size <= _MAX_VALUES for size in shape):
         problems.append(f"each size of its shape must be a whole number from 1 to {_MAX_VALUES:,}")
-    if not isinstance(storage, str) or storage not in _STORAGE:
-        problems.append(f"storage must be one of {', '.join(_STORAGE)}")
+    if not isinstance(storage, str) or not _is_storage(storage):
+        problems.append(f"storage must be one of {', '.join(_STORAGE)} or top:K")
+    elif not problems and storage.startswith(_TOP) and not (shape and int(storage[len(_TOP) :]) < shape[-1]):
+        problems.append("storage top:K needs rows longer than K")
     return problems
 
 
@@ -164,11 +209,9 @@ def pack_profile(spec: ProfileSpec, profile: Mapping[str, npt.NDArray[Any]], rel
         if values.size != tensor.size or values.shape not in (tensor.shape, (1, *tensor.shape)):
             problems.append(f"{tensor.name}: shape is {values.shape}, expected {tensor.shape}")
             continue
-        with np.errstate(over="ignore"):
-            stored = values.astype(_STORAGE[tensor.storage])
-        if not np.isfinite(stored).all():
+        if not (np.isfinite(values).all() and np.isfinite(tensor.stored(values)).all()):
             problems.append(f"{tensor.name}: holds values that are not finite as {tensor.storage}")
-        parts.append(stored.tobytes())
+        parts.append(tensor.to_bytes(values))
     if problems:
         raise ProfileError("the profile cannot be packed", problems)
     return _HEADER.pack(_MAGIC, _VERSION, 0, bytes.fromhex(release_id)) + b"".join(parts)
@@ -207,12 +250,16 @@ def _values(spec: ProfileSpec, data: bytes) -> dict[str, FloatArray]:
     profile: dict[str, FloatArray] = {}
     start = _HEADER.size
     for tensor in spec.tensors:
-        raw = np.frombuffer(data, _STORAGE[tensor.storage], tensor.size, start)
-        profile[tensor.name] = raw.astype(np.float32).reshape(1, *tensor.shape)
+        profile[tensor.name] = tensor.from_bytes(data[start : start + tensor.packed_bytes])
         start += tensor.packed_bytes
-    broken = [name for name, values in profile.items() if not np.isfinite(values).all()]
+    broken = [problem for tensor in spec.tensors for problem in _damage(tensor, profile[tensor.name])]
     if broken:
-        raise ProfileError(
-            "the profile is damaged", [f"{name}: values that are not finite" for name in broken], _RELEARN
-        )
+        raise ProfileError("the profile is damaged", broken, _RELEARN)
     return profile
+
+
+def _damage(tensor: TensorSpec, values: FloatArray) -> list[str]:
+    if tensor.top:
+        wrong = ~np.isin(values.sum(-1), (0, tensor.top))
+        return [f"{tensor.name}: rows that have neither {tensor.top} ones nor none"] if wrong.any() else []
+    return [] if np.isfinite(values).all() else [f"{tensor.name}: values that are not finite"]

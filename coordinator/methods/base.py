@@ -32,6 +32,7 @@ class AbstractMethod(nn.Module, ABC):
         citation: The paper.
         equation: What it computes, in one line.
         Config: Its options.
+        config: The options that it was made with.
         round_tensors: Patterns of its shared parameters that devices may train in rounds unless the
             configuration says otherwise. Leave out any whose gradient would give the profile away.
     """
@@ -40,6 +41,7 @@ class AbstractMethod(nn.Module, ABC):
     citation: ClassVar[str]
     equation: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
+    config: MethodConfig
     round_tensors: ClassVar[tuple[str, ...]]
 
     @abstractmethod
@@ -60,8 +62,20 @@ class AbstractMethod(nn.Module, ABC):
         """
         return None
 
-    def prompt(self, frame: Frame) -> Tensor | None:
-        """Returns (batch, m, d) rows to put before the input embeddings, or None."""
+    def prompt_rows(self) -> int:
+        """Returns how many rows `prompt` puts before the input: m; they come off the longest text."""
+        return 0
+
+    def prompt(self, embedded: Tensor, frame: Frame) -> Tensor | None:
+        """Returns rows to put before the input embeddings.
+
+        Args:
+            embedded: (batch, seq, d) the texts' token embeddings.
+            frame: The private tensors of each example, and the texts' mask.
+
+        Returns:
+            (batch, m, d) with m = `prompt_rows()`, or None where m is 0.
+        """
         return None
 
     def at_logits(self, logits: Tensor, frame: Frame) -> Tensor | None:

@@ -68,6 +68,7 @@ class PLoRA(AbstractMethod):
     )
     equation = "h = W x + b + s B (A drop(x) + P drop(m_u p_u)),  s = alpha / r"
     Config = PLoRAConfig
+    config: PLoRAConfig
     round_tensors = ("*.A",)  # the gradients of P and B have p_u as a factor
 
     def __init__(

@@ -7,18 +7,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import torch
-from tests.oracles.personal import OracleConfig, OracleResult, oracle_gradients
+from safetensors.numpy import load
+from tests.numeric import assert_close_relative
+from tests.oracles.personal import OracleConfig, OracleResult, oracle_gradients, oracles_of
 from torch import Tensor
 
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.graphs.joint import parameter_arrays
 from umbel.coordinator.graphs.split import split_graphs, weights_file
+from umbel.coordinator.methods.base import MethodConfig
 from umbel.coordinator.methods.plora import PLoRA, PLoRAConfig
 from umbel.coordinator.model import PersonalModel, build_model
+from umbel.shared.profile import ProfileSpec
 from umbel.shared.release import BACKBONE_WEIGHTS, SHARED_WEIGHTS
 from umbel.shared.rng import generator
 
+GRADIENT = "grad."
 LABELS = ("awful", "fair", "great")
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -74,12 +80,28 @@ def random_users(seed: int, users: int, size: int, scale: float = 1.0) -> npt.ND
     return generator(seed, 0, "", "test users").normal(0.0, scale, (users, size)).astype(np.float32)
 
 
+def random_profile(seed: int, users: int, spec: ProfileSpec) -> dict[str, npt.NDArray[np.float32]]:
+    """Returns private tensors by name: (users, *shape)."""
+    return {
+        tensor.name: generator(seed, number, "", "test users")
+        .normal(size=(users, *tensor.shape))
+        .astype(np.float32)
+        for number, tensor in enumerate(spec.tensors)
+    }
+
+
 def trained_model(backbone: Backbone, config: PLoRAConfig, seed: int = 0) -> PersonalModel:
-    """Returns a model in evaluation mode whose B and head are no longer as they were made."""
-    model = build_model(backbone, "classification", LABELS, {"plora": config}, seed)
+    """Returns a model with PLoRA in evaluation mode whose B and head are no longer as they were made."""
+    return trained_with(backbone, {"plora": config}, seed)
+
+
+def trained_with(backbone: Backbone, methods: Mapping[str, MethodConfig], seed: int = 0) -> PersonalModel:
+    """Returns a model in evaluation mode whose head, and whatever began as zeros, is made of noise."""
+    model = build_model(backbone, "classification", LABELS, methods, seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(".B") or name.startswith("task."):
+        for name in model.shared_names():
+            parameter = model.get_parameter(name)
+            if not parameter.any() or name.startswith("task."):
                 rng = generator(seed, 0, "", f"test {name}")
                 noise = rng.normal(0.0, 0.1, tuple(parameter.shape)).astype(np.float32)
                 parameter.copy_(torch.tensor(noise))
@@ -109,6 +131,54 @@ class Joint:
         return split_graphs(self.proto, private, shapes, files), {file.location: file.data for file in files}
 
 
+class Sessions:
+    """The three graphs of a release in onnxruntime, with the weights from the published files."""
+
+    def __init__(self, joint: Joint) -> None:
+        self.joint = joint
+        graphs, files = joint.graphs()
+        weights = {name: array for data in files.values() for name, array in load(data).items()}
+        self.graphs = {name: self._open(data, weights) for name, data in graphs.items()}
+
+    def _open(self, data: bytes, weights: Mapping[str, Any]) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    def run(self, batch: Batch, profile: Mapping[str, Any]) -> OracleResult:
+        """Returns what the graphs compute; what two of them compute must be the same in both."""
+        feed = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "labels": batch.labels,
+            "weights": batch.weights,
+            "owner": batch.owner,
+            **profile,
+        }
+        found: dict[str, Any] = {}
+        for session in self.graphs.values():
+            wanted = {value.name for value in session.get_inputs()}
+            names = [value.name for value in session.get_outputs()]
+            values = session.run(names, {name: value for name, value in feed.items() if name in wanted})
+            for name, value in zip(names, values, strict=True):
+                assert_close_relative(name, value, found.setdefault(name, value), 1e-6)
+        grads = {n.removeprefix(GRADIENT): v for n, v in found.items() if n.startswith(GRADIENT)}
+        return OracleResult(found["logits"], found["nll"], float(found["loss"]), grads)
+
+
+def assert_agree(found: OracleResult, wanted: OracleResult, gradients: set[str]) -> None:
+    assert found.grads.keys() >= gradients
+    assert wanted.grads.keys() >= gradients
+    assert_close_relative("logits", found.logits, wanted.logits)
+    assert_close_relative("nll", found.nll, wanted.nll)
+    assert_close_relative("loss", np.array(found.loss), np.array(wanted.loss))
+    for name in sorted(gradients):
+        assert_close_relative(name, found.grads[name], wanted.grads[name])
+
+
 def plora_of(model: PersonalModel) -> PLoRA:
     """Returns the model's PLoRA."""
     method = model.methods["plora"]
@@ -132,9 +202,8 @@ def torch_gradients(model: PersonalModel, batch: Batch, profile: Mapping[str, An
 def oracle_of(model: PersonalModel, batch: Batch, profile: Mapping[str, Any]) -> OracleResult:
     """Returns what the numpy oracle makes of the same model, batch and profile."""
     config: Any = model.encoder.config
-    sizes = OracleConfig(
-        config.num_hidden_layers, config.num_attention_heads, config.layer_norm_eps, plora_of(model).scale
-    )
+    sizes = OracleConfig(config.num_hidden_layers, config.num_attention_heads, config.layer_norm_eps)
+    options = {method.name: method.config.model_dump() for method in model.method_list()}
     weights = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
     return oracle_gradients(
         weights,
@@ -143,8 +212,7 @@ def oracle_of(model: PersonalModel, batch: Batch, profile: Mapping[str, Any]) ->
         batch.attention_mask,
         batch.labels,
         batch.weights,
-        batch.owner,
-        profile,
+        oracles_of(weights, options, batch.owner, profile),
     )
 
 

@@ -5,21 +5,19 @@ of layers of sums (tests/coordinator/test_oracle_parity.py says what was measure
 a user's row gone astray, is off by 1e-3 and more.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load
 from tests.coordinator.conftest import FAMILIES, VOCABULARY, TinyBackbone
 from tests.coordinator.personal import (
     TINY_PLORA,
     Batch,
     Joint,
+    Sessions,
+    assert_agree,
     oracle_of,
     random_batch,
     random_users,
@@ -27,63 +25,12 @@ from tests.coordinator.personal import (
     trained_model,
 )
 from tests.numeric import assert_close_relative
-from tests.oracles.personal import OracleResult
 
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.config import CoordinatorConfig, validated
 from umbel.coordinator.graphs.joint import export_joint
 from umbel.coordinator.methods.plora import PLoRAConfig
 from umbel.coordinator.publish import trainable_names
-
-GRADIENT = "grad."
-
-
-class Sessions:
-    """The three graphs of a release in onnxruntime, with the weights from the published files."""
-
-    def __init__(self, joint: Joint) -> None:
-        self.joint = joint
-        graphs, files = joint.graphs()
-        weights = {name: array for data in files.values() for name, array in load(data).items()}
-        self.graphs = {name: self._open(data, weights) for name, data in graphs.items()}
-
-    def _open(self, data: bytes, weights: Mapping[str, Any]) -> Any:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-        options.add_external_initializers(list(weights), values)
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-
-    def run(self, batch: Batch, profile: Mapping[str, Any]) -> OracleResult:
-        """Returns what the graphs compute; what two of them compute must be the same in both."""
-        feed = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "labels": batch.labels,
-            "weights": batch.weights,
-            "owner": batch.owner,
-            **profile,
-        }
-        found: dict[str, Any] = {}
-        for session in self.graphs.values():
-            wanted = {value.name for value in session.get_inputs()}
-            names = [value.name for value in session.get_outputs()]
-            values = session.run(names, {name: value for name, value in feed.items() if name in wanted})
-            for name, value in zip(names, values, strict=True):
-                assert_close_relative(name, value, found.setdefault(name, value), 1e-6)
-        grads = {n.removeprefix(GRADIENT): v for n, v in found.items() if n.startswith(GRADIENT)}
-        return OracleResult(found["logits"], found["nll"], float(found["loss"]), grads)
-
-
-def assert_agree(found: OracleResult, wanted: OracleResult, gradients: set[str]) -> None:
-    assert found.grads.keys() >= gradients
-    assert wanted.grads.keys() >= gradients
-    assert_close_relative("logits", found.logits, wanted.logits)
-    assert_close_relative("nll", found.nll, wanted.nll)
-    assert_close_relative("loss", np.array(found.loss), np.array(wanted.loss))
-    for name in sorted(gradients):
-        assert_close_relative(name, found.grads[name], wanted.grads[name])
 
 
 def assert_parity(sessions: Sessions, batch: Batch, users: int, seed: int, *, oracle: bool = True) -> None:

@@ -39,6 +39,7 @@ class Steer(AbstractMethod):
         self, config: SteerConfig, shape: BackboneShape, sites: Sequence[Site], rng: torch.Generator
     ):
         super().__init__()
+        self.config = config
         self.layers = shape.layers
         own = [site for site in sites if site.role == "feed_forward"]
         self.directions = nn.ParameterDict(

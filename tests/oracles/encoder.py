@@ -5,28 +5,61 @@ through it to whatever acts at its sites, and to nothing else.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+Arrays = Mapping[str, npt.NDArray[Any]]
 Normal = tuple[Array, Array]  # what LayerNorm's backward needs: normalised input, deviation
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-class ActsAtSites(Protocol):
-    """What a method's oracle does at a projection; `site` is a name such as "layer_0_query"."""
+class Method:
+    """A method's oracle: what it adds, and what of it; one that overrides nothing adds nothing.
 
-    def at_site(self, site: str, x: Array, h: Array) -> Array:
-        """Returns what to add to h (batch, seq, d_out), the projection of x (batch, seq, d_in)."""
+    The backward functions are called in the opposite order of the forward ones, each once. They fill `grads`.
+    A method's file holds the class under the name `Oracle`, made from (every parameter by name, the method's
+    options, whose text each row is (batch,), the profile: private tensors by name (users, *shape)).
 
-    def back_at_site(self, site: str, gradient: Array) -> tuple[Array, Array]:
-        """Takes the gradient of what was added; notes those of its tensors; returns those of x and h."""
+    Attributes:
+        grads: Gradients by name: shared tensors as the model names its parameters, private ones
+            (users, *shape) as the profile names them. Every tensor of the method is there in the end.
+    """
+
+    def __init__(self) -> None:
+        self.grads: dict[str, Array] = {}
+
+    def prompt(self, embedded: Array, mask: IntArray) -> Array | None:
+        """Returns rows (batch, m, d) to put before embedded (batch, seq, d), the texts' word embeddings."""
+        return None
+
+    def back_prompt(self, gradient: Array) -> None:
+        """Takes the gradient of the rows; embeddings are frozen."""
+
+    def at_site(self, site: str, x: Array, h: Array) -> Array | None:
+        """Returns what to add to h (batch, seq, d_out), the projection of x (batch, seq, d_in).
+
+        `site` is a name such as "layer_0_query"; roles in the order in which they come: query, key, value,
+        feed_forward_in, feed_forward.
+        """
+        return None
+
+    def back_at_site(self, site: str, gradient: Array) -> tuple[Array | float, Array | float]:
+        """Takes the gradient of the site's output; returns those of x and h through what was added."""
+        return 0.0, 0.0
+
+    def at_logits(self, logits: Array) -> Array | None:
+        """Returns (batch, labels) to add to the logits."""
+        return None
+
+    def back_at_logits(self, gradient: Array) -> None:
+        """Takes the gradient of what was added; what is added does not depend on the logits."""
 
 
 # Operations. Each backward takes the gradient of the output and returns that of the input.
@@ -133,33 +166,44 @@ class Encoder:
         layers: int,
         heads: int,
         epsilon: float,
-        method: ActsAtSites,
+        methods: Sequence[Method],
         prefix: str = "encoder.",
     ) -> None:
         self.weights = weights
         self.layers = layers
         self.heads = heads
         self.epsilon = epsilon
-        self.method = method
+        self.methods = methods
+        self.prompt_rows: list[int] = []
         self.prefix = prefix
         self.tapes: list[_Tape] = []
 
     def forward(self, input_ids: IntArray, mask: IntArray) -> Array:
-        """Maps ids (batch, seq) to the last states (batch, seq, d)."""
+        """Maps ids (batch, seq) to the last states (batch, seq, d) of the text, prompt rows left out."""
         place = "embeddings."
         words = np.asarray(self.weights[f"{self.prefix}{place}word_embeddings.weight"][input_ids], np.float64)
-        positions = self._get(place + "position_embeddings.weight")[: input_ids.shape[1]]
+        prompts = [method.prompt(words, mask) for method in self.methods]
+        self.prompt_rows = [0 if rows is None else rows.shape[1] for rows in prompts]
+        words = np.concatenate([*(rows for rows in prompts if rows is not None), words], axis=1)
+        mask = np.pad(mask, ((0, 0), (sum(self.prompt_rows), 0)), constant_values=1)
+        positions = self._get(place + "position_embeddings.weight")[: words.shape[1]]
         types = self._get(place + "token_type_embeddings.weight")[0]
-        states, _ = self._norm(place + "LayerNorm", words + positions + types)
+        states, self.embedding_norm = self._norm(place + "LayerNorm", words + positions + types)
         self.tapes = []
         for layer in range(self.layers):
             states = self._layer(layer, states, mask)
-        return states
+        return states[:, sum(self.prompt_rows) :]
 
     def backward(self, gradient: Array) -> None:
         """Runs the gradient of the last states (batch, seq, d) back through every layer, site by site."""
+        gradient = np.pad(gradient, ((0, 0), (sum(self.prompt_rows), 0), (0, 0)))
         for layer in reversed(range(self.layers)):
             gradient = self._layer_back(layer, gradient)
+        gradient = self._norm_back("embeddings.LayerNorm", gradient, self.embedding_norm)
+        ends = np.cumsum(self.prompt_rows)
+        for method, rows, end in zip(self.methods, self.prompt_rows, ends, strict=True):
+            if rows:
+                method.back_prompt(gradient[:, end - rows : end])
 
     def _layer(self, layer: int, x: Array, mask: IntArray) -> Array:
         place = f"encoder.layer.{layer}."
@@ -172,7 +216,7 @@ class Encoder:
         context, probabilities = attention(q, k, v, mask)
         mixed = self._linear(place + "attention.output.dense", join_heads(context))
         y, attention_norm = self._norm(place + "attention.output.LayerNorm", mixed + x)
-        inner = self._linear(place + "intermediate.dense", y)
+        inner = self._at_site(f"layer_{layer}_feed_forward_in", place + "intermediate.dense", y)
         outer = self._at_site(f"layer_{layer}_feed_forward", place + "output.dense", gelu(inner))
         z, output_norm = self._norm(place + "output.LayerNorm", outer + y)
         self.tapes.append(_Tape(q, k, v, probabilities, attention_norm, inner, output_norm))
@@ -183,7 +227,9 @@ class Encoder:
         of_sum = self._norm_back(place + "output.LayerNorm", gradient, tape.output_norm)
         of_gelu = self._at_site_back(f"layer_{layer}_feed_forward", place + "output.dense", of_sum)
         of_inner = gelu_back(of_gelu, tape.inner)
-        of_y = of_sum + linear_back(of_inner, self._get(place + "intermediate.dense.weight"))
+        of_y = of_sum + self._at_site_back(
+            f"layer_{layer}_feed_forward_in", place + "intermediate.dense", of_inner
+        )
         of_mixed = self._norm_back(place + "attention.output.LayerNorm", of_y, tape.attention_norm)
         of_context = linear_back(of_mixed, self._get(place + "attention.output.dense.weight"))
         parts = attention_back(
@@ -198,11 +244,15 @@ class Encoder:
 
     def _at_site(self, site: str, path: str, x: Array) -> Array:
         h = self._linear(path + ".base", x)
-        return h + self.method.at_site(site, x, h)
+        added = [method.at_site(site, x, h) for method in self.methods]
+        return h + sum((part for part in added if part is not None), np.zeros_like(h))
 
     def _at_site_back(self, site: str, path: str, gradient: Array) -> Array:
-        of_x, of_h = self.method.back_at_site(site, gradient)
-        return of_x + linear_back(gradient + of_h, self._get(path + ".base.weight"))
+        of_x, of_h = np.zeros(()), gradient
+        for method in self.methods:
+            through_x, through_h = method.back_at_site(site, gradient)
+            of_x, of_h = of_x + through_x, of_h + through_h
+        return of_x + linear_back(of_h, self._get(path + ".base.weight"))
 
     def _linear(self, path: str, x: Array) -> Array:
         return linear(x, self._get(path + ".weight"), self._get(path + ".bias"))

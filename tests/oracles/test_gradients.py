@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from tests.numeric import assert_close_relative
 from tests.oracles.encoder import Array
-from tests.oracles.personal import OracleConfig, OracleResult, oracle_gradients
+from tests.oracles.personal import OracleConfig, OracleResult, oracle_gradients, oracles_of
 
 from umbel.shared.rng import generator
 
 WIDTH, INNER, LAYERS, RANK, USER, LABELS = 8, 12, 2, 3, 5, 3
-CONFIG = OracleConfig(LAYERS, heads=2, epsilon=1e-12, scale=2.0)
+CONFIG = OracleConfig(LAYERS, heads=2, epsilon=1e-12)
+METHODS = {"plora": {"rank": RANK, "alpha": 2.0 * RANK}}
 STEP = 1e-5  # truncation STEP^2 and rounding 1e-16 / STEP are both near 1e-10
 
 
@@ -28,7 +29,7 @@ def tiny_weights() -> dict[str, Array]:
         place = f"encoder.layer.{layer}."
         norms += [place + "attention.output.LayerNorm", place + "output.LayerNorm"]
         linears = {f"attention.self.{role}.base": (WIDTH, WIDTH) for role in ("query", "key", "value")}
-        linears |= {"attention.output.dense": (WIDTH, WIDTH), "intermediate.dense": (INNER, WIDTH)}
+        linears |= {"attention.output.dense": (WIDTH, WIDTH), "intermediate.dense.base": (INNER, WIDTH)}
         linears |= {"output.dense.base": (WIDTH, INNER)}
         for name, shape in linears.items():
             shapes |= {f"encoder.{place}{name}.weight": shape, f"encoder.{place}{name}.bias": shape[:1]}
@@ -52,8 +53,7 @@ def run(weights: Mapping[str, Array], users: Array) -> OracleResult:
         attention_mask=np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]),
         labels=np.array([0, 2, 1]),
         example_weights=np.array([1.0, 0.5, 2.0]),
-        owner=np.array([1, 0, 1]),
-        profile={"plora.user": users},
+        methods=oracles_of(weights, METHODS, np.array([1, 0, 1]), {"plora.user": users}),
     )
 
 
@@ -102,8 +102,7 @@ def test_padding_and_the_other_rows_do_not_matter() -> None:
         attention_mask=np.array([[1, 1]]),
         labels=np.array([2]),
         example_weights=np.array([0.5]),
-        owner=np.array([0]),
-        profile={"plora.user": USERS[:1]},
+        methods=oracles_of(weights, METHODS, np.array([0]), {"plora.user": USERS[:1]}),
     )
     assert_close_relative("logits", together.logits[1], alone.logits[0], 1e-12)
     assert_close_relative("user", together.grads["plora.user"][0], alone.grads["plora.user"][0], 1e-12)
