@@ -8,6 +8,7 @@ from umbel.coordinator.methods.base import AbstractMethod
 from umbel.shared.errors import ConfigError
 
 REGISTRY: dict[str, str] = {
+    "lopa": "umbel.coordinator.methods.lopa:LoPA",
     "plora": "umbel.coordinator.methods.plora:PLoRA",
 }
 
