@@ -210,7 +210,7 @@ def _finished(folder: Path, fingerprint: str) -> TrainedModel:
         raise TrainingError(
             f"{folder} holds a finished training of another configuration or of other examples",
             [f"its fingerprint is {trained.fingerprint[:12]}, this training's is {fingerprint[:12]}"],
-            "Choose another folder, or pass --restart to train again there.",
+            "Choose another --out, or pass --restart to train again there.",
         )
     return trained
 

@@ -156,7 +156,7 @@ def test_printed_tables_have_the_columns_of_real_ones(readme: str, name: str) ->
     shown = readme[readme.index(begin) + len(begin) : readme.index(end)]
     for line in shown.splitlines():
         if "personal" in line and "generic" in line and re.search("[┃│|]", line):
-            wanted = ["k", "generic", "+ private bias", "personal", "gain [95 %]"]
+            wanted = ["k", "generic", "+ bias", "personal", "gain [95 %]"]
             assert columns(line) == [*wanted, "Bayes-optimal"] if name == "demo" else wanted
 
 
