@@ -44,6 +44,9 @@ class AbstractMethod(nn.Module, ABC):
     config: MethodConfig
     round_tensors: ClassVar[tuple[str, ...]]
 
+    def bind(self, labels: int) -> None:
+        """Hears how many labels the task has: once, before `profile_tensors` is asked for."""
+
     @abstractmethod
     def profile_tensors(self) -> tuple[TensorSpec, ...]:
         """Returns the private tensors of one user; names start with "<method>."."""
@@ -103,6 +106,16 @@ class AbstractMethod(nn.Module, ABC):
         None: the method does nothing at this site. Methods that cannot be folded raise NotImplementedError.
         """
         raise NotImplementedError(f"{self.name} cannot be folded into weights")
+
+    def fold_logits(self, profile: Mapping[str, Tensor]) -> Tensor | None:
+        """Returns what `at_logits` adds for one user, the same for every text: (labels,); None for nothing.
+
+        Raises:
+            NotImplementedError: `at_logits` is overridden and this is not.
+        """
+        if type(self).at_logits is not AbstractMethod.at_logits:
+            raise NotImplementedError(f"{self.name} cannot be folded into the task's bias")
+        return None
 
     def starts_users(self) -> bool:
         """Says whether training starts seen users elsewhere than at zeros; then `start_users` says where."""
