@@ -8,6 +8,7 @@ from umbel.coordinator.methods.base import AbstractMethod
 from umbel.shared.errors import ConfigError
 
 REGISTRY: dict[str, str] = {
+    "headbias": "umbel.coordinator.methods.headbias:HeadBias",
     "plora": "umbel.coordinator.methods.plora:PLoRA",
 }
 
