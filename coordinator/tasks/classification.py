@@ -35,7 +35,7 @@ class Classification(AbstractTask):
     def add_bias(self, bias: Tensor) -> None:
         """Adds (labels,) to b."""
         with torch.no_grad():
-            self.bias += bias
+            self.bias.add_(bias)
 
     def nll(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns -log softmax(logits)[label]: (batch,).
