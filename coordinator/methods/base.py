@@ -132,6 +132,18 @@ class AbstractMethod(nn.Module, ABC):
         """
         return {}
 
+    def starts_shared(self) -> bool:
+        """Says whether shared tensors take their first values from texts; then `start_shared` sets them."""
+        return False
+
+    def start_shared(self, means: Mapping[str, Tensor]) -> None:
+        """Sets first values of shared tensors, once, before training.
+
+        Args:
+            means: What each projection of the frozen encoder gives on average over the tokens of the training
+                texts: name of the site -> (d_out,) float64.
+        """
+
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Expresses the private tensors in the basis where few-shot learning goes best, changing no output.
 
