@@ -9,6 +9,7 @@ from umbel.shared.errors import ConfigError
 
 REGISTRY: dict[str, str] = {
     "headbias": "umbel.coordinator.methods.headbias:HeadBias",
+    "loratrf": "umbel.coordinator.methods.loratrf:LoRATRF",
     "plora": "umbel.coordinator.methods.plora:PLoRA",
 }
 
