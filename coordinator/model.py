@@ -108,19 +108,23 @@ class PersonalModel(nn.Module):
 
     @torch.no_grad()
     def folded(self, profile: Mapping[str, Tensor]) -> PersonalModel:
-        """Returns a plain model for one user: every method folded into W and b, nothing left to add later.
+        """Returns a plain model for one user: every method folded into W, b and the task's own bias.
 
         Args:
             profile: The user's private tensors by full name: (*shape).
 
         Raises:
-            NotImplementedError: A method that is on cannot be folded.
+            NotImplementedError: A method that is on cannot be folded, or the task cannot take a bias.
         """
         twin = copy.deepcopy(self)
         for path, module in list(twin.encoder.named_modules()):
             if isinstance(module, InjectedLinear):
                 parent = twin.encoder.get_submodule(path.rpartition(".")[0])
                 setattr(parent, path.rpartition(".")[2], self._folded_linear(module, profile))
+        for method in self.method_list():
+            bias = method.fold_logits(profile)
+            if bias is not None:
+                twin.task.add_bias(bias)
         twin.methods = nn.ModuleDict()
         return twin
 
@@ -169,6 +173,7 @@ def build_model(
     for name, config in methods.items():
         maker: Any = method_class(name)
         built[name] = maker(config, backbone.shape, sites, _rng(seed, f"init {name}"))
+        built[name].bind(len(labels))
     task_maker: Any = task_class(task_kind)
     task = task_maker(tuple(labels), backbone.shape.hidden_size, _rng(seed, "init task"))
     return PersonalModel(encoder, built, task)

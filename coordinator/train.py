@@ -20,7 +20,7 @@ from umbel.coordinator.training.board import Board
 from umbel.coordinator.training.calibrate import choose_recipe
 from umbel.coordinator.training.checkpoint import CHECKPOINT, Progress
 from umbel.coordinator.training.data import TrainingData, prepare
-from umbel.coordinator.training.start import start_users
+from umbel.coordinator.training.start import start_shared, start_users
 from umbel.coordinator.training.trainer import Trainer
 from umbel.shared.errors import TrainingError
 from umbel.shared.examples import Example, labels_of
@@ -156,6 +156,7 @@ def _run(
     on_progress: OnProgress,
 ) -> TrainedModel:
     trainer = Trainer(model, data, config, out, fingerprint)
+    start_shared(model, data)
     start_users(model, trainer.table, data)
     with closing(Board(out)) as board:
 

@@ -8,6 +8,8 @@ from umbel.coordinator.methods.base import AbstractMethod
 from umbel.shared.errors import ConfigError
 
 REGISTRY: dict[str, str] = {
+    "headbias": "umbel.coordinator.methods.headbias:HeadBias",
+    "loratrf": "umbel.coordinator.methods.loratrf:LoRATRF",
     "plora": "umbel.coordinator.methods.plora:PLoRA",
 }
 

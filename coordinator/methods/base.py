@@ -14,6 +14,8 @@ from umbel.coordinator.backbone import BackboneShape
 from umbel.coordinator.sites import Frame, Site
 from umbel.shared.profile import TensorSpec
 
+_EIGENVALUE_FLOOR = 1e-4
+
 
 class MethodConfig(BaseModel):
     """Options of a method, as written under [methods.NAME] in a configuration."""
@@ -43,6 +45,9 @@ class AbstractMethod(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]]
     config: MethodConfig
     round_tensors: ClassVar[tuple[str, ...]]
+
+    def bind(self, labels: int) -> None:
+        """Hears how many labels the task has: once, before `profile_tensors` is asked for."""
 
     @abstractmethod
     def profile_tensors(self) -> tuple[TensorSpec, ...]:
@@ -104,6 +109,16 @@ class AbstractMethod(nn.Module, ABC):
         """
         raise NotImplementedError(f"{self.name} cannot be folded into weights")
 
+    def fold_logits(self, profile: Mapping[str, Tensor]) -> Tensor | None:
+        """Returns what `at_logits` adds for one user, the same for every text: (labels,); None for nothing.
+
+        Raises:
+            NotImplementedError: `at_logits` is overridden and this is not.
+        """
+        if type(self).at_logits is not AbstractMethod.at_logits:
+            raise NotImplementedError(f"{self.name} cannot be folded into the task's bias")
+        return None
+
     def starts_users(self) -> bool:
         """Says whether training starts seen users elsewhere than at zeros; then `start_users` says where."""
         return False
@@ -116,6 +131,18 @@ class AbstractMethod(nn.Module, ABC):
                 how often they give each label; the strongest direction of either has variance 1.
         """
         return {}
+
+    def starts_shared(self) -> bool:
+        """Says whether shared tensors take their first values from texts; then `start_shared` sets them."""
+        return False
+
+    def start_shared(self, means: Mapping[str, Tensor]) -> None:
+        """Sets first values of shared tensors, once, before training.
+
+        Args:
+            means: What each projection of the frozen encoder gives on average over the tokens of the training
+                texts: name of the site -> (d_out,) float64.
+        """
 
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Expresses the private tensors in the basis where few-shot learning goes best, changing no output.
@@ -135,4 +162,27 @@ def kaiming(rows: int, columns: int, rng: torch.Generator) -> nn.Parameter:
     return nn.Parameter(torch.empty(rows, columns).uniform_(-bound, bound, generator=rng))
 
 
-__all__ = ["AbstractMethod", "BackboneShape", "MethodConfig", "kaiming"]
+def balanced(users: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Returns the basis in which the users' second moment is the identity, and the users in it.
+
+    Directions in which the users hardly differ, or that fewer users than d cannot tell, are cut off at 1e-4
+    of the largest eigenvalue and keep a moment below 1.
+
+    Args:
+        users: (users, d) private vectors p.
+
+    Returns:
+        L (d, d) float64, with L L^T = mean of p p^T and the strongest direction first; L^-1 p of every user
+        (users, d), of the type of `users`. None if no one learned anything: nothing says which directions
+        matter.
+    """
+    exact = users.double()
+    if not exact.any():
+        return None
+    values, vectors = torch.linalg.eigh(exact.T @ exact / len(exact))
+    values = values.clamp_min(_EIGENVALUE_FLOOR * values.max()).flip(0)
+    vectors = vectors.flip(1)
+    return vectors * values.sqrt(), (exact @ (vectors / values.sqrt())).to(users.dtype)
+
+
+__all__ = ["AbstractMethod", "BackboneShape", "MethodConfig", "balanced", "kaiming"]
