@@ -10,6 +10,7 @@ from umbel.shared.errors import ConfigError
 REGISTRY: dict[str, str] = {
     "headbias": "umbel.coordinator.methods.headbias:HeadBias",
     "loratrf": "umbel.coordinator.methods.loratrf:LoRATRF",
+    "lopa": "umbel.coordinator.methods.lopa:LoPA",
     "plora": "umbel.coordinator.methods.plora:PLoRA",
 }
 
