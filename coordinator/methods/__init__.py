@@ -9,6 +9,7 @@ from umbel.shared.errors import ConfigError
 
 REGISTRY: dict[str, str] = {
     "plora": "umbel.coordinator.methods.plora:PLoRA",
+    "xpeft": "umbel.coordinator.methods.xpeft:XPEFT",
 }
 
 
