@@ -12,6 +12,7 @@ REGISTRY: dict[str, str] = {
     "loratrf": "umbel.coordinator.methods.loratrf:LoRATRF",
     "lopa": "umbel.coordinator.methods.lopa:LoPA",
     "plora": "umbel.coordinator.methods.plora:PLoRA",
+    "xpeft": "umbel.coordinator.methods.xpeft:XPEFT",
 }
 
 
