@@ -63,7 +63,7 @@ class PersonalModel(nn.Module):
     def frame(self, attention_mask: Tensor, owner: Tensor, profile: Mapping[str, Tensor]) -> Frame:
         """Gives each example the private tensors of its owner: (users, *shape) -> (batch, *shape)."""
         rows = {name: rows_of(owner, values) for name, values in profile.items()}
-        return Frame(rows, attention_mask)
+        return Frame(rows, attention_mask, owner=owner)
 
     def run(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
         """Returns logits (batch, labels) under a frame that the caller made."""
