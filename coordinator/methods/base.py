@@ -35,6 +35,8 @@ class AbstractMethod(nn.Module, ABC):
         config: The options that it was made with.
         round_tensors: Patterns of its shared parameters that devices may train in rounds unless the
             configuration says otherwise. Leave out any whose gradient would give the profile away.
+        training_only: First parts of the names of its parameters that only `training_term` reads. The logits
+            do not depend on them: they are trained and saved, but no graph and no release holds them.
     """
 
     name: ClassVar[str]
@@ -43,6 +45,7 @@ class AbstractMethod(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]]
     config: MethodConfig
     round_tensors: ClassVar[tuple[str, ...]]
+    training_only: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def profile_tensors(self) -> tuple[TensorSpec, ...]:
