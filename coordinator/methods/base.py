@@ -14,6 +14,8 @@ from umbel.coordinator.backbone import BackboneShape
 from umbel.coordinator.sites import Frame, Site
 from umbel.shared.profile import TensorSpec
 
+_EIGENVALUE_FLOOR = 1e-4
+
 
 class MethodConfig(BaseModel):
     """Options of a method, as written under [methods.NAME] in a configuration."""
@@ -138,4 +140,27 @@ def kaiming(rows: int, columns: int, rng: torch.Generator) -> nn.Parameter:
     return nn.Parameter(torch.empty(rows, columns).uniform_(-bound, bound, generator=rng))
 
 
-__all__ = ["AbstractMethod", "BackboneShape", "MethodConfig", "kaiming"]
+def balanced(users: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Returns the basis in which the users' second moment is the identity, and the users in it.
+
+    Directions in which the users hardly differ, or that fewer users than d cannot tell, are cut off at 1e-4
+    of the largest eigenvalue and keep a moment below 1.
+
+    Args:
+        users: (users, d) private vectors p.
+
+    Returns:
+        L (d, d) float64, with L L^T = mean of p p^T and the strongest direction first; L^-1 p of every user
+        (users, d), of the type of `users`. None if no one learned anything: nothing says which directions
+        matter.
+    """
+    exact = users.double()
+    if not exact.any():
+        return None
+    values, vectors = torch.linalg.eigh(exact.T @ exact / len(exact))
+    values = values.clamp_min(_EIGENVALUE_FLOOR * values.max()).flip(0)
+    vectors = vectors.flip(1)
+    return vectors * values.sqrt(), (exact @ (vectors / values.sqrt())).to(users.dtype)
+
+
+__all__ = ["AbstractMethod", "BackboneShape", "MethodConfig", "balanced", "kaiming"]
