@@ -140,6 +140,25 @@ def kaiming(rows: int, columns: int, rng: torch.Generator) -> nn.Parameter:
     return nn.Parameter(torch.empty(rows, columns).uniform_(-bound, bound, generator=rng))
 
 
+def leading(summary: Tensor, size: int) -> Tensor:
+    """Returns the users' coordinates on the leading principal directions of their summaries: (users, size).
+
+    The strongest direction comes first; columns for which there are no directions are zeros. Each column is
+    turned so that its largest entry is positive: the sign of a singular vector is arbitrary.
+
+    Args:
+        summary: (users, features), as `AbstractMethod.start_users` gets it.
+        size: How many coordinates.
+    """
+    left, values, _ = torch.linalg.svd(summary, full_matrices=False)
+    count = min(size, len(values))
+    largest = left.gather(0, left.abs().argmax(0, keepdim=True))
+    signed = left * torch.where(largest < 0, -1.0, 1.0)
+    start = summary.new_zeros(len(summary), size)
+    start[:, :count] = (signed * values)[:, :count]
+    return start.float()
+
+
 def balanced(users: Tensor) -> tuple[Tensor, Tensor] | None:
     """Returns the basis in which the users' second moment is the identity, and the users in it.
 
@@ -163,4 +182,4 @@ def balanced(users: Tensor) -> tuple[Tensor, Tensor] | None:
     return vectors * values.sqrt(), (exact @ (vectors / values.sqrt())).to(users.dtype)
 
 
-__all__ = ["AbstractMethod", "BackboneShape", "MethodConfig", "balanced", "kaiming"]
+__all__ = ["AbstractMethod", "BackboneShape", "MethodConfig", "balanced", "kaiming", "leading"]
