@@ -63,7 +63,7 @@ class PersonalModel(nn.Module):
     def frame(self, attention_mask: Tensor, owner: Tensor, profile: Mapping[str, Tensor]) -> Frame:
         """Gives each example the private tensors of its owner: (users, *shape) -> (batch, *shape)."""
         rows = {name: rows_of(owner, values) for name, values in profile.items()}
-        return Frame(rows, attention_mask)
+        return Frame(rows, attention_mask, owner=owner)
 
     def run(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
         """Returns logits (batch, labels) under a frame that the caller made."""
@@ -103,8 +103,20 @@ class PersonalModel(nn.Module):
         return states[:, rows.shape[1] :]
 
     def shared_names(self) -> list[str]:
-        """Returns the names of the parameters that umbel adds to the backbone: methods and task head."""
-        return [name for name, _ in self.named_parameters() if not name.startswith("encoder.")]
+        """Returns the names of the parameters that umbel adds to the logits: methods and task head."""
+        aside = self.training_only_names()
+        return [
+            name
+            for name, _ in self.named_parameters()
+            if not name.startswith("encoder.") and name not in aside
+        ]
+
+    def training_only_names(self) -> set[str]:
+        """Returns the names of the parameters that only training terms read: graphs do not hold them."""
+        parts = tuple(
+            f"methods.{method.name}.{part}." for method in self.method_list() for part in method.training_only
+        )
+        return {name for name, _ in self.named_parameters() if name.startswith(parts)}
 
     @torch.no_grad()
     def folded(self, profile: Mapping[str, Tensor]) -> PersonalModel:

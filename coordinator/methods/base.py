@@ -37,6 +37,8 @@ class AbstractMethod(nn.Module, ABC):
         config: The options that it was made with.
         round_tensors: Patterns of its shared parameters that devices may train in rounds unless the
             configuration says otherwise. Leave out any whose gradient would give the profile away.
+        training_only: First parts of the names of its parameters that only `training_term` reads. The logits
+            do not depend on them: they are trained and saved, but no graph and no release holds them.
     """
 
     name: ClassVar[str]
@@ -45,6 +47,7 @@ class AbstractMethod(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]]
     config: MethodConfig
     round_tensors: ClassVar[tuple[str, ...]]
+    training_only: ClassVar[tuple[str, ...]] = ()
 
     def bind(self, labels: int) -> None:
         """Hears how many labels the task has: once, before `profile_tensors` is asked for."""
@@ -162,6 +165,25 @@ def kaiming(rows: int, columns: int, rng: torch.Generator) -> nn.Parameter:
     return nn.Parameter(torch.empty(rows, columns).uniform_(-bound, bound, generator=rng))
 
 
+def leading(summary: Tensor, size: int) -> Tensor:
+    """Returns the users' coordinates on the leading principal directions of their summaries: (users, size).
+
+    The strongest direction comes first; columns for which there are no directions are zeros. Each column is
+    turned so that its largest entry is positive: the sign of a singular vector is arbitrary.
+
+    Args:
+        summary: (users, features), as `AbstractMethod.start_users` gets it.
+        size: How many coordinates.
+    """
+    left, values, _ = torch.linalg.svd(summary, full_matrices=False)
+    count = min(size, len(values))
+    largest = left.gather(0, left.abs().argmax(0, keepdim=True))
+    signed = left * torch.where(largest < 0, -1.0, 1.0)
+    start = summary.new_zeros(len(summary), size)
+    start[:, :count] = (signed * values)[:, :count]
+    return start.float()
+
+
 def balanced(users: Tensor) -> tuple[Tensor, Tensor] | None:
     """Returns the basis in which the users' second moment is the identity, and the users in it.
 
@@ -185,4 +207,4 @@ def balanced(users: Tensor) -> tuple[Tensor, Tensor] | None:
     return vectors * values.sqrt(), (exact @ (vectors / values.sqrt())).to(users.dtype)
 
 
-__all__ = ["AbstractMethod", "BackboneShape", "MethodConfig", "balanced", "kaiming"]
+__all__ = ["AbstractMethod", "BackboneShape", "MethodConfig", "balanced", "kaiming", "leading"]

@@ -10,7 +10,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from umbel.coordinator.methods.base import AbstractMethod, BackboneShape, MethodConfig, balanced, kaiming
+from umbel.coordinator.methods.base import (
+    AbstractMethod,
+    BackboneShape,
+    MethodConfig,
+    balanced,
+    kaiming,
+    leading,
+)
 from umbel.coordinator.sites import Frame, Site
 from umbel.shared.profile import TensorSpec
 
@@ -134,14 +141,7 @@ class PLoRA(AbstractMethod):
 
     def start_users(self, summary: Tensor) -> dict[str, Tensor]:
         """Returns the users' coordinates on the leading principal directions of their summaries."""
-        left, values, _ = torch.linalg.svd(summary, full_matrices=False)
-        count = min(self.config.user_size, len(values))
-        # The sign of a singular vector is arbitrary: the largest entry positive makes it the same everywhere.
-        largest = left.gather(0, left.abs().argmax(0, keepdim=True))
-        signed = left * torch.where(largest < 0, -1.0, 1.0)
-        start = summary.new_zeros(len(summary), self.config.user_size)
-        start[:, :count] = (signed * values)[:, :count]
-        return {"plora.user": start.float()}
+        return {"plora.user": leading(summary, self.config.user_size)}
 
     @torch.no_grad()
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
