@@ -173,7 +173,8 @@ def test_the_demo_and_the_tour_run_as_they_stand(blocks: list[str], workplace: P
         ["bash", "-c", script], cwd=workplace, capture_output=True, text=True, timeout=3000, check=False
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    answers = [line.split()[0] for line in run.stdout.splitlines() if line.endswith((" tale.", " chase."))]
+    lines = [line.rstrip() for line in run.stdout.splitlines()]
+    answers = [line.split()[0] for line in lines if line.endswith((" tale.", " chase."))]
     assert len(answers) == 2
     assert set(answers) <= {"yes", "no"}
 
