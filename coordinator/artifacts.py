@@ -120,7 +120,8 @@ def rebuild(trained: TrainedModel) -> tuple[Backbone, PersonalModel]:
     model = build_model(backbone, config.task.kind, trained.labels, config.method_configs(), config.seed)
     parameters = dict(model.named_parameters())
     problems = [f"unknown tensor: {name}" for name in sorted(set(trained.tensors) - set(parameters))]
-    problems += [f"missing tensor: {name}" for name in model.shared_names() if name not in trained.tensors]
+    wanted = [name for name in parameters if not name.startswith("encoder.")]
+    problems += [f"missing tensor: {name}" for name in wanted if name not in trained.tensors]
     problems += [
         f"{name}: shape is {tuple(value.shape)}, expected {tuple(parameters[name].shape)}"
         for name, value in trained.tensors.items()

@@ -63,7 +63,7 @@ class PersonalModel(nn.Module):
     def frame(self, attention_mask: Tensor, owner: Tensor, profile: Mapping[str, Tensor]) -> Frame:
         """Gives each example the private tensors of its owner: (users, *shape) -> (batch, *shape)."""
         rows = {name: rows_of(owner, values) for name, values in profile.items()}
-        return Frame(rows, attention_mask)
+        return Frame(rows, attention_mask, owner=owner)
 
     def run(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
         """Returns logits (batch, labels) under a frame that the caller made."""
@@ -103,24 +103,40 @@ class PersonalModel(nn.Module):
         return states[:, rows.shape[1] :]
 
     def shared_names(self) -> list[str]:
-        """Returns the names of the parameters that umbel adds to the backbone: methods and task head."""
-        return [name for name, _ in self.named_parameters() if not name.startswith("encoder.")]
+        """Returns the names of the parameters that umbel adds to the logits: methods and task head."""
+        aside = self.training_only_names()
+        return [
+            name
+            for name, _ in self.named_parameters()
+            if not name.startswith("encoder.") and name not in aside
+        ]
+
+    def training_only_names(self) -> set[str]:
+        """Returns the names of the parameters that only training terms read: graphs do not hold them."""
+        parts = tuple(
+            f"methods.{method.name}.{part}." for method in self.method_list() for part in method.training_only
+        )
+        return {name for name, _ in self.named_parameters() if name.startswith(parts)}
 
     @torch.no_grad()
     def folded(self, profile: Mapping[str, Tensor]) -> PersonalModel:
-        """Returns a plain model for one user: every method folded into W and b, nothing left to add later.
+        """Returns a plain model for one user: every method folded into W, b and the task's own bias.
 
         Args:
             profile: The user's private tensors by full name: (*shape).
 
         Raises:
-            NotImplementedError: A method that is on cannot be folded.
+            NotImplementedError: A method that is on cannot be folded, or the task cannot take a bias.
         """
         twin = copy.deepcopy(self)
         for path, module in list(twin.encoder.named_modules()):
             if isinstance(module, InjectedLinear):
                 parent = twin.encoder.get_submodule(path.rpartition(".")[0])
                 setattr(parent, path.rpartition(".")[2], self._folded_linear(module, profile))
+        for method in self.method_list():
+            bias = method.fold_logits(profile)
+            if bias is not None:
+                twin.task.add_bias(bias)
         twin.methods = nn.ModuleDict()
         return twin
 
@@ -169,6 +185,7 @@ def build_model(
     for name, config in methods.items():
         maker: Any = method_class(name)
         built[name] = maker(config, backbone.shape, sites, _rng(seed, f"init {name}"))
+        built[name].bind(len(labels))
     task_maker: Any = task_class(task_kind)
     task = task_maker(tuple(labels), backbone.shape.hidden_size, _rng(seed, "init task"))
     return PersonalModel(encoder, built, task)

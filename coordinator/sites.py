@@ -70,6 +70,9 @@ class Frame:
             all count.
         block_inputs: (batch, seq, d) the input of each feed-forward block that was reached, by layer.
         records: What methods noted for their training terms, by key; None while nothing is recorded.
+        owner: (batch,) int64 whose text each row is; None where the caller gave a row per example itself.
+        generic_states: (batch, seq, d) the last token states of the same texts without profiles, without a
+            gradient; None unless a method that is on needs the generic pass.
     """
 
     profile: Mapping[str, Tensor]
@@ -77,6 +80,8 @@ class Frame:
     keep: Tensor | None = None
     block_inputs: dict[int, Tensor] = field(default_factory=dict)
     records: dict[str, list[Tensor]] | None = None
+    owner: Tensor | None = None
+    generic_states: Tensor | None = None
 
     def record(self, key: str, value: Tensor) -> None:
         """Notes a tensor for a training term; does nothing outside training."""

@@ -20,7 +20,7 @@ from umbel.coordinator.training.board import Board
 from umbel.coordinator.training.calibrate import choose_recipe
 from umbel.coordinator.training.checkpoint import CHECKPOINT, Progress
 from umbel.coordinator.training.data import TrainingData, prepare
-from umbel.coordinator.training.start import start_users
+from umbel.coordinator.training.start import start_shared, start_users
 from umbel.coordinator.training.trainer import Trainer
 from umbel.shared.errors import TrainingError
 from umbel.shared.examples import Example, labels_of
@@ -156,6 +156,7 @@ def _run(
     on_progress: OnProgress,
 ) -> TrainedModel:
     trainer = Trainer(model, data, config, out, fingerprint)
+    start_shared(model, data)
     start_users(model, trainer.table, data)
     with closing(Board(out)) as board:
 
@@ -210,7 +211,7 @@ def _finished(folder: Path, fingerprint: str) -> TrainedModel:
         raise TrainingError(
             f"{folder} holds a finished training of another configuration or of other examples",
             [f"its fingerprint is {trained.fingerprint[:12]}, this training's is {fingerprint[:12]}"],
-            "Choose another folder, or pass --restart to train again there.",
+            "Choose another --out, or pass --restart to train again there.",
         )
     return trained
 

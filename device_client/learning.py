@@ -107,8 +107,10 @@ def learn_profiles(
         return nll, {name: np.sum([part[name] for _, part in found], axis=0) for name in origin}
 
     with np.errstate(over="ignore", invalid="ignore"):  # one error below says it, and no warning before
-        learned = rounded(engine, minimise(gradients_at, origin, recipe, on_step=on_step))
-    broken = [name for name, values in learned.items() if not np.isfinite(values).all()]
+        exact = minimise(gradients_at, origin, recipe, on_step=on_step)
+        learned = rounded(engine, exact)
+    # Of values that are not finite there are finite bits, so both are looked at.
+    broken = [name for name in learned if not np.isfinite([exact[name], learned[name]]).all()]
     if broken:
         raise ProfileError(
             "learning did not converge, so no profile was made",
@@ -133,9 +135,12 @@ def _pieces(supports: Sequence[Encoded]) -> list[tuple[TokenBatch, IntArray, Int
 
 
 def rounded(engine: Engine, profile: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    """Rounds a profile to what its storage holds."""
-    storage = {tensor.name: tensor.storage for tensor in engine.release.manifest.profile.tensors}
-    return {name: values.astype(storage[name]).astype(np.float32) for name, values in profile.items()}
+    """Rounds everyone's private tensors (users, *shape) to what their storage holds."""
+    specs = {tensor.name: tensor for tensor in engine.release.manifest.profile.tensors}
+    return {
+        name: np.stack([specs[name].stored(own) for own in values]).astype(np.float32)
+        for name, values in profile.items()
+    }
 
 
 def _kept(

@@ -78,8 +78,8 @@ class TensorSpec:
     def stored(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Returns the values of one user as they are kept: (*shape), of the storage's type.
 
-        With "top:K": 1 for the K largest values of a row, of equal ones the first, and 0 for the others. A row
-        of equal values says nothing: it keeps zeros.
+        With "top:K": 1 for the K largest values of a row, of equal ones the first, and 0 for the others. A
+        row of equal values says nothing: it keeps zeros.
         """
         own = values.reshape(self.shape)
         if not self.top:
@@ -248,18 +248,20 @@ def unpack_profile(spec: ProfileSpec, data: bytes, release_id: str) -> dict[str,
 
 def _values(spec: ProfileSpec, data: bytes) -> dict[str, FloatArray]:
     profile: dict[str, FloatArray] = {}
+    broken: list[str] = []
     start = _HEADER.size
     for tensor in spec.tensors:
-        profile[tensor.name] = tensor.from_bytes(data[start : start + tensor.packed_bytes])
+        part = data[start : start + tensor.packed_bytes]
+        profile[tensor.name] = tensor.from_bytes(part)
+        broken += _damage(tensor, profile[tensor.name], part)
         start += tensor.packed_bytes
-    broken = [problem for tensor in spec.tensors for problem in _damage(tensor, profile[tensor.name])]
     if broken:
         raise ProfileError("the profile is damaged", broken, _RELEARN)
     return profile
 
 
-def _damage(tensor: TensorSpec, values: FloatArray) -> list[str]:
+def _damage(tensor: TensorSpec, values: FloatArray, part: bytes) -> list[str]:
     if tensor.top:
-        wrong = ~np.isin(values.sum(-1), (0, tensor.top))
-        return [f"{tensor.name}: rows that have neither {tensor.top} ones nor none"] if wrong.any() else []
+        whole = tensor.to_bytes(values) == part
+        return [] if whole else [f"{tensor.name}: rows that have neither {tensor.top} ones nor none"]
     return [] if np.isfinite(values).all() else [f"{tensor.name}: values that are not finite"]

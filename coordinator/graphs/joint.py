@@ -195,5 +195,10 @@ def _quiet() -> Iterator[None]:
 
 
 def parameter_arrays(model: PersonalModel) -> dict[str, np.ndarray[Any, Any]]:
-    """Returns every parameter as a float32 array, without copying where torch allows it."""
-    return {name: parameter.detach().cpu().float().numpy() for name, parameter in model.named_parameters()}
+    """Returns every parameter that graphs hold as a float32 array, without copying where torch allows it."""
+    aside = model.training_only_names()
+    return {
+        name: parameter.detach().cpu().float().numpy()
+        for name, parameter in model.named_parameters()
+        if name not in aside
+    }

@@ -8,8 +8,12 @@ from umbel.coordinator.methods.base import AbstractMethod
 from umbel.shared.errors import ConfigError
 
 REGISTRY: dict[str, str] = {
+    "headbias": "umbel.coordinator.methods.headbias:HeadBias",
+    "loratrf": "umbel.coordinator.methods.loratrf:LoRATRF",
     "lopa": "umbel.coordinator.methods.lopa:LoPA",
+    "pha": "umbel.coordinator.methods.pha:PHA",
     "plora": "umbel.coordinator.methods.plora:PLoRA",
+    "xpeft": "umbel.coordinator.methods.xpeft:XPEFT",
 }
 
 

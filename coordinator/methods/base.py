@@ -14,6 +14,8 @@ from umbel.coordinator.backbone import BackboneShape
 from umbel.coordinator.sites import Frame, Site
 from umbel.shared.profile import TensorSpec
 
+_EIGENVALUE_FLOOR = 1e-4
+
 
 class MethodConfig(BaseModel):
     """Options of a method, as written under [methods.NAME] in a configuration."""
@@ -35,6 +37,8 @@ class AbstractMethod(nn.Module, ABC):
         config: The options that it was made with.
         round_tensors: Patterns of its shared parameters that devices may train in rounds unless the
             configuration says otherwise. Leave out any whose gradient would give the profile away.
+        training_only: First parts of the names of its parameters that only `training_term` reads. The logits
+            do not depend on them: they are trained and saved, but no graph and no release holds them.
     """
 
     name: ClassVar[str]
@@ -43,6 +47,10 @@ class AbstractMethod(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]]
     config: MethodConfig
     round_tensors: ClassVar[tuple[str, ...]]
+    training_only: ClassVar[tuple[str, ...]] = ()
+
+    def bind(self, labels: int) -> None:
+        """Hears how many labels the task has: once, before `profile_tensors` is asked for."""
 
     @abstractmethod
     def profile_tensors(self) -> tuple[TensorSpec, ...]:
@@ -104,6 +112,16 @@ class AbstractMethod(nn.Module, ABC):
         """
         raise NotImplementedError(f"{self.name} cannot be folded into weights")
 
+    def fold_logits(self, profile: Mapping[str, Tensor]) -> Tensor | None:
+        """Returns what `at_logits` adds for one user, the same for every text: (labels,); None for nothing.
+
+        Raises:
+            NotImplementedError: `at_logits` is overridden and this is not.
+        """
+        if type(self).at_logits is not AbstractMethod.at_logits:
+            raise NotImplementedError(f"{self.name} cannot be folded into the task's bias")
+        return None
+
     def starts_users(self) -> bool:
         """Says whether training starts seen users elsewhere than at zeros; then `start_users` says where."""
         return False
@@ -116,6 +134,18 @@ class AbstractMethod(nn.Module, ABC):
                 how often they give each label; the strongest direction of either has variance 1.
         """
         return {}
+
+    def starts_shared(self) -> bool:
+        """Says whether shared tensors take their first values from texts; then `start_shared` sets them."""
+        return False
+
+    def start_shared(self, means: Mapping[str, Tensor]) -> None:
+        """Sets first values of shared tensors, once, before training.
+
+        Args:
+            means: What each projection of the frozen encoder gives on average over the tokens of the training
+                texts: name of the site -> (d_out,) float64.
+        """
 
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Expresses the private tensors in the basis where few-shot learning goes best, changing no output.
@@ -135,4 +165,46 @@ def kaiming(rows: int, columns: int, rng: torch.Generator) -> nn.Parameter:
     return nn.Parameter(torch.empty(rows, columns).uniform_(-bound, bound, generator=rng))
 
 
-__all__ = ["AbstractMethod", "BackboneShape", "MethodConfig", "kaiming"]
+def leading(summary: Tensor, size: int) -> Tensor:
+    """Returns the users' coordinates on the leading principal directions of their summaries: (users, size).
+
+    The strongest direction comes first; columns for which there are no directions are zeros. Each column is
+    turned so that its largest entry is positive: the sign of a singular vector is arbitrary.
+
+    Args:
+        summary: (users, features), as `AbstractMethod.start_users` gets it.
+        size: How many coordinates.
+    """
+    left, values, _ = torch.linalg.svd(summary, full_matrices=False)
+    count = min(size, len(values))
+    largest = left.gather(0, left.abs().argmax(0, keepdim=True))
+    signed = left * torch.where(largest < 0, -1.0, 1.0)
+    start = summary.new_zeros(len(summary), size)
+    start[:, :count] = (signed * values)[:, :count]
+    return start.float()
+
+
+def balanced(users: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Returns the basis in which the users' second moment is the identity, and the users in it.
+
+    Directions in which the users hardly differ, or that fewer users than d cannot tell, are cut off at 1e-4
+    of the largest eigenvalue and keep a moment below 1.
+
+    Args:
+        users: (users, d) private vectors p.
+
+    Returns:
+        L (d, d) float64, with L L^T = mean of p p^T and the strongest direction first; L^-1 p of every user
+        (users, d), of the type of `users`. None if no one learned anything: nothing says which directions
+        matter.
+    """
+    exact = users.double()
+    if not exact.any():
+        return None
+    values, vectors = torch.linalg.eigh(exact.T @ exact / len(exact))
+    values = values.clamp_min(_EIGENVALUE_FLOOR * values.max()).flip(0)
+    vectors = vectors.flip(1)
+    return vectors * values.sqrt(), (exact @ (vectors / values.sqrt())).to(users.dtype)
+
+
+__all__ = ["AbstractMethod", "BackboneShape", "MethodConfig", "balanced", "kaiming", "leading"]

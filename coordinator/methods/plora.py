@@ -10,12 +10,18 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from umbel.coordinator.methods.base import AbstractMethod, BackboneShape, MethodConfig, kaiming
+from umbel.coordinator.methods.base import (
+    AbstractMethod,
+    BackboneShape,
+    MethodConfig,
+    balanced,
+    kaiming,
+    leading,
+)
 from umbel.coordinator.sites import Frame, Site
 from umbel.shared.profile import TensorSpec
 
 _TEMPERATURE = 4.0
-_EIGENVALUE_FLOOR = 1e-4
 
 
 @final
@@ -135,33 +141,21 @@ class PLoRA(AbstractMethod):
 
     def start_users(self, summary: Tensor) -> dict[str, Tensor]:
         """Returns the users' coordinates on the leading principal directions of their summaries."""
-        left, values, _ = torch.linalg.svd(summary, full_matrices=False)
-        count = min(self.config.user_size, len(values))
-        # The sign of a singular vector is arbitrary: the largest entry positive makes it the same everywhere.
-        largest = left.gather(0, left.abs().argmax(0, keepdim=True))
-        signed = left * torch.where(largest < 0, -1.0, 1.0)
-        start = summary.new_zeros(len(summary), self.config.user_size)
-        start[:, :count] = (signed * values)[:, :count]
-        return {"plora.user": start.float()}
+        return {"plora.user": leading(summary, self.config.user_size)}
 
     @torch.no_grad()
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Makes the seen users' second moment the identity: P <- P L, p <- L^-1 p, L L^T = mean of p p^T.
 
-        P p is unchanged for every p. Directions in which the users hardly differ, or that fewer users than
-        d_u cannot tell, are cut off at 1e-4 of the largest eigenvalue and keep a moment below 1. A prior of
-        N(0, I) on the new vector then is the distribution of the people seen, so that a few examples move a
-        new user along the directions in which people really differ.
+        P p is unchanged for every p. A prior of N(0, I) on the new vector then is the distribution of the
+        people seen, so that a few examples move a new user along the directions in which people really
+        differ.
         """
-        users = profiles["plora.user"].double()  # (users, d_u)
-        if not users.any():  # no users, or no one learned anything: nothing says which directions matter
+        found = balanced(profiles["plora.user"])
+        if found is None:
             return dict(profiles)
-        values, vectors = torch.linalg.eigh(users.T @ users / len(users))
-        values = values.clamp_min(_EIGENVALUE_FLOOR * values.max()).flip(0)
-        vectors = vectors.flip(1)
-        basis = vectors * values.sqrt()  # L: (d_u, d_u), strongest direction first
+        basis, rebased = found
         for part in self.projections.values():
             assert isinstance(part, _Projection)
             part.P.copy_((part.P.double() @ basis).to(part.P.dtype))
-        rebased = (users @ (vectors / values.sqrt())).to(profiles["plora.user"].dtype)
         return {**profiles, "plora.user": rebased}

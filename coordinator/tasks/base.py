@@ -25,3 +25,7 @@ class AbstractTask(nn.Module, ABC):
     @abstractmethod
     def nll(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns each example's negative log-likelihood (batch,), in nats."""
+
+    def add_bias(self, bias: Tensor) -> None:
+        """Adds (labels,) to the logits of every text, for good; where this is not written, it raises."""
+        raise NotImplementedError(f"the task '{self.kind}' cannot take a bias")

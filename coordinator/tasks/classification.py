@@ -32,6 +32,11 @@ class Classification(AbstractTask):
         """Maps token states (batch, seq, d) and mask (batch, seq) to logits (batch, labels)."""
         return self.pool(states, mask) @ self.weight.T + self.bias
 
+    def add_bias(self, bias: Tensor) -> None:
+        """Adds (labels,) to b."""
+        with torch.no_grad():
+            self.bias.add_(bias)
+
     def nll(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns -log softmax(logits)[label]: (batch,).
 

@@ -1,4 +1,4 @@
-"""Where training starts the seen users' private tensors: what their labels say about frozen embeddings.
+"""Where training starts: private tensors from labels and frozen embeddings, shared ones from the texts.
 
 From zeros, the private and the shared tensors must find each other by chance, which takes many steps. A seen
 user's labels already tell which directions of the embedding they like; the leading directions in which people
@@ -8,17 +8,22 @@ learned is free to move.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from umbel.coordinator.model import PersonalModel
-from umbel.coordinator.sites import Frame
+from umbel.coordinator.sites import Frame, InjectedLinear
 from umbel.coordinator.training.data import Rows, TrainingData
 from umbel.coordinator.training.step import UserTable
 from umbel.shared.text import TokenBatch
 
 _BATCH = 256
+_MEAN_TEXTS = 1024  # a mean over so many texts is known to a few percent of the texts' own deviation
 _PRIOR_EXAMPLES = 8.0
 _MOST_LABELS = 16
 _ROUNDING = 1e-9  # people who differ by less differ by the rounding of float64 alone
@@ -41,11 +46,66 @@ def start_users(model: PersonalModel, table: UserTable, data: TrainingData) -> N
 
 
 @torch.no_grad()
+def start_shared(model: PersonalModel, data: TrainingData) -> None:
+    """Lets the methods that ask for it take first values of shared tensors from the training texts."""
+    makers = [method for method in model.method_list() if method.starts_shared()]
+    if not makers:
+        return
+    texts = np.unique(data.train.text)
+    chosen = np.linspace(0, len(texts) - 1, min(len(texts), _MEAN_TEXTS)).round().astype(np.int64)
+    means = site_means(model, data.tokens.rows(texts[chosen]))
+    for method in makers:
+        method.start_shared(means)
+
+
+@torch.no_grad()
 def embeddings(model: PersonalModel, tokens: TokenBatch) -> Matrix:
     """Returns the mean token state of every text, without any profile: (texts, d)."""
+    found: list[npt.NDArray[np.float64] | None] = [None] * len(tokens)
+    for index, mask, states in _passes(model, tokens):
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        pooled = (states * weights).sum(1) / weights.sum(1)
+        for number, row in zip(index, pooled.double().cpu().numpy(), strict=True):
+            found[int(number)] = row
+    return np.stack([row for row in found if row is not None])
+
+
+@torch.no_grad()
+def site_means(model: PersonalModel, tokens: TokenBatch) -> dict[str, Tensor]:
+    """Returns each projection's mean output W x + b over all tokens of the texts, without any profile.
+
+    Rows that methods put before the input are left out, as padding is.
+
+    Returns:
+        Name of the site -> (d_out,) float64, where the model is.
+    """
+    modules = [module for module in model.encoder.modules() if isinstance(module, InjectedLinear)]
+    seen: dict[int, Tensor] = {}
+
+    def keep(number: int, module: InjectedLinear) -> Any:
+        return module.base.register_forward_hook(lambda _module, _x, h: seen.__setitem__(number, h))
+
+    hooks = [keep(number, module) for number, module in enumerate(modules)]
+    sums: dict[str, Tensor] = {}
+    try:
+        for _, mask, _ in _passes(model, tokens):
+            for number, h in seen.items():
+                total = torch.einsum("bs,bsd->d", mask.double(), h[:, -mask.shape[1] :].double())
+                for site in modules[number].sites:
+                    own = total[site.offset : site.offset + site.d_out]
+                    sums[site.name] = sums.get(site.name, torch.zeros_like(own)) + own
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: total / float(tokens.mask.sum()) for name, total in sums.items()}
+
+
+def _passes(
+    model: PersonalModel, tokens: TokenBatch
+) -> Iterator[tuple[npt.NDArray[np.intp], Tensor, Tensor]]:
+    """Gives, batch by batch of like length: which texts, their mask (batch, seq) and their token states."""
     device = next(model.parameters()).device
     model.eval()
-    found: list[npt.NDArray[np.float64] | None] = [None] * len(tokens)
     order = np.argsort(tokens.mask.sum(1), kind="stable")
     for at in range(0, len(order), _BATCH):
         index = order[at : at + _BATCH]
@@ -55,12 +115,7 @@ def embeddings(model: PersonalModel, tokens: TokenBatch) -> Matrix:
             tensor.name: torch.zeros(len(index), *tensor.shape, device=device)
             for tensor in model.profile_spec().tensors
         }
-        states = model.states(ids, mask, Frame(zeros, mask))
-        weights = mask.unsqueeze(-1).to(states.dtype)
-        pooled = (states * weights).sum(1) / weights.sum(1)
-        for number, row in zip(index, pooled.double().cpu().numpy(), strict=True):
-            found[int(number)] = row
-    return np.stack([row for row in found if row is not None])
+        yield index, mask, model.states(ids, mask, Frame(zeros, mask))
 
 
 def summaries(embedded: Matrix, rows: Rows, users: int, labels: int) -> Matrix:

@@ -153,9 +153,13 @@ def _training_terms(model: PersonalModel, batch: Batch, frame: Frame, logits: Te
 
 
 def _generic_logits(model: PersonalModel, batch: Batch, frame: Frame) -> Tensor:
-    """Logits without profiles; no gradient through the encoder, so that only the head learns from them."""
+    """Logits without profiles; no gradient through the encoder, so that only the head learns from them.
+
+    The states go into `frame`, where training terms find them.
+    """
     empty = Frame({name: torch.zeros_like(rows) for name, rows in frame.profile.items()}, batch.mask)
     with torch.no_grad():
         states = model.states(batch.ids, batch.mask, empty)
+    frame.generic_states = states
     generic: Tensor = model.task(states, batch.mask)
     return generic

@@ -12,7 +12,7 @@ def terminal_table(result: Result) -> Table:
     unseen = result.unseen
     title = f"{result.experiment}: {counted(unseen.users, 'person', 'people')} the model had never met"
     table = Table(title=Text(title), title_justify="left")
-    for heading in ("k", "generic", "+ private bias", "personal", "gain [95 %]"):
+    for heading in ("k", "generic", "+ bias", "personal", "gain [95 %]"):
         table.add_column(heading, justify="right", no_wrap=True)
     if unseen.bayes_accuracy is not None:
         table.add_column("Bayes-optimal", justify="right", no_wrap=True)

@@ -91,6 +91,10 @@ PARTS: Mapping[str, Part] = {
         "umbel.coordinator.commands:app", "", "coordinator", _COORDINATOR,
         "Train what everyone shares, and publish it as a release.",
     ),
+    "methods": Part(
+        "umbel.coordinator.catalogue_commands:app", "", "coordinator", _COORDINATOR,
+        "List the methods with what they cost, or explain one of them.",
+    ),
 }  # fmt: skip
 
 

@@ -20,9 +20,11 @@ from umbel.coordinator.graphs.split import split_graphs, weights_file
 from umbel.coordinator.methods.base import MethodConfig
 from umbel.coordinator.methods.plora import PLoRA, PLoRAConfig
 from umbel.coordinator.model import PersonalModel, build_model
+from umbel.coordinator.training.start import site_means
 from umbel.shared.profile import ProfileSpec
 from umbel.shared.release import BACKBONE_WEIGHTS, SHARED_WEIGHTS
 from umbel.shared.rng import generator
+from umbel.shared.text import TokenBatch
 
 GRADIENT = "grad."
 LABELS = ("awful", "fair", "great")
@@ -96,8 +98,15 @@ def trained_model(backbone: Backbone, config: PLoRAConfig, seed: int = 0) -> Per
 
 
 def trained_with(backbone: Backbone, methods: Mapping[str, MethodConfig], seed: int = 0) -> PersonalModel:
-    """Returns a model in evaluation mode whose head, and whatever began as zeros, is made of noise."""
+    """Returns a model in evaluation mode whose head, and whatever began as zeros, is made of noise.
+
+    Shared tensors that start from texts start from those of a random batch.
+    """
     model = build_model(backbone, "classification", LABELS, methods, seed)
+    texts = random_batch(seed, 64, 9, 1, backbone.shape.vocabulary)
+    for method in model.method_list():
+        if method.starts_shared():
+            method.start_shared(site_means(model, TokenBatch(texts.input_ids, texts.attention_mask)))
     with torch.no_grad():
         for name in model.shared_names():
             parameter = model.get_parameter(name)

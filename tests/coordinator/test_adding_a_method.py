@@ -1,6 +1,6 @@
 """A second method in three files goes the whole way, alone and with PLoRA, and nothing else knows of it.
 
-The files are tests/methods/steer.py, this test, and one line of `REGISTRY`, for which `registered` stands.
+The files are tests/methods/steer.py, its oracle, and one line of `REGISTRY`, for which `registered` stands.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import pytest
 import torch
 from tests.builders import LABELS, random_examples, write_devices
 from tests.coordinator.conftest import FAMILIES, TinyBackbone, tiny_config, write_backbone
-from tests.coordinator.personal import random_batch
+from tests.coordinator.personal import random_batch, trained_with
+from tests.coordinator.test_every_method import assert_torch_is_the_oracle, small
 from tests.methods.steer import Steer, SteerConfig
 
 from umbel.coordinator.artifacts import TrainedModel, rebuild
@@ -120,6 +121,14 @@ def test_its_equation_in_numpy(tiny_backbone: TinyBackbone) -> None:
             direction = method.directions[site.name].detach().numpy()  # (d,)
             expected = gains[[1, 0, 1], site.layer, None] * direction
             np.testing.assert_allclose(found.detach().numpy()[:, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("methods", [("steer",), ("plora", "steer"), ("steer", "plora")], ids="+".join)
+def test_its_oracle_agrees(tiny_backbone: TinyBackbone, methods: tuple[str, ...]) -> None:
+    configs = {name: small(name) for name in methods}
+    model = trained_with(tiny_backbone("bert"), configs)
+    for seed, (rows, seq, users) in enumerate([(1, 2, 1), (4, 7, 3)]):
+        assert_torch_is_the_oracle(model, rows, seq, users, seed)
 
 
 def test_training_moves_it_and_building_again_gives_it_back(journey: Journey) -> None:

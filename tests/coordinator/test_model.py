@@ -8,7 +8,8 @@ from tests.coordinator.personal import LABELS, random_batch, random_users, train
 from tests.numeric import assert_close_relative
 from torch import Tensor
 
-from umbel.coordinator.methods.plora import PLoRAConfig
+from umbel.coordinator.graphs.joint import parameter_arrays
+from umbel.coordinator.methods.plora import PLoRA, PLoRAConfig
 from umbel.coordinator.model import PersonalModel, build_model, rows_of
 from umbel.shared.errors import ConfigError
 from umbel.shared.profile import ProfileSpec, TensorSpec
@@ -112,6 +113,19 @@ def test_parameters_are_named_once_and_told_apart(tiny_backbone: TinyBackbone) -
     assert sorted(model.shared_names()) == sorted([*expected, "task.weight", "task.bias"])
     assert len({id(parameter) for parameter in model.parameters()}) == len(list(model.named_parameters()))
     assert model.profile_spec() == ProfileSpec((TensorSpec("plora.user", (5,), "float16"),))
+
+
+def test_what_only_training_terms_read_is_not_among_the_shared_tensors(
+    tiny_backbone: TinyBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PLoRA, "training_only", ("projections.layer_0_query", "projections.layer_1"))
+    model = new_model(tiny_backbone, "bert")
+    aside = {f"methods.plora.projections.layer_0_query.{matrix}" for matrix in "APB"}
+    assert model.training_only_names() == aside  # layer_1 is no whole part of a name
+    assert not aside & {*model.shared_names(), *parameter_arrays(model)}
+    everything = {name for name, _ in model.named_parameters()}
+    assert {*parameter_arrays(model)} == everything - aside
+    assert len(model.shared_names()) == 3 * 3 + 2  # the other three sites, and the head
 
 
 def test_the_same_arguments_give_the_same_bits_and_another_seed_others(tiny_backbone: TinyBackbone) -> None:

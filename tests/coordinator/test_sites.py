@@ -1,4 +1,4 @@
-"""Where methods may act: the same four roles in each family, whatever the family calls its layers."""
+"""Where methods may act: the same five roles in each family, whatever the family calls its layers."""
 
 import pytest
 import torch
@@ -8,29 +8,33 @@ from torch import Tensor, nn
 from umbel.coordinator.sites import Frame, FrameHolder, InjectedLinear, Site, find_sites, inject
 from umbel.shared.errors import BackboneError
 
-ROLES = ("feed_forward", "key", "query", "value")
+ROLES = ("feed_forward", "feed_forward_in", "key", "query", "value")
 # The first layer's paths and row offsets, in the order of ROLES, as the families' own source names them.
 FIRST_LAYER = {
     "bert": [
         ("encoder.layer.0.output.dense", 0),
+        ("encoder.layer.0.intermediate.dense", 0),
         ("encoder.layer.0.attention.self.key", 0),
         ("encoder.layer.0.attention.self.query", 0),
         ("encoder.layer.0.attention.self.value", 0),
     ],
     "roberta": [
         ("encoder.layer.0.output.dense", 0),
+        ("encoder.layer.0.intermediate.dense", 0),
         ("encoder.layer.0.attention.self.key", 0),
         ("encoder.layer.0.attention.self.query", 0),
         ("encoder.layer.0.attention.self.value", 0),
     ],
     "distilbert": [
         ("transformer.layer.0.ffn.lin2", 0),
+        ("transformer.layer.0.ffn.lin1", 0),
         ("transformer.layer.0.attention.k_lin", 0),
         ("transformer.layer.0.attention.q_lin", 0),
         ("transformer.layer.0.attention.v_lin", 0),
     ],
     "modernbert": [
         ("layers.0.mlp.Wo", 0),
+        ("layers.0.mlp.Wi", 0),
         ("layers.0.attn.Wqkv", 32),
         ("layers.0.attn.Wqkv", 0),
         ("layers.0.attn.Wqkv", 64),
@@ -51,16 +55,18 @@ class Marker:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_has_four_sites_a_layer(tiny_backbone: TinyBackbone, family: str) -> None:
+def test_every_family_has_five_sites_a_layer(tiny_backbone: TinyBackbone, family: str) -> None:
     backbone = tiny_backbone(family)
     sites = find_sites(backbone.module)
     assert [(site.layer, site.role) for site in sites] == [
         (layer, role) for layer in range(backbone.shape.layers) for role in ROLES
     ]
-    assert [(site.path, site.offset) for site in sites[:4]] == FIRST_LAYER[family]
-    assert {(site.d_in, site.d_out) for site in sites if site.role != "feed_forward"} == {(32, 32)}
+    assert [(site.path, site.offset) for site in sites[:5]] == FIRST_LAYER[family]
+    assert {(site.d_in, site.d_out) for site in sites if site.role in ("key", "query", "value")} == {(32, 32)}
     assert {(site.d_in, site.d_out) for site in sites if site.role == "feed_forward"} == {(48, 32)}
-    assert [site.name for site in sites[:2]] == ["layer_0_feed_forward", "layer_0_key"]
+    gates = 2 if family == "modernbert" else 1
+    assert {(s.d_in, s.d_out) for s in sites if s.role == "feed_forward_in"} == {(32, 48 * gates)}
+    assert [site.name for site in sites[:2]] == ["layer_0_feed_forward", "layer_0_feed_forward_in"]
     assert len({site.name for site in sites}) == len(sites)
 
 

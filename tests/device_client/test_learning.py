@@ -92,6 +92,23 @@ def test_a_profile_is_rounded_to_what_is_stored() -> None:
     assert rounded(ENGINE, {PRIVATE: np.full((1, 2), 1 / 3, np.float32)})[PRIVATE][0, 0] == np.float16(1 / 3)
 
 
+def test_what_is_stored_as_bits_is_rounded_to_bits_user_by_user() -> None:
+    bits = with_profile(TensorSpec(PRIVATE, (2,), "top:1"))
+    values = np.array([[0.1, 0.2], [3.0, -3.0], [0.0, 0.0]], np.float32)
+    assert rounded(bits, {PRIVATE: values})[PRIVATE].tolist() == [[0, 1], [1, 0], [0, 0]]
+    found = learn_profiles(bits, [support(0, 4), support(1, 4)], LearningRecipe(), shared=shared())[PRIVATE]
+    assert found.dtype == np.float32
+    assert sorted(found[0].tolist()) == sorted(found[1].tolist()) == [0, 1]
+
+
+@pytest.mark.parametrize("storage", ["float16", "top:1"])
+def test_values_that_are_not_finite_are_found_before_they_are_bits(storage: str) -> None:
+    engine = with_profile(TensorSpec(PRIVATE, (2,), storage))
+    start = {PRIVATE: np.array([[np.inf, 0.0]], np.float32)}
+    with pytest.raises(ProfileError, match="did not converge"):
+        learn_profiles(engine, [support(0, 4)], LearningRecipe(), start=start, shared=shared())
+
+
 def with_profile(spec: TensorSpec) -> Engine:
     engine: Any = linear_engine()
     release = engine.release

@@ -23,7 +23,11 @@ PROFILE = {
 }
 
 _shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
-_specs = st.lists(st.tuples(_shapes, st.sampled_from(["float16", "float32"])), min_size=1, max_size=4).map(
+_numbers = st.tuples(_shapes, st.sampled_from(["float16", "float32"]))
+_bits = st.tuples(st.integers(1, 3), st.integers(2, 21)).flatmap(
+    lambda shape: st.tuples(st.just(shape), st.integers(1, shape[1] - 1).map(lambda k: f"top:{k}"))
+)
+_specs = st.lists(_numbers | _bits, min_size=1, max_size=4).map(
     lambda rows: ProfileSpec(tuple(TensorSpec(f"t{n}", shape, kind) for n, (shape, kind) in enumerate(rows)))
 )
 
@@ -34,8 +38,8 @@ def profiles(draw: st.DrawFn) -> tuple[ProfileSpec, dict[str, npt.NDArray[np.flo
     spec = draw(_specs)
     values = {}
     for tensor in spec.tensors:
-        largest = 65_504.0 if tensor.storage == "float16" else float(np.finfo(np.float32).max)
-        elements = st.floats(-largest, largest, width=32)
+        most = 65_504.0 if tensor.storage == "float16" else float(np.finfo(np.float32).max)
+        elements = st.floats(-most, most, width=32)
         values[tensor.name] = draw(hnp.arrays(np.float32, (1, *tensor.shape), elements=elements))
     return spec, values
 
@@ -52,25 +56,41 @@ def unpackable(profile: dict[str, Any], release: str = RELEASE) -> tuple[str, ..
     return tuple(caught.value.problems)
 
 
+def largest(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.float32]:
+    """Ones at the `count` largest of each row, the first of equal ones; none where all are equal."""
+    bits = np.zeros_like(values)
+    for row, out in zip(
+        values.reshape(-1, values.shape[-1]), bits.reshape(-1, values.shape[-1]), strict=True
+    ):
+        ranked = sorted(range(len(row)), key=lambda place: (-row[place], place))
+        if len(set(row.tolist())) > 1:
+            out[ranked[:count]] = 1
+    return bits
+
+
 @given(profiles())
 def test_round_trip(case: tuple[ProfileSpec, dict[str, npt.NDArray[np.float32]]]) -> None:
-    """float32 comes back as it was; float16 rounded once, and then as it was for ever."""
+    """float32 comes back as it was; float16 rounded once, bits as ones; and then as it was for ever."""
     spec, profile = case
     data = pack_profile(spec, profile, RELEASE)
     assert len(data) == spec.file_bytes
     back = unpack_profile(spec, data, RELEASE)
     assert back.keys() == profile.keys()
     for tensor in spec.tensors:
-        kind = np.float16 if tensor.storage == "float16" else np.float32
         assert back[tensor.name].dtype == np.float32
-        np.testing.assert_array_equal(back[tensor.name], profile[tensor.name].astype(kind))
+        values = profile[tensor.name]
+        if tensor.storage.startswith("top:"):
+            wanted = largest(values, int(tensor.storage[4:]))
+        else:
+            wanted = values.astype(np.float16 if tensor.storage == "float16" else np.float32)
+        np.testing.assert_array_equal(back[tensor.name], wanted)
     assert pack_profile(spec, back, RELEASE) == data
 
 
 @given(_specs)
 def test_the_size_is_known_from_the_spec_alone(spec: ProfileSpec) -> None:
-    width = {"float16": 2, "float32": 4}
-    values = sum(int(np.prod(tensor.shape)) * width[tensor.storage] for tensor in spec.tensors)
+    width = {"float16": 16, "float32": 32}
+    values = sum(-(-int(np.prod(t.shape)) * width.get(t.storage, 1) // 8) for t in spec.tensors)
     assert spec.packed_bytes == values
     assert spec.file_bytes == HEADER_BYTES + values
     assert len(pack_profile(spec, spec.zeros(), RELEASE)) == spec.file_bytes
@@ -172,12 +192,38 @@ def test_values_that_are_not_finite_name_every_tensor() -> None:
     )
 
 
+BITS = ProfileSpec((TensorSpec("mask", (2, 5), "top:2"),))
+
+
+def test_the_bits_themselves() -> None:
+    """Row after row without a gap, the first value in the highest bit, zeros at the end."""
+    values = np.array([[[0.1, 0.9, -3.0, 0.9, 0.2], [0.0, 0.0, 0.0, 0.0, 0.0]]], np.float32)
+    data = pack_profile(BITS, {"mask": values}, RELEASE)
+    assert data[HEADER_BYTES:] == bytes([0b01010000, 0])
+    np.testing.assert_array_equal(unpack_profile(BITS, data, RELEASE)["mask"][0, 0], [0, 1, 0, 1, 0])
+
+
+@pytest.mark.parametrize("bits", [(0b01011000, 0), (0b01000000, 0), (0b01010000, 1)])
+def test_bits_that_nobody_packed(bits: tuple[int, int]) -> None:
+    """Three ones in a row, one, and one behind the last value."""
+    whole = pack_profile(BITS, BITS.zeros(), RELEASE)
+    assert refused(BITS, whole[:HEADER_BYTES] + bytes(bits)).problems == (
+        "mask: rows that have neither 2 ones nor none",
+    )
+
+
+@pytest.mark.parametrize(("shape", "storage"), [((2, 5), "top:5"), ((), "top:1"), ((4,), "top:-1")])
+def test_bits_that_cannot_be_described(shape: tuple[int, ...], storage: str) -> None:
+    with pytest.raises(ProfileError, match="cannot be described"):
+        TensorSpec("mask", shape, storage)
+
+
 def test_a_tensor_that_cannot_be_described() -> None:
     with pytest.raises(ProfileError) as caught:
         TensorSpec("gate", (2, 0), "int8")
     assert caught.value.headline == "private tensor 'gate' cannot be described"
     assert caught.value.problems == (
-        "storage is 'int8', expected one of float16, float32",
+        "storage is 'int8', expected one of float16, float32 or top:K",
         "shape (2, 0) has a size below 1",
     )
 
@@ -222,8 +268,11 @@ NOT_A_NAME = "tensor 0: name must be text of 1 to 200 characters"
         ([{**ROW, "shape": ["2"]}], NOT_A_SIZE),
         ([{**ROW, "shape": [10**30]}], NOT_A_SIZE),
         ([{**ROW, "shape": [1 << 24, 2]}], "it has more than 16,777,216 values"),
-        ([{**ROW, "storage": "float64"}], "tensor 0: storage must be one of float16, float32"),
-        ([{**ROW, "storage": []}], "tensor 0: storage must be one of float16, float32"),
+        ([{**ROW, "storage": "float64"}], "tensor 0: storage must be one of float16, float32 or top:K"),
+        ([{**ROW, "storage": []}], "tensor 0: storage must be one of float16, float32 or top:K"),
+        ([{**ROW, "storage": "top:0"}], "tensor 0: storage must be one of float16, float32 or top:K"),
+        ([{**ROW, "storage": "top:2"}], "tensor 0: storage top:K needs rows longer than K"),
+        ([{**ROW, "shape": [], "storage": "top:2"}], "tensor 0: storage top:K needs rows longer than K"),
         ([ROW, ROW], "more than once: a"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Where training starts seen users: what their labels say, against a slow twin; and the table."""
+"""Where training starts: what labels say, against a slow twin; the table; the mean of every projection."""
 
 from dataclasses import replace
 
@@ -8,17 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.coordinator.conftest import TinyBackbone
+from tests.coordinator.conftest import FAMILIES, TinyBackbone
 from tests.coordinator.personal import plora_of
 from tests.coordinator.small_training import people
 from tests.oracles.start import Row, summaries_oracle
 
 from umbel.coordinator.config import TrainingConfig
-from umbel.coordinator.methods.plora import PLoRAConfig
+from umbel.coordinator.methods.plora import PLoRA, PLoRAConfig
 from umbel.coordinator.model import PersonalModel, build_model
-from umbel.coordinator.sites import Frame
+from umbel.coordinator.sites import Frame, InjectedLinear, Site
 from umbel.coordinator.training.data import Rows, TrainingData, prepare
-from umbel.coordinator.training.start import embeddings, start_users, summaries
+from umbel.coordinator.training.start import embeddings, site_means, start_shared, start_users, summaries
 from umbel.coordinator.training.step import UserTable
 from umbel.shared.rng import generator
 from umbel.shared.text import TextEncoder
@@ -87,8 +87,10 @@ def test_a_label_that_nobody_gives_says_nothing() -> None:
     assert not summaries(texts(2, 4), rows_of(examples), 3, 3).any()
 
 
-def small(tiny_backbone: TinyBackbone, config: PLoRAConfig) -> tuple[PersonalModel, TrainingData, UserTable]:
-    backbone = tiny_backbone("bert")
+def small(
+    tiny_backbone: TinyBackbone, config: PLoRAConfig, family: str = "bert"
+) -> tuple[PersonalModel, TrainingData, UserTable]:
+    backbone = tiny_backbone(family)
     model = build_model(backbone, "classification", LABELS, {"plora": config}, 0)
     encoder = TextEncoder(backbone.tokenizer_json, 16)
     data = prepare(
@@ -146,3 +148,43 @@ def test_the_table_stays_at_zeros(tiny_backbone: TinyBackbone, why: str) -> None
         data = replace(data, users=data.users[:1])
     start_users(model, table, data)
     assert not table.as_profile()["plora.user"].any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_projections_give_on_average_text_by_text(tiny_backbone: TinyBackbone, family: str) -> None:
+    """W x + b of every token, by the injected method itself, which sees it as h; 1e-5 as above."""
+    model, data, _ = small(tiny_backbone, PLORA, family)
+    seen: dict[str, list[Matrix]] = {}
+
+    def note(self: PLoRA, site: Site, x: torch.Tensor, h: torch.Tensor, frame: Frame) -> None:
+        seen.setdefault(site.name, []).append(h[0].double().numpy())
+
+    tokens = data.tokens.rows(np.arange(12))
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(PLoRA, "at_site", note)
+        for number in range(12):
+            alone = tokens.rows([number])
+            ids, mask = torch.tensor(alone.ids), torch.tensor(alone.mask)
+            model.states(ids, mask, Frame({"plora.user": torch.zeros(1, 5)}, mask))
+    found = site_means(model, tokens)
+    assert found.keys() == seen.keys()
+    for name, values in found.items():
+        assert values.dtype == torch.float64
+        assert values.numpy() == pytest.approx(np.concatenate(seen[name]).mean(0), abs=1e-5)
+    assert not any(m.base._forward_hooks for m in model.encoder.modules() if isinstance(m, InjectedLinear))
+
+
+def test_shared_tensors_start_from_training_texts_where_a_method_asks_for_it(
+    tiny_backbone: TinyBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data, _ = small(tiny_backbone, PLORA)
+    told: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(PLoRA, "start_shared", lambda self, means: told.append(means))
+    start_shared(model, data)
+    assert told == []
+    monkeypatch.setattr(PLoRA, "starts_shared", lambda self: True)
+    start_shared(model, data)
+    (means,) = told
+    wanted = site_means(model, data.tokens.rows(np.unique(data.train.text)))
+    assert means.keys() == wanted.keys()
+    assert all(torch.equal(means[name], wanted[name]) for name in wanted)

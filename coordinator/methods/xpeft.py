@@ -1,0 +1,194 @@
+"""X-PEFT: masks over a shared bank of adapters (Kwak & Kim, 2024, arXiv 2401.16137)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, final
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from umbel.coordinator.methods.base import AbstractMethod, BackboneShape, MethodConfig
+from umbel.coordinator.sites import Frame, Site
+from umbel.shared.bank import random_bank
+from umbel.shared.profile import TensorSpec
+
+_EPSILON = 1e-5
+_ACTIVATIONS = {"relu": functional.relu, "gelu": functional.gelu, "tanh": torch.tanh}
+
+
+@final
+class XPEFTConfig(MethodConfig):
+    """Options of X-PEFT; the paper's symbols in brackets."""
+
+    adapters: int = Field(default=100, ge=2, description="Adapters in the bank of each layer [N].")
+    width: int = Field(default=16, ge=1, description="Bottleneck of an adapter [b]; the paper uses 48.")
+    kept: int = Field(
+        default=50, ge=1, description="Adapters that a hard mask chooses in each layer [k]; fewer than N."
+    )
+    mask: Literal["hard", "soft"] = Field(
+        default="hard",
+        description="Equal shares of the k chosen, kept as bits; or a softmax, kept as floats.",
+    )
+    bank: Literal["trained", "random"] = Field(
+        default="trained", description="Train the adapters, or leave them as a seed made them."
+    )
+    bank_seed: int = Field(default=0, ge=0, description="Seed of a random bank.")
+    activation: Literal["relu", "gelu", "tanh"] = Field(
+        default="relu", description="Between the two projections of an adapter."
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, description="Logits are divided by it, in the softmax that gradients go through."
+    )
+    spread: float = Field(
+        default=0.02, gt=0, description="Standard deviation of the matrices that k adapters make at first."
+    )
+    centred: bool = Field(
+        default=True, description="Up-projections sum to zero at first, so that a new model is the backbone."
+    )
+
+    @model_validator(mode="after")
+    def _keeps_some_of_them(self) -> XPEFTConfig:
+        if self.kept >= self.adapters:
+            raise ValueError(f"kept is {self.kept}, expected fewer than adapters, which is {self.adapters}")
+        return self
+
+
+def soft_mask(logits: Tensor, temperature: float) -> Tensor:
+    """Returns softmax(logits / temperature): (..., N)."""
+    return functional.softmax(logits / temperature, dim=-1)
+
+
+def hard_mask(logits: Tensor, kept: int, temperature: float) -> Tensor:
+    """Returns 1/k for the k largest of each row and 0 for the others; gradients are those of `soft_mask`.
+
+    Equal values are chosen together and share alike: a row of zeros gives 1/N everywhere, and the bits 0.0
+    and 1.0 that a device keeps give the very mask of the logits that they were made of.
+
+    Args:
+        logits: (..., N).
+        kept: How many to choose: k.
+        temperature: Of the softmax that gradients go through.
+    """
+    fixed = logits.detach()
+    least = torch.topk(fixed, kept, dim=-1).values[..., -1:]
+    chosen = (fixed >= least).to(logits.dtype)
+    hard = chosen / chosen.sum(-1, keepdim=True)
+    soft = soft_mask(logits, temperature)
+    return hard + (soft - soft.detach())  # in brackets: exactly zero, so that the mask is exactly `hard`
+
+
+@final
+class _Bank(nn.Module):
+    """N adapters of one layer: down (N, d, b), up (N, b, d), and the LayerNorm (b,) that they share."""
+
+    def __init__(self, site: Site, config: XPEFTConfig, rng: torch.Generator):
+        super().__init__()
+        count, width = config.adapters, config.width
+        down, up = (count, site.d_out, width), (count, width, site.d_out)
+        deviation = config.spread * config.kept**0.5  # the mean of k of them is narrower by sqrt k
+        if config.bank == "random":
+            values = [
+                torch.from_numpy(
+                    random_bank(config.bank_seed, f"layer {site.layer} {part}", shape, deviation)
+                )
+                for part, shape in (("down", down), ("up", up))
+            ]
+        else:
+            values = [torch.empty(shape).normal_(0.0, deviation, generator=rng) for shape in (down, up)]
+            values[1] -= values[1].mean(0) if config.centred else 0.0
+        self.down, self.up = nn.Parameter(values[0]), nn.Parameter(values[1])
+        self.norm_weight = nn.Parameter(torch.ones(width))
+        self.norm_bias = nn.Parameter(torch.zeros(width))
+
+
+@final
+class XPEFT(AbstractMethod):
+    """h + act(LN(h A_u)) B_u where a feed-forward block ends: an adapter mixed from a bank.
+
+    A_u = sum_i Ma[l, i] A_i and B_u = sum_i Mb[l, i] B_i. The logits of the masks Ma and Mb (L, N) are
+    private and zero at birth: everyone then has the mean of the bank, which is the generic model. The B_i
+    sum to zero at first, so that a new model is the backbone, and yet they differ, so that masks have
+    gradients from the start. A random bank, which nothing trains, is taken relative to its mean at all times.
+    """
+
+    name = "xpeft"
+    citation = (
+        "Kwak & Kim, X-PEFT: eXtremely Parameter-Efficient Fine-Tuning for Extreme Multi-Profile Scenarios, "
+        "2024, arXiv 2401.16137"
+    )
+    equation = "h + act(LN(h A_u)) B_u,  A_u = sum_i Ma[l, i] A_i,  B_u = sum_i Mb[l, i] B_i"
+    Config = XPEFTConfig
+    config: XPEFTConfig
+    round_tensors = ()  # the bank's gradient is zero where the mask is, LayerNorm's has B_u as a factor
+
+    def __init__(
+        self, config: XPEFTConfig, shape: BackboneShape, sites: Sequence[Site], rng: torch.Generator
+    ):
+        super().__init__()
+        self.config = config
+        self.layers = shape.layers
+        self.sites = [site for site in sites if site.role == "feed_forward"]
+        self.banks = nn.ModuleDict({site.name: _Bank(site, config, rng) for site in self.sites})
+
+    def profile_tensors(self) -> tuple[TensorSpec, ...]:
+        """The logits of both masks, (L, N) each; of a hard mask only the bits are kept."""
+        storage = f"top:{self.config.kept}" if self.config.mask == "hard" else "float16"
+        shape = (self.layers, self.config.adapters)
+        return tuple(TensorSpec(name, shape, storage) for name in ("xpeft.down", "xpeft.up"))
+
+    def at_site(self, site: Site, x: Tensor, h: Tensor, frame: Frame) -> Tensor | None:
+        """Returns act(LN(h A_u)) B_u: (batch, seq, d)."""
+        if site.name not in self.banks:
+            return None
+        logits = [frame.profile[name][:, site.layer] for name in ("xpeft.down", "xpeft.up")]  # (batch, N)
+        if frame.keep is not None:
+            logits = [values * frame.keep for values in logits]
+        bank = self._bank(site.name)
+        down, up = self._mixed(bank, logits[0], logits[1])
+        width = (self.config.width,)
+        inner = functional.layer_norm(h @ down, width, bank.norm_weight, bank.norm_bias, _EPSILON)
+        return _ACTIVATIONS[self.config.activation](inner) @ up
+
+    @torch.no_grad()
+    def fold_adapter(self, profile: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Returns the one adapter per layer that a person's masks stand for.
+
+        Args:
+            profile: The person's private tensors by full name: (L, N).
+
+        Returns:
+            Site name -> (A_u (d, b), B_u (b, d)).
+        """
+        folded = {}
+        for site in self.sites:
+            down, up = (profile[tensor][site.layer, None] for tensor in ("xpeft.down", "xpeft.up"))
+            a, b = self._mixed(self._bank(site.name), down, up)
+            folded[site.name] = a[0], b[0]
+        return folded
+
+    def _mixed(self, bank: _Bank, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns A_u (batch, d, b) and B_u (batch, b, d) for logits (batch, N)."""
+        of_down, of_up = self._mask(down), self._mask(up)
+        if self.config.bank == "trained":
+            return _mix(of_down, bank.down), _mix(of_up, bank.up)
+        if self.config.centred:  # sum_i (Mb_i - 1/N) B_i = sum_i Mb_i (B_i - mean B), and exactly 0 at birth
+            of_up = of_up - 1.0 / self.config.adapters
+        return _mix(of_down, bank.down.detach()), _mix(of_up, bank.up.detach())
+
+    def _mask(self, logits: Tensor) -> Tensor:
+        if self.config.mask == "soft":
+            return soft_mask(logits, self.config.temperature)
+        return hard_mask(logits, self.config.kept, self.config.temperature)
+
+    def _bank(self, name: str) -> _Bank:
+        bank = self.banks[name]
+        assert isinstance(bank, _Bank)
+        return bank
+
+
+def _mix(mask: Tensor, bank: Tensor) -> Tensor:
+    """Returns sum_i mask_i bank_i: (batch, N) and (N, *shape) -> (batch, *shape)."""
+    return (mask @ bank.reshape(bank.shape[0], -1)).reshape(mask.shape[0], *bank.shape[1:])
