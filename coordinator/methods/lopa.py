@@ -10,13 +10,18 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from umbel.coordinator.methods.base import AbstractMethod, BackboneShape, MethodConfig
+from umbel.coordinator.methods.base import (
+    AbstractMethod,
+    BackboneShape,
+    MethodConfig,
+    balanced,
+    leading,
+)
 from umbel.coordinator.sites import Frame, Site
 from umbel.shared.profile import TensorSpec
 
 _HEAD_STD = 0.02
 _EPSILON = 1e-6
-_EIGENVALUE_FLOOR = 1e-4
 
 
 @final
@@ -161,15 +166,9 @@ class LoPA(AbstractMethod):
 
         Column by column: the m strongest directions get a row each. V_u stays at zeros.
         """
-        left, values, _ = torch.linalg.svd(summary, full_matrices=False)
         m, r = self.config.rows, self.config.rank
-        count = min(m * r, len(values))
-        # The sign of a singular vector is arbitrary: the largest entry positive makes it the same everywhere.
-        largest = left.gather(0, left.abs().argmax(0, keepdim=True))
-        signed = left * torch.where(largest < 0, -1.0, 1.0)
-        start = summary.new_zeros(len(summary), m * r)
-        start[:, :count] = (signed * values)[:, :count]
-        return {"lopa.rows": start.reshape(-1, r, m).transpose(1, 2).contiguous().float()}
+        start = leading(summary, m * r)
+        return {"lopa.rows": start.reshape(-1, r, m).transpose(1, 2).contiguous()}
 
     @torch.no_grad()
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -179,16 +178,17 @@ class LoPA(AbstractMethod):
         U_u <- U_u L^-T, V <- V L, V_u <- V_u K^-T, S <- K^T S L. The prior N(0, I) of few-shot learning then
         is as wide as the people seen. Directions below 1e-4 of the largest eigenvalue keep a moment below 1.
         """
-        rows = profiles["lopa.rows"]
-        if not rows.any():  # no users, or no one learned anything: nothing says which directions matter
-            return dict(profiles)
-        L, rebased = _balanced(rows)
-        found = {**profiles, "lopa.rows": rebased}
+        found = dict(profiles)
+        rows = _balanced_rows(profiles["lopa.rows"])
+        if rows is None:
+            return found
+        L, found["lopa.rows"] = rows
         self.V.copy_((self.V.double() @ L).to(self.V.dtype))
         if self.config.private == "both":
             spread = self.S.double() @ L
-            if profiles["lopa.columns"].any():
-                K, found["lopa.columns"] = _balanced(profiles["lopa.columns"])
+            columns = _balanced_rows(profiles["lopa.columns"])
+            if columns is not None:
+                K, found["lopa.columns"] = columns
                 spread = K.T @ spread
             self.S.copy_(spread.to(self.S.dtype))
         return found
@@ -200,14 +200,10 @@ def _kept(name: str, frame: Frame) -> Tensor:
     return factor if frame.keep is None else factor * frame.keep.unsqueeze(-1)
 
 
-def _balanced(factors: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns L, L L^T being the second moment of the rows of (users, n, r), and the factors times L^-T."""
-    rows = factors.double().flatten(0, 1)  # (users n, r)
-    values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
-    values = values.clamp_min(_EIGENVALUE_FLOOR * values.max()).flip(0)
-    vectors = vectors.flip(1)
-    balanced = (rows @ (vectors / values.sqrt())).reshape(factors.shape)
-    return vectors * values.sqrt(), balanced.to(factors.dtype)
+def _balanced_rows(factors: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Returns `balanced` of the rows of every user's factor (users, n, r), the factors in their own shape."""
+    found = balanced(factors.flatten(0, 1))
+    return None if found is None else (found[0], found[1].reshape(factors.shape))
 
 
 def _normal(shape: tuple[int, int], std: float, rng: torch.Generator) -> nn.Parameter:
