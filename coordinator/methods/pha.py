@@ -11,11 +11,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from umbel.coordinator.methods.base import AbstractMethod, BackboneShape, MethodConfig, kaiming
+from umbel.coordinator.methods.base import (
+    AbstractMethod,
+    BackboneShape,
+    MethodConfig,
+    balanced,
+    kaiming,
+    leading,
+)
 from umbel.coordinator.sites import Frame, Site
 from umbel.shared.profile import TensorSpec
 
-_EIGENVALUE_FLOOR = 1e-4
 _APART = -1e9  # a logit whose share of any softmax is 0, and whose gradient is finite
 
 
@@ -40,6 +46,9 @@ class PHAConfig(MethodConfig):
     contrast: Literal["users", "bank"] = Field(
         default="users",
         description="What L_Pro tells apart: the prototypes of the batch's users, or those of the bank.",
+    )
+    start: Literal["embeddings", "zeros"] = Field(
+        default="embeddings", description="Where training starts seen users; new users start at zeros."
     )
     storage: Literal["float16", "float32"] = Field(
         default="float16", description="How a device stores the prototype."
@@ -236,6 +245,14 @@ class PHA(AbstractMethod):
         wanted = functional.softmax(own @ bank.T / self.config.temperature, dim=-1).detach()
         return -(wanted * functional.log_softmax(z @ bank.T / self.config.temperature, dim=-1)).sum(-1).mean()
 
+    def starts_users(self) -> bool:
+        """Seen users start where their labels point, unless the configuration says zeros."""
+        return self.config.start == "embeddings"
+
+    def start_users(self, summary: Tensor) -> dict[str, Tensor]:
+        """Returns the users' coordinates on the leading principal directions of their summaries."""
+        return {"pha.prototype": leading(summary, self.config.prototype_size)}
+
     @torch.no_grad()
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gives the seen users unit scale: T <- T L, k_u <- L^-1 k_u, L L^T = mean of k_u k_u^T.
@@ -245,16 +262,13 @@ class PHA(AbstractMethod):
         directions in which they differ most: k_0 plus and minus each of the first columns of T. Their mean
         is k_0, as before.
         """
-        users = profiles["pha.prototype"].double()  # (users, size)
-        if not users.any():
+        found = balanced(profiles["pha.prototype"])
+        if found is None:
             return dict(profiles)
-        values, vectors = torch.linalg.eigh(users.T @ users / len(users))
-        values = values.clamp_min(_EIGENVALUE_FLOOR * values.max()).flip(0)
-        vectors = vectors.flip(1)
-        self.basis.copy_((self.basis.double() @ (vectors * values.sqrt())).to(self.basis.dtype))
+        basis, rebased = found
+        self.basis.copy_((self.basis.double() @ basis).to(self.basis.dtype))
         if self.config.contrast == "users":
             self._set_out_bank()
-        rebased = (users @ (vectors / values.sqrt())).to(profiles["pha.prototype"].dtype)
         return {**profiles, "pha.prototype": rebased}
 
     def _set_out_bank(self) -> None:
