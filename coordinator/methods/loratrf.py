@@ -133,7 +133,8 @@ class LoRATRF(AbstractMethod):
             return torch.sigmoid(product * site.d_out**-0.5)
         lengths = (h.square().sum(-1, keepdim=True) + _EPSILON).sqrt()
         length = (xi.square().sum(-1) + _EPSILON).sqrt().reshape(-1, 1, 1)
-        return (product / (lengths * length)).clamp(0.0, 1.0)
+        cosine: Tensor = product / (lengths * length)
+        return cosine.clamp(0.0, 1.0)
 
     def _vector(self, site: Site) -> str:
         """Returns the name of the site's task vector."""

@@ -41,7 +41,8 @@ class TorchGradients:
         """
         leaves = {n: torch.from_numpy(v).to(self.device).requires_grad_() for n, v in profile.items()}
         nll = self.model.task.nll(self._logits(rows, leaves), torch.from_numpy(rows.label).to(self.device))
-        gradients = torch.autograd.grad(nll.sum(), list(leaves.values()))
+        # Without private tensors, as a generic baseline is trained, there is nothing to differentiate by.
+        gradients = torch.autograd.grad(nll.sum(), list(leaves.values())) if leaves else ()
         return nll.detach().cpu().numpy(), {
             name: gradient.cpu().numpy() for name, gradient in zip(leaves, gradients, strict=True)
         }
