@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 app = typer.Typer(invoke_without_command=True)
 
 _Backbone = Annotated[
-    str | None, typer.Option(help="Folder or name of an encoder. [default: all-MiniLM-L6-v2]")
+    str | None, typer.Option(help="Folder or name of an encoder; by default all-MiniLM-L6-v2.")
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
 

@@ -22,8 +22,9 @@ from umbel.coordinator.backbone import MINILM
 from umbel.coordinator.methods import REGISTRY, method_class
 from umbel.coordinator.methods.base import MethodConfig
 from umbel.coordinator.tasks import REGISTRY as TASKS
-from umbel.shared.checks import shown
+from umbel.shared.checks import has_controls, shown
 from umbel.shared.errors import ConfigError
+from umbel.shared.examples import MAX_NAME_CHARACTERS
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -76,6 +77,8 @@ class TaskConfig(Strict):
     def _labels(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and (len(set(value)) < max(2, len(value)) or "" in value):
             raise ValueError("expected two or more different names")
+        if any(len(label) > MAX_NAME_CHARACTERS or has_controls(label) for label in value or ()):
+            raise ValueError(f"expected names of at most {MAX_NAME_CHARACTERS} printable characters")
         return value
 
 

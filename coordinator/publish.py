@@ -16,8 +16,9 @@ from umbel.coordinator.graphs.joint import export_joint, parameter_arrays
 from umbel.coordinator.graphs.parity import check_parity, measure_parity
 from umbel.coordinator.graphs.split import split_graphs, weights_file
 from umbel.coordinator.model import PersonalModel
+from umbel.shared.checks import shown
 from umbel.shared.errors import ConfigError, ReleaseError
-from umbel.shared.files import sha256_bytes
+from umbel.shared.files import sha256_bytes, sole_use
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import (
     BACKBONE_WEIGHTS,
@@ -26,6 +27,7 @@ from umbel.shared.release import (
     Blob,
     Manifest,
     Release,
+    is_release_id,
     write_release,
 )
 
@@ -48,13 +50,26 @@ def publish(
         on_phase: Hears which phase begins.
 
     Raises:
-        ReleaseError: torch and onnxruntime do not agree; nothing was written.
+        BusyError: Another process writes to the folder.
+        ReleaseError: `parent` is no release id, or torch and onnxruntime do not agree; nothing was written.
         BackboneError: The backbone is not the one that was trained on.
         ConfigError: A pattern of `trainables` names nothing.
     """
+    check_parent(parent)
     on_phase("load")
-    backbone, model = rebuild(trained)
-    return publish_model(model, backbone, trained, folder, parent=parent, on_phase=on_phase)
+    with sole_use(folder):
+        backbone, model = rebuild(trained)
+        return publish_model(model, backbone, trained, folder, parent=parent, on_phase=on_phase)
+
+
+def check_parent(parent: str | None) -> None:
+    """Raises ReleaseError if `parent` is neither None nor a release id, before the long work begins."""
+    if parent is not None and not is_release_id(parent):
+        raise ReleaseError(
+            "the parent is not a release id",
+            [f"found '{shown(parent)}', expected 64 lower-case hex digits"],
+            "It is the id that 'umbel coordinator publish --json' printed for that release.",
+        )
 
 
 def publish_model(

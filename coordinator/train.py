@@ -24,9 +24,11 @@ from umbel.coordinator.training.start import start_shared, start_users
 from umbel.coordinator.training.trainer import Trainer
 from umbel.shared.errors import TrainingError
 from umbel.shared.examples import Example, labels_of
-from umbel.shared.files import sole_use
+from umbel.shared.files import refuse_taken, sole_use
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.text import TextEncoder
+
+_OTHER_OUT = "Choose another --out, or pass --restart to train again there."
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with (phase, steps done, steps in all, a few words on how it goes)."""
@@ -64,10 +66,12 @@ def train(
 
     Raises:
         BusyError: Another process trains in `out`.
+        ConfigError: `out` holds something else, such as a run or a release.
         TrainingError: `out` or `finished` holds another training, or there is too little to train on.
         BackboneError: The backbone cannot be loaded.
         ExampleError: A label is not among the configured ones.
     """
+    refuse_taken(out, own=DESCRIPTION)
     with sole_use(out), _arithmetic(threads):
         return _train(config, examples, out, restart, finished, on_progress)
 
@@ -99,8 +103,9 @@ def _train(
     backbone = load_backbone(config.backbone.name, sha256=config.backbone.sha256)
     fingerprint = _fingerprint(config, examples, backbone)
     here = (out / DESCRIPTION).is_file() and not restart
-    source = out if here else finished
-    earlier = None if source is None else _finished(source, fingerprint)
+    earlier = _finished(out, fingerprint) if here else None
+    if not here and finished is not None:
+        earlier = read_finished(config, examples, finished)
     if here and earlier is not None and earlier.config == config:
         return earlier
     labels = config.task.labels or labels_of(examples)
@@ -121,6 +126,21 @@ def _train(
     save_trained(out, trained)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return trained
+
+
+def read_finished(config: CoordinatorConfig, examples: Sequence[Example], folder: Path) -> TrainedModel:
+    """Reads a finished training that may stand for this one.
+
+    Raises:
+        TrainingError: There is none in the folder, it is damaged, or of another configuration or examples.
+        BackboneError: The backbone cannot be loaded.
+    """
+    backbone = load_backbone(config.backbone.name, sha256=config.backbone.sha256)
+    return _finished(
+        folder,
+        _fingerprint(config, examples, backbone),
+        "Name one of this very configuration.",
+    )
 
 
 def _reused(
@@ -205,13 +225,13 @@ def _fingerprint(config: CoordinatorConfig, examples: Sequence[Example], backbon
     return digest.hexdigest()
 
 
-def _finished(folder: Path, fingerprint: str) -> TrainedModel:
+def _finished(folder: Path, fingerprint: str, hint: str = _OTHER_OUT) -> TrainedModel:
     trained = load_trained(folder)
     if trained.fingerprint != fingerprint:
         raise TrainingError(
             f"{folder} holds a finished training of another configuration or of other examples",
             [f"its fingerprint is {trained.fingerprint[:12]}, this training's is {fingerprint[:12]}"],
-            "Choose another --out, or pass --restart to train again there.",
+            hint,
         )
     return trained
 

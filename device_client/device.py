@@ -12,7 +12,7 @@ import numpy as np
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import encode_examples, learn_profiles, predict_logits
 from umbel.shared.bias import softmax
-from umbel.shared.errors import ExampleError, ProfileError
+from umbel.shared.errors import ExampleError, ProfileError, ReleaseError
 from umbel.shared.examples import Example
 from umbel.shared.files import atomic_write
 from umbel.shared.profile import MAX_FILE_BYTES, FloatArray, pack_profile, unpack_profile
@@ -110,6 +110,7 @@ def predict_texts(
 
     Raises:
         ProfileError: There is no profile at the path, or it does not fit the release.
+        ReleaseError: Its answers are no numbers.
     """
     zeros = release.manifest.profile.zeros(1)
     profile = zeros if profile_path is None else read_profile(release, profile_path)
@@ -117,6 +118,10 @@ def predict_texts(
     tokens = engine.encode(texts)
     personal = softmax(predict_logits(engine, tokens, profile))
     generic = softmax(predict_logits(engine, tokens, zeros))
+    if not (np.isfinite(personal).all() and np.isfinite(generic).all()):
+        raise ReleaseError(
+            "the release gives answers that are no numbers", hint="Fetch it again, or tell its publisher."
+        )
     labels = release.manifest.labels
     return [
         Prediction(

@@ -397,6 +397,8 @@ _WRITERS: Mapping[str, Callable[[Sequence[Example]], bytes]] = {
 
 def _format(path: Path, formats: Mapping[str, _F]) -> _F:
     chosen = formats.get(path.suffix.lower())
+    if chosen is None and path.is_dir():
+        raise ExampleError(f"{path} is a folder.", hint="Give a file of examples in it.")
     if chosen is None:
         known = ", ".join(formats)
         raise ExampleError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from umbel.shared.errors import BusyError
+from umbel.shared.errors import BusyError, ConfigError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -29,6 +29,28 @@ def sha256_file(path: Path) -> str:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+_MARKS = {
+    "run.json": "a run of 'umbel simulate'",
+    "manifest.json": "a release",
+    "training.json": "a training",
+}
+
+
+def refuse_taken(folder: Path, own: str = "") -> None:
+    """Keeps what one command writes out of a folder that another one has filled.
+
+    Args:
+        folder: Where somebody wants to write; it need not exist.
+        own: The mark of what may be there: "run.json", "manifest.json" or "training.json".
+
+    Raises:
+        ConfigError: The folder holds something else.
+    """
+    found = [what for mark, what in _MARKS.items() if mark != own and (folder / mark).is_file()]
+    if found:
+        raise ConfigError(f"{folder} holds {' and '.join(found)}", hint="Name another folder to write to.")
 
 
 def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:

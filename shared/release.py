@@ -137,12 +137,17 @@ def write_release(folder: Path, manifest: Manifest, blobs: Mapping[str, bytes]) 
     """Writes a release; blobs that are there already are kept, and the manifest comes last.
 
     Raises:
-        ReleaseError: The manifest names other blobs than the ones given.
+        ReleaseError: The manifest names other blobs than the ones given, or would be refused when read. Then
+            nothing is written.
         OSError: The folder cannot be written; an older release in it still reads as before.
     """
     described = {name: Blob(sha256_bytes(data), len(data)) for name, data in blobs.items()}
     if described != dict(manifest.blobs):
         raise ReleaseError("the manifest does not describe the blobs that were given")
+    problems: list[str] = []
+    _manifest(json.loads(manifest.to_bytes()), problems)
+    if problems:
+        raise ReleaseError("this release cannot be written", problems, "Nothing was written.")
     for name, data in blobs.items():
         path = folder / "blobs" / described[name].sha256
         if not path.is_file() or sha256_file(path) != described[name].sha256:
@@ -257,6 +262,16 @@ def _found(value: Any) -> str:
         return shown(repr(value))
     except RecursionError:
         return "something nested without end"
+
+
+def is_release_id(value: object) -> bool:
+    """Says whether a value has the form of a release id.
+
+    Example:
+        >>> is_release_id("ab" * 32), is_release_id("demo")
+        (True, False)
+    """
+    return _is_sha256(value)
 
 
 def _is_sha256(value: Any) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import Encoded, encode_examples, learn_profiles, predict_logits
 from umbel.shared.bias import fit_bias
+from umbel.shared.errors import ConfigError
 from umbel.shared.files import atomic_write, sha256_bytes
 from umbel.shared.profile import FloatArray
 from umbel.shared.text import join
@@ -61,15 +62,26 @@ def evaluate_users(
     }
 
 
-def reachable(users: Sequence[UserExamples], ks: Sequence[int]) -> tuple[int, ...]:
-    """Returns the counts for which somebody has enough examples; the smallest one always stays.
+def reachable(
+    users: Sequence[UserExamples], ks: Sequence[int], say: Callable[[str], None]
+) -> tuple[int, ...]:
+    """Returns the counts for which somebody has enough examples, and says which ones are left out.
 
-    Example:
-        >>> reachable([], [4, 16])
-        (4,)
+    Raises:
+        ConfigError: There is none.
     """
     most = max((len(user.support) for user in users), default=0)
-    return tuple(k for k in ks if k <= most) or (min(ks),)
+    kept = tuple(k for k in ks if k <= most)
+    if not kept:
+        raise ConfigError(
+            "nobody has so many examples to learn from",
+            [f"k = {', '.join(map(str, ks))}; at most {most} are left beside those to predict"],
+            "Give smaller counts.",
+        )
+    if len(kept) < len(ks):
+        left = ", ".join(str(k) for k in ks if k > most)
+        say(f"left out: k = {left}, since nobody has so many examples to learn from")
+    return kept
 
 
 def _evaluate_batch(

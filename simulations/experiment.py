@@ -74,6 +74,14 @@ class RoundsConfig(Strict):
     min_replies: int = Field(default=1, ge=1, description="A round with fewer changes moves nothing.")
     server_rate: float = Field(default=1.0, gt=0, description="How far the mean change is followed.")
 
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        try:
+            self.settings(0)
+        except ConfigError as error:
+            raise ValueError("; ".join(error.problems)) from None
+        return self
+
     def settings(self, seed: int) -> RoundSettings:
         """Returns the settings of the rounds."""
         return RoundSettings(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from umbel.device_client.engine import Engine
 from umbel.shared.examples import read_examples
+from umbel.shared.files import refuse_taken
 from umbel.shared.release import read_release
 from umbel.simulations.data.splits import split_population
 from umbel.simulations.evaluation import evaluate_users, reachable
@@ -43,10 +44,12 @@ def measure(
     Raises:
         ReleaseError: The release cannot be used.
         ExampleError: The file is malformed, has unknown labels, or nobody has enough examples.
+        ConfigError: Nobody has as many examples as the smallest of `ks`, or `out` holds something else.
         OSError: `out` cannot be written.
     """
     begun = time.perf_counter()
     if out is not None:
+        refuse_taken(out)
         out.mkdir(parents=True, exist_ok=True)  # where it cannot be made, that is told before the work
     release = read_release(release_folder)
     labels = release.manifest.labels
@@ -54,10 +57,7 @@ def measure(
         examples = read_examples(data, labels=labels)
         population = split_population(examples, seed=seed, unseen_share=1.0, labels=labels)
     users = list(population.unseen.values())
-    kept = reachable(users, ks)
-    if len(kept) < len(ks):
-        left = ", ".join(str(k) for k in ks if k not in kept)
-        progress.console.print(f"  left out: k = {left}, since nobody has so many examples to learn from")
+    kept = reachable(users, ks, progress.say)
     engine = Engine(release, threads=threads)
     with progress.phase("measure people") as bar:
         by_k = evaluate_users(engine, users, kept, query=query, batch_users=8, on_users=bar.step)

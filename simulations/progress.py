@@ -28,7 +28,8 @@ class Bar:
         """Shows that `done` of `total` are done, and a few words on how it goes."""
         self.note = words or self.note
         self._rich.update(self._task, completed=done, total=total, words=words)
-        self._tell(f"{done}/{total} {words}".rstrip())
+        if done < total:
+            self._tell(f"{done}/{total} {words}".rstrip())
 
     def training(self, phase: str, done: int, total: int, words: str) -> None:
         """Shows a step of training or of choosing the recipe."""
@@ -54,6 +55,10 @@ class Progress:
 
     def __init__(self, *, quiet: bool = False):
         self.console = Console(stderr=True, quiet=quiet)
+
+    def say(self, words: str) -> None:
+        """Prints a line between phases."""
+        self.console.print(f"  {words}", highlight=False, markup=False)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Bar]:

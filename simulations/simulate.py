@@ -31,11 +31,11 @@ import numpy as np
 
 from umbel.coordinator.artifacts import TrainedModel
 from umbel.coordinator.publish import publish, publish_update
-from umbel.coordinator.train import train
+from umbel.coordinator.train import read_finished, train
 from umbel.device_client.engine import Engine
 from umbel.device_client.store import HELDOUT
 from umbel.shared.errors import ConfigError
-from umbel.shared.files import atomic_write, sha256_bytes, sole_use
+from umbel.shared.files import atomic_write, refuse_taken, sha256_bytes, sole_use
 from umbel.shared.release import Release, read_release
 from umbel.simulations.data.splits import UserExamples
 from umbel.simulations.engines import RoundsResult, run_rounds
@@ -122,6 +122,12 @@ def simulate(
         ConfigError: `out` holds another run, or one over other examples.
         UmbelError: A phase failed; what was finished is kept.
     """
+    refuse_taken(out, own=RUN)
+    if training is not None and restart and training.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(
+            f"--restart would remove the training in {training}",
+            hint="Copy it elsewhere first.",
+        )
     with sole_use(out):
         if not restart:
             _refuse_another(out, name, config)
@@ -129,6 +135,9 @@ def simulate(
         begun = time.perf_counter()
         with progress.phase("people"):
             people = gather(config.data, config.coordinator.seed, config.coordinator.task.labels)
+        reachable(_newcomers(people, config), config.evaluation.k, progress.say)
+        if training is not None:
+            read_finished(config.coordinator, seen_examples(people.population), training)
         if restart:
             _clear(out)
         _claim(out, name, config, people)
@@ -226,9 +235,12 @@ def _claim(out: Path, name: str, config: ExperimentConfig, people: People) -> No
         }
         atomic_write(out / RUN, json.dumps(row, indent=2).encode() + b"\n")
         return
-    if json.loads((out / RUN).read_text(encoding="utf-8")).get("examples") != people.digest():
+    found = json.loads((out / RUN).read_text(encoding="utf-8")).get("examples")
+    if found != people.digest():
         raise ConfigError(
-            f"{out} holds a run over other examples: the data have changed since",
+            f"{out} holds a run of an earlier umbel, which did not note its examples"
+            if found is None
+            else f"{out} holds a run over other examples: the data have changed since",
             hint="Choose another --out, or pass --restart to begin again there (it is overwritten).",
         )
 
@@ -292,13 +304,21 @@ def _after_rounds(release: Release, reached: RoundsResult | None, out: Path) -> 
     return publish_update(release, reached.trainables, out / "release-after-rounds")
 
 
+def _newcomers(people: People, config: ExperimentConfig) -> list[UserExamples]:
+    return list(people.population.unseen.values())[: config.evaluation.users]
+
+
+def _silent(words: str) -> None:
+    """Says nothing; it was said when the run began."""
+
+
 def _unseen(engine: Engine, people: People, config: ExperimentConfig, out: Path, bar: Any) -> Unseen:
     evaluation = config.evaluation
-    users = list(people.population.unseen.values())[: evaluation.users]
+    users = _newcomers(people, config)
     by_k = evaluate_users(
         engine,
         users,
-        reachable(users, evaluation.k),
+        reachable(users, evaluation.k, _silent),
         query=evaluation.query,
         batch_users=evaluation.batch_users,
         journal=out / "evaluation" / "unseen.jsonl",

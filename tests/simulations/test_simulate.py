@@ -107,6 +107,9 @@ class Stopping:
         self._count()
         yield self
 
+    def say(self, words: str) -> None:
+        pytest.fail(words)
+
     def _count(self) -> None:
         self._calls += 1
         if self.begun[-1] == self._phase and self._calls == self._call:
@@ -243,6 +246,67 @@ def test_damaged_times_stop_no_run(experiment: Path, whole: Path, tmp_path: Path
     (out / "seconds.json").write_text(damage)
     assert simulate(experiment, out) == 0
     assert figures(out) == figures(whole)
+
+
+@pytest.mark.parametrize("words", [(), ("--restart",)])
+@pytest.mark.parametrize("training", ["nowhere", "own", "other"])
+def test_a_training_that_cannot_be_taken_costs_no_run(
+    experiment: Path,
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    training: str,
+    words: tuple[str, ...],
+) -> None:
+    """Mistyped, in the folder that --restart clears, or of another configuration."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    given = {"nowhere": tmp_path / "nowhere", "own": out / "training", "other": tmp_path / "other"}[training]
+    if training == "other":
+        shutil.copytree(whole / "training", given)
+        row = json.loads((given / "training.json").read_text())
+        (given / "training.json").write_text(json.dumps(row | {"fingerprint": "0" * 64}))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    fine = training == "own" and not words
+    assert simulate(experiment, out, "--training", given, *words) == (0 if fine else 2)
+    told = {
+        "nowhere": "holds no finished training",
+        "own": "would remove the training",
+        "other": "Name one of",
+    }
+    assert fine or told[training] in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_no_command_writes_into_what_another_one_has_filled(
+    experiment: Path, whole: Path, people: Path, tiny_release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    for out, what in ((whole, "a run of 'umbel simulate'"), (whole / "release", "a release")):
+        assert evaluate(tiny_release, people, "--out", out) == 2
+        assert f"{out} holds {what}" in capsys.readouterr().err
+    assert simulate(experiment, whole / "training") == 2
+    assert "holds a training" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("evaluation", "k", "[50, 60]"), ("rounds", "rounds", "9" * 25)]
+)
+def test_what_cannot_end_does_not_begin(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], section: str, key: str, value: str
+) -> None:
+    own = tmp_path / "tiny"
+    own.mkdir()
+    lines = (experiment / "config.toml").read_text().splitlines()
+    changed = [
+        f"{key} = {value}" if line.startswith(f"{key} = ") and section != "recipe" else line for line in lines
+    ]
+    (own / "config.toml").write_text("\n".join(changed))
+    assert simulate(own, tmp_path / "out") == 2
+    told = {"k": "at most 7 are left", "rounds": "expected an integer from"}
+    assert told[key] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_restart_removes_a_runs_own_parts_and_nothing_else(
@@ -382,6 +446,8 @@ def test_counts_that_nobody_reaches_are_left_out_and_told(
     assert evaluate(tiny_release, people, "--k", "2,15,16,999", "--out", tmp_path) == 0
     assert set(read_result(tmp_path / "result.json").unseen.gains) == {"2", "15"}
     assert "left out: k = 16, 999, since nobody has so many examples" in capsys.readouterr().err
+    assert evaluate(tiny_release, people, "--k", "16,999") == 2
+    assert "nobody has so many examples to learn from\n  - k = 16, 999; at most 15" in capsys.readouterr().err
 
 
 def test_evaluate_writes_nothing_where_nothing_is_asked_for(
