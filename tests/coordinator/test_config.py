@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from umbel.coordinator import methods
 from umbel.coordinator.config import CoordinatorConfig, read_config, validated
+from umbel.coordinator.methods import REGISTRY
 from umbel.coordinator.methods.plora import PLoRAConfig
 from umbel.shared.errors import ConfigError
 
@@ -56,7 +57,7 @@ def test_every_problem_at_once_each_by_its_path(tmp_path: Path) -> None:
     assert problems_of(text, tmp_path) == [
         "backbone.train: expected 'none', 'all' or 'top:N' with N of at least 1 (found 'top:0')",
         "colour: unknown key",
-        "methods.nothing: no such method, expected some of plora (found 'nothing')",
+        f"methods.nothing: no such method, expected some of {', '.join(sorted(REGISTRY))} (found 'nothing')",
         "methods.plora.colour: unknown key (found 2)",
         "methods.plora.rank: must be greater than or equal to 1 (found 0)",
         "methods.plora.user_size: must be a valid integer, unable to parse string as an integer (found 'x')",
