@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, final
 
 import torch
@@ -14,9 +15,15 @@ from umbel.coordinator.methods.base import AbstractMethod, BackboneShape, Method
 from umbel.coordinator.sites import Frame, Site
 from umbel.shared.bank import random_bank
 from umbel.shared.profile import TensorSpec
+from umbel.shared.rng import generator
 
 _EPSILON = 1e-5
-_ACTIVATIONS = {"relu": functional.relu, "gelu": functional.gelu, "tanh": torch.tanh}
+_START_DIRECTIONS = 16
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "tanh": torch.tanh,
+}
 
 
 @final
@@ -47,6 +54,10 @@ class XPEFTConfig(MethodConfig):
     )
     centred: bool = Field(
         default=True, description="Up-projections sum to zero at first, so that a new model is the backbone."
+    )
+
+    start: Literal["embeddings", "zeros"] = Field(
+        default="embeddings", description="Where training starts seen users; new users start at zeros."
     )
 
     @model_validator(mode="after")
@@ -151,6 +162,26 @@ class XPEFT(AbstractMethod):
         width = (self.config.width,)
         inner = functional.layer_norm(h @ down, width, bank.norm_weight, bank.norm_bias, _EPSILON)
         return _ACTIVATIONS[self.config.activation](inner) @ up
+
+    def starts_users(self) -> bool:
+        """Seen users start where their labels point, unless the configuration says zeros."""
+        return self.config.start == "embeddings"
+
+    def start_users(self, summary: Tensor) -> dict[str, Tensor]:
+        """Returns random projections of the users' summaries: whose labels say alike shares most adapters.
+
+        The summary is taken along its 16 strongest directions; each logit is its product with a random
+        vector, and all logits together have a mean square of 1.
+        """
+        _, _, directions = torch.linalg.svd(summary, full_matrices=False)
+        strongest = directions[:_START_DIRECTIONS]  # (r, features); a projector has no signs to choose
+        shape = (2, self.layers, self.config.adapters)
+        rng = generator(0, 0, "", "xpeft start")
+        vectors = torch.from_numpy(rng.standard_normal((summary.shape[1], math.prod(shape))))
+        logits = summary @ strongest.T @ (strongest @ vectors.to(summary))
+        size = logits.square().mean().sqrt()
+        unit = (logits / size if size > 0 else logits).float().reshape(len(summary), *shape)
+        return {"xpeft.down": unit[:, 0], "xpeft.up": unit[:, 1]}
 
     @torch.no_grad()
     def fold_adapter(self, profile: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

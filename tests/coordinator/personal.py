@@ -1,6 +1,6 @@
 """Small personal models, batches and profiles for the tests of the coordinator."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,10 +195,15 @@ def plora_of(model: PersonalModel) -> PLoRA:
     return method
 
 
-def torch_gradients(model: PersonalModel, batch: Batch, profile: Mapping[str, Any]) -> OracleResult:
-    """Returns logits, nll, loss and all gradients of torch's float32, in the oracle's own form."""
+def torch_gradients(
+    model: PersonalModel, batch: Batch, profile: Mapping[str, Any], names: Sequence[str] | None = None
+) -> OracleResult:
+    """Returns logits, nll, loss and gradients of torch's float32, in the oracle's own form.
+
+    `names` are the shared parameters that have gradients; all of them if None.
+    """
     private = {name: torch.tensor(values, requires_grad=True) for name, values in profile.items()}
-    shared = {name: model.get_parameter(name) for name in model.shared_names()}
+    shared = {name: model.get_parameter(name) for name in names or model.shared_names()}
     logits = model(*batch.tensors(), private)
     nll = model.task.nll(logits, torch.tensor(batch.labels))
     loss = (nll * torch.tensor(batch.weights)).sum()

@@ -68,7 +68,7 @@ class Oracle(Method):
             1e-5,
         )
         self.tapes[site] = _Tape(h, (of_down, of_up), (A, B), normal, scaled)
-        return np.einsum("bsw,bwd->bsd", self._act(scaled), B)
+        return np.asarray(np.einsum("bsw,bwd->bsd", self._act(scaled), B))
 
     def back_at_site(self, site: str, gradient: Array) -> tuple[Array | float, Array | float]:
         """Notes the gradients of the bank, of LayerNorm and of each user's logits; returns that of h."""
