@@ -35,8 +35,13 @@ class PHAConfig(MethodConfig):
     hidden: int = Field(default=128, ge=1, description="Hidden width of the hypernetwork and the retriever.")
     code_size: int = Field(default=64, ge=1, description="Size of what the adapters are written from [u].")
     prototypes: int = Field(default=16, ge=1, description="Prototypes in the shared bank [K].")
+    embedding_scale: float = Field(
+        default=0.1,
+        gt=0,
+        description="Standard deviation of the first bank and layer embeddings; small ones let k_u count.",
+    )
     start_scale: float = Field(
-        default=1e-3,
+        default=0.1,
         ge=0,
         description="Scale of the first W_up and biases against hyperfan-in; 0 starts as the plain backbone.",
     )
@@ -90,7 +95,8 @@ class _Hypernetwork(nn.Module):
         super().__init__()
         d, b, code, scale = shape.hidden_size, config.width, config.code_size, config.start_scale
         self.width = b
-        self.layers = nn.Parameter(torch.empty(shape.layers, config.layer_size).normal_(generator=rng))
+        layers = torch.empty(shape.layers, config.layer_size)
+        self.layers = nn.Parameter(layers.normal_(0.0, config.embedding_scale, generator=rng))
         self.first = kaiming(config.hidden, config.prototype_size + config.layer_size, rng)
         self.first_bias = nn.Parameter(torch.zeros(config.hidden))
         self.second = kaiming(code, config.hidden, rng)
@@ -98,7 +104,7 @@ class _Hypernetwork(nn.Module):
         self.norm = nn.LayerNorm(code)
         self.up = hyperfan(b * d, code, b, scale, rng)
         self.down = hyperfan(d * b, code, d, 1.0, rng)
-        self.up_bias = hyperfan(d, code, 1, scale, rng)
+        self.up_bias = hyperfan(d, code, d, scale, rng)  # small: it goes to every token unfiltered
         self.down_bias = hyperfan(b, code, 1, scale, rng)
         self.inputs = nn.ModuleList([nn.LayerNorm(d) for _ in range(shape.layers)])
 
@@ -165,7 +171,8 @@ class PHA(AbstractMethod):
         super().__init__()
         self.config = config
         size = config.prototype_size
-        self.bank = nn.Parameter(torch.empty(config.prototypes, size).normal_(generator=rng))
+        bank = torch.empty(config.prototypes, size).normal_(0.0, config.embedding_scale, generator=rng)
+        self.bank = nn.Parameter(bank)
         self.bank_weights = nn.Parameter(torch.zeros(config.prototypes))
         self.basis = nn.Parameter(torch.eye(size))
         self.hypernetwork = _Hypernetwork(config, shape, rng)

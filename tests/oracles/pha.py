@@ -25,6 +25,7 @@ TINY = {
     "hidden": 16,
     "code_size": 12,
     "prototypes": 5,
+    "embedding_scale": 1.0,
     "start_scale": 1.0,
 }
 """Options of a small one, whose adapters are of full size from the start."""

@@ -85,25 +85,27 @@ def test_it_acts_where_the_feed_forward_block_ends_and_nowhere_else(role: str) -
 
 
 def test_birth_is_hyperfan_in() -> None:
-    """A written W_down has variance 1 / d, a written W_up start_scale^2 / b; biases start_scale^2.
+    """A written W_down has variance 1 / d, a written W_up start_scale^2 / b; b_up start_scale^2 / d.
 
     Over 40 prototypes and all entries; 10 % for what the sample leaves open.
     """
     shape = BackboneShape(hidden_size=96, layers=1, heads=1, vocabulary=9, max_tokens=9)
-    config = PHAConfig(width=16, start_scale=0.01)
+    config = PHAConfig(width=16, start_scale=0.01, embedding_scale=0.3, prototypes=40)
     method = PHA(config, shape, [], torch.Generator().manual_seed(0))
     with torch.no_grad():
         adapter = method.hypernetwork(0, method.prototype(torch.tensor(numbers("k", 40, 64))))
+    assert method.bank.std().item() == pytest.approx(0.3, rel=0.05)
+    assert method.hypernetwork.layers.std().item() == pytest.approx(0.3, rel=0.2)
     assert adapter.down.shape == (40, 96, 16)
     assert adapter.up.shape == (40, 16, 96)
     assert adapter.down.std().item() == pytest.approx(96**-0.5, rel=0.1)
     assert adapter.up.std().item() == pytest.approx(0.01 * 16**-0.5, rel=0.1)
-    assert adapter.up_bias.std().item() == pytest.approx(0.01, rel=0.2)
+    assert adapter.up_bias.std().item() == pytest.approx(0.01 * 96**-0.5, rel=0.1)
     assert adapter.down_bias.std().item() == pytest.approx(0.01, rel=0.3)
     for name, bound in (
         ("up", 0.01 * (3 / (64 * 16)) ** 0.5),
         ("down", (3 / (64 * 96)) ** 0.5),
-        ("up_bias", 0.01 * (3 / 64) ** 0.5),
+        ("up_bias", 0.01 * (3 / (64 * 96)) ** 0.5),
         ("down_bias", 0.01 * (3 / 64) ** 0.5),
     ):
         largest = method.get_parameter(f"hypernetwork.{name}").abs().max().item()
@@ -122,7 +124,7 @@ def test_a_new_model_is_nearly_the_plain_backbone_and_can_be_exactly(
     ids, mask, owner = random_batch(0, 4, 7, 2, len(VOCABULARY)).tensors()
     plain = tiny_backbone(family).module(input_ids=ids, attention_mask=mask).last_hidden_state
     users = {"pha.prototype": torch.tensor(random_users(0, 2, 5))}
-    for scale, tolerance in ((0.0, 0.0), (1e-3, 0.01)):
+    for scale, tolerance in ((0.0, 0.0), (1e-3, 0.01), (PHAConfig().start_scale, 0.2)):
         model = new_model(tiny_backbone, family, start_scale=scale).eval()
         states = model.states(ids, mask, model.frame(mask, owner, users))
         difference = (states - plain).norm() / plain.norm()
@@ -210,6 +212,7 @@ def test_counts_and_bytes_at_bert_base() -> None:
         {"hidden": 0},
         {"code_size": 0},
         {"prototypes": 0},
+        {"embedding_scale": 0.0},
         {"start_scale": -0.1},
         {"instance_weight": -1.0},
         {"prototype_weight": -1.0},
