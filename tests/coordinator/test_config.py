@@ -53,10 +53,11 @@ def test_every_problem_at_once_each_by_its_path(tmp_path: Path) -> None:
         bias_prior = [1.0, 0.0]
         second_moment = ["row"]
     """
+    known = ", ".join(sorted(methods.REGISTRY))
     assert problems_of(text, tmp_path) == [
         "backbone.train: expected 'none', 'all' or 'top:N' with N of at least 1 (found 'top:0')",
         "colour: unknown key",
-        "methods.nothing: no such method, expected some of plora (found 'nothing')",
+        f"methods.nothing: no such method, expected some of {known} (found 'nothing')",
         "methods.plora.colour: unknown key (found 2)",
         "methods.plora.rank: must be greater than or equal to 1 (found 0)",
         "methods.plora.user_size: must be a valid integer, unable to parse string as an integer (found 'x')",
