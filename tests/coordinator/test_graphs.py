@@ -163,6 +163,12 @@ def test_relative_difference(found: list[float], expected: list[float], gap: flo
     assert relative_difference(np.array(found), np.array(expected)) == pytest.approx(gap)
 
 
+def test_next_to_nothing_is_measured_against_the_largest() -> None:
+    assert relative_difference(np.array([2e-6]), np.array([1e-6]), 0.5) == pytest.approx(2e-6)
+    assert relative_difference(np.array([2.0]), np.array([1.0]), 0.5) == pytest.approx(1.0)
+    assert relative_difference(np.array([float("nan")]), np.array([0.0]), 0.5) == float("inf")
+
+
 def test_the_gate_measures_every_output_of_every_graph(tiny_joint: Joint, graphs: dict[str, Any]) -> None:
     worst = measure(tiny_joint, tiny_joint.graphs()[0])
     assert set(worst) == {f"{name}/{v.name}" for name, g in graphs.items() for v in g.graph.output}
