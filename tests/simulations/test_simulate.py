@@ -26,6 +26,7 @@ from umbel.simulations.data.splits import UserExamples
 from umbel.simulations.evaluation import evaluate_users
 from umbel.simulations.experiment import read_experiment
 from umbel.simulations.results import read_result, without_times
+from umbel.simulations.simulate import Clock
 
 EXPERIMENT = """
 seed = {seed}
@@ -54,6 +55,7 @@ clients = 2
 k = [0, 4]
 batch_users = 2
 """
+NESTED = "[" * 100_000
 PHASES = {
     "people": 0,
     "train what everyone shares": 3,
@@ -237,12 +239,23 @@ def test_a_finished_training_is_taken_and_only_its_recipe_is_chosen_anew(
     assert figures(tmp_path / "found")["unseen"] != figures(whole)["unseen"]
 
 
-@pytest.mark.parametrize("damage", ["", "[]", '{"train": "long"}', "\x00"])
+@pytest.mark.parametrize("damage", ["", "[]", '{"train": 1e999}', "\x00", NESTED])
 def test_damaged_times_stop_no_run(experiment: Path, whole: Path, tmp_path: Path, damage: str) -> None:
     out = unfinished(whole, tmp_path / "out")
     (out / "seconds.json").write_text(damage)
     assert simulate(experiment, out) == 0
     assert figures(out) == figures(whole)
+
+
+@pytest.mark.parametrize(
+    "value", ["1e999", "-1e999", "NaN", "-1", "1" + 400 * "0", "true", "null", '"long"', "[]", "{}"]
+)
+def test_a_time_that_is_none_is_not_taken_up(tmp_path: Path, value: str) -> None:
+    """The sound ones beside it are."""
+    (tmp_path / "seconds.json").write_text(f'{{"data": 2.5, "train": {value}, "rounds": 3}}')
+    clock = Clock(tmp_path / "seconds.json")
+    clock.load()
+    assert clock.seconds == {"data": 2.5, "rounds": 3.0}
 
 
 def test_restart_removes_a_runs_own_parts_and_nothing_else(
@@ -310,7 +323,7 @@ def test_an_out_that_cannot_be_written_is_one_line(
     }
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"identity": 3}', "null"])
+@pytest.mark.parametrize("damage", ["{", "[]", '{"identity": 3}', "null", NESTED])
 def test_a_damaged_run_is_not_gone_on_with(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
@@ -499,6 +512,40 @@ def test_a_journal_that_is_none_is_written_anew(engine: Engine, tmp_path: Path, 
     found, told = measured(engine, 4, journal)
     assert (found, told) == (wanted, [3, 4])
     assert journal.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        "{}",
+        "[]",
+        NESTED,
+        '{"generic": [], "bias": [], "personal": []}',
+        *(
+            json.dumps({model: {"0": 0.5, "2": 0.5} for model in ("generic", "bias")} | {"personal": part})
+            for part in (
+                {"0": 0.5},
+                {"0": 0.5, "2": "0.5"},
+                {"0": 0.5, "2": True},
+                {"0": 0.5, "2": 1.5},
+                {"0": 0.5, "2": -0.5},
+                {"0": 0.5, "2": float("nan")},
+                {"0": 0.5, "2": 10**400},
+                {"0": 0.5, "2": 0.5, "4": 0.5},
+            )
+        ),
+    ],
+)
+def test_whoever_stands_after_a_malformed_line_is_measured_again(
+    engine: Engine, tmp_path: Path, malformed: str
+) -> None:
+    journal = tmp_path / "people.jsonl"
+    wanted, _ = measured(engine, 7, journal)
+    data = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([*data[:5], malformed + "\n", *data[6:]]))
+    found, told = measured(engine, 7, journal)
+    assert (found, told) == (wanted, [6, 7])
+    assert journal.read_text() == "".join(data)
 
 
 @pytest.mark.parametrize("change", [{"query": 5}, {"batch_users": 2}])
