@@ -333,6 +333,41 @@ def test_a_damaged_run_is_not_gone_on_with(
     assert {path.name for path in tmp_path.iterdir()} == {"run.json"}
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "problem"),
+    [
+        ("rounds/rounds.json", '"clients": 2', '"clients": "x"', "round 1: clients is x"),
+        ("rounds/rounds.json", '"seen_accuracy": ', '"seen_accuracy": 9', "round 1: seen_accuracy is 9"),
+        ("rounds/rounds.json", "{", NESTED, "NestingError"),
+        ("training/training.json", '"report": {', '"report": {}, "x": {', "report: missing: curve"),
+        ("training/training.json", '"no",\n', '"yes",\n', "labels are not two or more different names"),
+        ("training/training.json", "{", NESTED, "NestingError"),
+    ],
+)
+def test_a_damaged_part_of_a_run_is_told_before_the_work_and_nothing_is_lost(
+    experiment: Path,
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    old: str,
+    new: str,
+    problem: str,
+) -> None:
+    out = unfinished(whole, tmp_path / "run", "evaluation")
+    text = (out / file).read_text()
+    assert old in text
+    (out / file).write_text(text.replace(old, new))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert simulate(experiment, out) == 2
+    err = capsys.readouterr().err
+    assert "this is a bug" not in err
+    assert f"  - {problem}" in err
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert after.pop(out / "seconds.json") != before.pop(out / "seconds.json")
+    assert after == before
+
+
 def test_no_such_experiment_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["simulate", "dmeo"]) == 2
     assert "there is no experiment 'dmeo'" in (err := capsys.readouterr().err)
