@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -16,12 +16,15 @@ from torch import Tensor
 from umbel.coordinator.backbone import Backbone, load_backbone
 from umbel.coordinator.config import CoordinatorConfig, validated
 from umbel.coordinator.model import PersonalModel, build_model
+from umbel.shared.checks import count_problems, number_problems, parsed_json
 from umbel.shared.errors import TrainingError, UmbelError
 from umbel.shared.files import atomic_write, sha256_bytes
 from umbel.shared.recipe import LearningRecipe
 
 MODEL = "model.safetensors"
 DESCRIPTION = "training.json"
+_COUNTS = ("steps", "best_step", "train_examples", "users")
+_REPORT = (*_COUNTS, "epochs", "stopped", "curve")
 
 
 @final
@@ -85,10 +88,10 @@ def load_trained(folder: Path) -> TrainedModel:
             "Run: umbel coordinator train CONFIG.",
         )
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = parsed_json(path.read_bytes())
         model = (folder / MODEL).read_bytes()
-        if sha256_bytes(model) != row["model_sha256"]:
-            raise ValueError(f"{MODEL} has another hash")
+        if problems := _problems(row, model):
+            raise _damaged(folder, problems)
         return TrainedModel(
             validated(CoordinatorConfig, row["config"], str(path)),
             tuple(row["labels"]),
@@ -101,11 +104,44 @@ def load_trained(folder: Path) -> TrainedModel:
     except UmbelError:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise TrainingError(
-            f"the training in {folder} is damaged",
-            [type(error).__name__],
-            "Train again, or restore the folder.",
-        ) from error
+        raise _damaged(folder, [type(error).__name__]) from error
+
+
+def _damaged(folder: Path, problems: Sequence[str]) -> TrainingError:
+    return TrainingError(
+        f"the training in {folder} is damaged", problems, "Train again, or restore the folder."
+    )
+
+
+def _problems(row: Mapping[str, Any], model: bytes) -> list[str]:
+    """Returns what is wrong with a model file, or with what nothing else checks of its description."""
+    problems = [] if sha256_bytes(model) == row["model_sha256"] else [f"{MODEL} has another hash"]
+    for name in ("backbone_sha256", "fingerprint"):
+        problems += [] if isinstance(row[name], str) else [f"{name} is no text"]
+    labels = row["labels"]
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        problems.append("labels is no list of names")
+    elif len(set(labels)) < max(2, len(labels)):
+        problems.append("labels are not two or more different names")
+    return problems + [f"report: {problem}" for problem in _report_problems(row["report"])]
+
+
+def _report_problems(report: Mapping[str, Any]) -> list[str]:
+    problems = [f"missing: {name}" for name in _REPORT if name not in report]
+    if problems:
+        return problems
+    for name in _COUNTS:
+        problems += count_problems(name, report[name], 0, 2**63 - 1)
+    problems += number_problems("epochs", report["epochs"], 0.0, 1e9)
+    problems += [] if isinstance(report["stopped"], str) else ["stopped is no text"]
+    problems += [] if report["curve"] else ["curve is empty"]
+    for number, look in enumerate(report["curve"], 1):
+        wrong = count_problems("step", look["step"], 0, 2**63 - 1)
+        for name in ("loss", "heldout_loss"):
+            wrong += number_problems(name, look[name], -1e300, 1e300)
+        wrong += number_problems("heldout_accuracy", look["heldout_accuracy"], 0.0, 1.0)
+        problems += [f"look {number} of the curve: {problem}" for problem in wrong]
+    return problems
 
 
 def rebuild(trained: TrainedModel) -> tuple[Backbone, PersonalModel]:

@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 _SHOWN_CHARACTERS = 40
+
+
+@final
+class NestingError(ValueError):
+    """A JSON text is nested too deeply to be read."""
+
+
+def parsed_json(
+    text: str | bytes, object_pairs_hook: Callable[[list[tuple[str, object]]], object] | None = None
+) -> Any:
+    """Returns what a JSON text holds; numbers may be NaN, infinite or of thousands of digits.
+
+    Args:
+        text: The text, or its bytes in UTF-8.
+        object_pairs_hook: As in `json.loads`.
+
+    Raises:
+        ValueError: It cannot be read; where it is nested too deeply, a NestingError.
+
+    Example:
+        >>> parsed_json("[" * 100_000)
+        Traceback (most recent call last):
+        umbel.shared.checks.NestingError: nested too deeply
+    """
+    try:
+        return json.loads(text, object_pairs_hook=object_pairs_hook)
+    except RecursionError:
+        raise NestingError("nested too deeply") from None
 
 
 def count_problems(name: str, value: object, low: int, high: int) -> list[str]:

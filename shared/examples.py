@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar, final
 
-from umbel.shared.checks import has_controls, listed
+from umbel.shared.checks import NestingError, has_controls, listed, parsed_json
 from umbel.shared.errors import ExampleError, MissingExtraError
 from umbel.shared.files import atomic_write
 
@@ -255,10 +255,10 @@ def _read_jsonl(path: Path, has_user: bool, problems: list[str]) -> Iterator[_Ro
 def _parse_json(line: str) -> tuple[Mapping[str, object] | None, str]:
     """Returns the line's object, or None and what is wrong with it."""
     try:
-        row = json.loads(line.rstrip("\r\n"), object_pairs_hook=_unique_keys)
+        row = parsed_json(line.rstrip("\r\n"), _unique_keys)
     except json.JSONDecodeError as error:
         return None, f"malformed JSON at column {error.colno}"
-    except RecursionError:
+    except NestingError:
         return None, "malformed JSON: nested too deeply"
     except ValueError:  # from _unique_keys, or a number of thousands of digits
         return None, "malformed JSON: a key is given twice, or a number is too long"

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
-from umbel.shared.checks import count_problems, number_problems, shown
+from umbel.shared.checks import count_problems, number_problems, parsed_json, shown
 from umbel.shared.errors import MessageError, ReleaseError
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
@@ -366,8 +366,8 @@ def _recipe(text: str, problems: list[str]) -> LearningRecipe | None:
     if not text:
         return None
     try:
-        return LearningRecipe.from_json(json.loads(text))
-    except (ValueError, TypeError, RecursionError):
+        return LearningRecipe.from_json(parsed_json(text))
+    except ValueError:
         problems.append("recipe is not the JSON of a recipe")
     except ReleaseError as error:
         problems += error.problems

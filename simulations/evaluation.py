@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import Encoded, encode_examples, learn_profiles, predict_logits
 from umbel.shared.bias import fit_bias
+from umbel.shared.checks import number_problems, parsed_json
 from umbel.shared.errors import ConfigError
 from umbel.shared.files import atomic_write, sha256_bytes
 from umbel.shared.profile import FloatArray
@@ -18,6 +21,7 @@ from umbel.shared.text import join
 from umbel.simulations.data.splits import UserExamples
 from umbel.simulations.summary import UserAccuracies
 
+_MODELS = ("generic", "bias", "personal")
 OnUsers = Callable[[int, int], None]
 Row = dict[str, dict[str, float]]
 """One person's accuracies: "generic", "bias", "personal" -> k -> accuracy."""
@@ -47,7 +51,9 @@ def evaluate_users(
     Raises:
         ExampleError: A label is not one of the release's.
     """
-    rows = _read_journal(journal, _identity(engine, users, ks, query, batch_users), batch_users, len(users))
+    rows = _read_journal(
+        journal, _identity(engine, users, ks, query, batch_users), ks, batch_users, len(users)
+    )
     for start in range(len(rows), len(users), batch_users):
         batch = users[start : start + batch_users]
         rows += _evaluate_batch(engine, batch, ks, query)
@@ -55,10 +61,7 @@ def evaluate_users(
         if on_users is not None:
             on_users(len(rows), len(users))
     return {
-        k: UserAccuracies(
-            *(np.array([row[what][str(k)] for row in rows]) for what in ("generic", "bias", "personal"))
-        )
-        for k in ks
+        k: UserAccuracies(*(np.array([row[what][str(k)] for row in rows]) for what in _MODELS)) for k in ks
     }
 
 
@@ -93,7 +96,7 @@ def _evaluate_batch(
         predict_logits(engine, part.tokens, engine.release.manifest.profile.zeros(1)) for part in queries
     ]
     own = [predict_logits(engine, part.tokens, engine.release.manifest.profile.zeros(1)) for part in supports]
-    rows: list[Row] = [{"generic": {}, "bias": {}, "personal": {}} for _ in users]
+    rows: list[Row] = [{model: {} for model in _MODELS} for _ in users]
     prior = engine.release.manifest.recipe.bias_prior
     for k in ks:
         personal = _personal_logits(engine, [support.first(k) for support in supports], queries)
@@ -131,28 +134,45 @@ def _identity(
     )
 
 
-def _read_journal(journal: Path | None, identity: str, batch: int, users: int) -> list[Row]:
+def _read_journal(
+    journal: Path | None, identity: str, ks: Sequence[int], batch: int, users: int
+) -> list[Row]:
     """Returns the people that an earlier, stopped evaluation of the same release and people has finished.
 
-    Only whole batches count: who learns beside whom is part of what gives the same numbers to the last bit.
+    What follows a malformed line is not used. Only whole batches count: who learns beside whom is part of
+    what gives the same numbers to the last bit.
     """
     if journal is None:
         return []
-    head: Row | dict[str, str] = {"identity": identity}
-    found: list[Row] = _whole_lines(journal) if journal.is_file() else []
+    head = {"identity": identity}
+    found = _whole_lines(journal) if journal.is_file() else []
     rows = found[1 : users + 1] if found[:1] == [head] else []
+    rows = list(takewhile(lambda row: _is_row(row, ks), rows))
     if len(rows) < users:
         rows = rows[: len(rows) - len(rows) % batch]
     atomic_write(journal, "".join(json.dumps(row) + "\n" for row in (head, *rows)).encode())
     return rows
 
 
-def _whole_lines(journal: Path) -> list[Row]:
+def _is_row(row: object, ks: Sequence[int]) -> bool:
+    """Says whether a line holds one person's accuracies, every one of them, and nothing else."""
+    if not isinstance(row, dict) or row.keys() != set(_MODELS):
+        return False
+    wanted = {str(k) for k in ks}
+    return all(
+        isinstance(part, dict)
+        and part.keys() == wanted
+        and not any(number_problems(k, value, 0.0, 1.0) for k, value in part.items())
+        for part in row.values()
+    )
+
+
+def _whole_lines(journal: Path) -> list[Any]:
     """Returns the lines up to the first that was not written to its end."""
-    rows: list[Row] = []
+    rows: list[Any] = []
     for line in journal.read_bytes().splitlines(keepends=True):
         try:
-            rows.append(json.loads(line))
+            rows.append(parsed_json(line))
         except ValueError:
             break
         if not line.endswith(b"\n"):

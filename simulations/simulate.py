@@ -34,6 +34,7 @@ from umbel.coordinator.publish import publish, publish_update
 from umbel.coordinator.train import read_finished, train
 from umbel.device_client.engine import Engine
 from umbel.device_client.store import HELDOUT
+from umbel.shared.checks import number_problems, parsed_json
 from umbel.shared.errors import ConfigError
 from umbel.shared.files import atomic_write, refuse_taken, sha256_bytes, sole_use
 from umbel.shared.release import Release, read_release
@@ -74,9 +75,9 @@ class Clock:
 
     def load(self) -> None:
         """Takes up what an earlier, stopped run has measured."""
-        with suppress(OSError, ValueError, TypeError, AttributeError):  # worth no run that can go on
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            self.seconds = {str(name): float(value) for name, value in found.items()}
+        with suppress(OSError, ValueError, AttributeError):  # worth no run that can go on
+            found = parsed_json(self.path.read_bytes()).items()
+            self.seconds = {name: float(value) for name, value in found if _is_time(name, value)}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -91,6 +92,11 @@ class Clock:
         """Adds some time to a phase."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         atomic_write(self.path, json.dumps(self.seconds).encode())
+
+
+def _is_time(name: str, value: object) -> bool:
+    """Says whether a name and a value, read from a file, can be a phase and its seconds."""
+    return name.isascii() and not number_problems(name, value, 0.0, 1e9)
 
 
 def simulate(
@@ -214,7 +220,7 @@ def _refuse_another(out: Path, name: str, config: ExperimentConfig) -> None:
     if not path.is_file():
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["identity"]
+        found = parsed_json(path.read_bytes())["identity"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged", [type(error).__name__], "Choose another --out.") from error
     if found != identity(name, config):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, final
 
 from umbel.coordinator.federation.settings import RoundSettings
+from umbel.shared.checks import count_problems, number_problems, parsed_json, shown
 from umbel.shared.errors import ConfigError
 from umbel.shared.files import atomic_write, sha256_bytes
 from umbel.shared.profile import FloatArray
@@ -17,6 +19,7 @@ SCHEMA = "umbel.rounds/1"
 ROUNDS = "rounds.json"
 _VELOCITY = "velocity/"
 _HINT = "Give the settings that it was begun with, or another out folder."
+_RESTORE = "Restore it, or choose another out folder."
 
 
 @final
@@ -82,20 +85,10 @@ class Journal:
         path = self.folder / ROUNDS
         if not path.is_file():
             return None
-        try:
-            row = json.loads(path.read_bytes())
-            found = dict(row["settings"])
-            rounds = [RoundRecord(**{**record, "notes": tuple(record["notes"])}) for record in row["rounds"]]
-            name, sha256 = str(row["trainables"]["file"]), row["trainables"]["sha256"]
-            right = row["schema"] == SCHEMA
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is not a journal of rounds", [type(error).__name__], _HINT) from None
-        if not right:
-            raise ConfigError(
-                f"{path} is of another version", [f"schema is {row['schema']!r}, expected '{SCHEMA}'"]
-            )
-        self._refuse_other(path, found)
-        tensors = _tensors(self.folder / Path(name).name, sha256)
+        row = _checked(path)
+        self._refuse_other(path, row["settings"])
+        rounds = [RoundRecord(**{**record, "notes": tuple(record["notes"])}) for record in row["rounds"]]
+        tensors = _tensors(self.folder, row["trainables"]["sha256"])
         velocity = {n.removeprefix(_VELOCITY): v for n, v in tensors.items() if n.startswith(_VELOCITY)}
         trainables = {n: v for n, v in tensors.items() if not n.startswith(_VELOCITY)}
         return RoundsResult(rounds, trainables, velocity)
@@ -117,7 +110,7 @@ class Journal:
 
         data = save({**result.trainables, **{_VELOCITY + name: v for name, v in result.velocity.items()}})
         sha256 = sha256_bytes(data)
-        name = f"trainables-{sha256[:12]}.safetensors"
+        name = _file(sha256)
         row = {
             "schema": SCHEMA,
             "settings": self._identity,
@@ -137,16 +130,67 @@ class Journal:
             ) from None
 
 
-def _tensors(path: Path, sha256: str) -> dict[str, FloatArray]:
+def _checked(path: Path) -> dict[str, Any]:
+    """Reads rounds.json; what `read` and the result take from it is of the right type and within range."""
+    try:
+        row: dict[str, Any] = parsed_json(path.read_bytes())
+        schema = row["schema"]
+        problems = _problems(row) if schema == SCHEMA else []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a journal of rounds", [type(error).__name__], _RESTORE) from None
+    if schema != SCHEMA:
+        raise ConfigError(f"{path} is of another version", [f"schema is {shown(schema)}, expected {SCHEMA}"])
+    if problems:
+        raise ConfigError(f"{path} is not a journal of rounds", problems, _RESTORE)
+    return row
+
+
+def _problems(row: Mapping[str, Any]) -> list[str]:
+    problems = [
+        f"{name} is no {what}"
+        for name, kind, what in (("settings", dict, "object"), ("rounds", list, "list"))
+        if not isinstance(row[name], kind)
+    ]
+    tensors = row["trainables"]
+    if not re.fullmatch("[0-9a-f]{64}", tensors["sha256"]) or tensors["file"] != _file(tensors["sha256"]):
+        problems.append("trainables is not a file named by its hash")
+    for number, record in enumerate(row["rounds"], 1):
+        problems += [f"round {number}: {problem}" for problem in _record_problems(number, record)]
+    return problems
+
+
+def _record_problems(number: int, record: object) -> list[str]:
+    if not isinstance(record, dict) or record.keys() != {entry.name for entry in fields(RoundRecord)}:
+        return ["its keys are not those of a round"]
+    problems = count_problems("round", record["round"], number, number)
+    for name in ("clients", "failures", "bytes_up", "bytes_down"):
+        problems += count_problems(name, record[name], 0, 2**63 - 1)
+    problems += number_problems("seconds", record["seconds"], 0.0, 1e9)
+    if record["seen_accuracy"] is not None:
+        problems += number_problems("seen_accuracy", record["seen_accuracy"], 0.0, 1.0)
+    notes = record["notes"]
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        problems.append("notes is no list of texts")
+    return problems
+
+
+def _file(sha256: str) -> str:
+    return f"trainables-{sha256[:12]}.safetensors"
+
+
+def _tensors(folder: Path, sha256: str) -> dict[str, FloatArray]:
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    path = folder / _file(sha256)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError("the rounds cannot be continued", [f"{path}: {error.strerror}"], _HINT) from None
-    if sha256_bytes(data) != sha256:
-        raise ConfigError(
-            "the rounds cannot be continued", [f"{path} is damaged"], "Choose another out folder."
-        )
-    tensors: dict[str, FloatArray] = load(data)
+    try:
+        if sha256_bytes(data) != sha256:
+            raise ValueError("another hash")
+        tensors: dict[str, FloatArray] = load(data)
+    except (ValueError, SafetensorError):
+        raise ConfigError("the rounds cannot be continued", [f"{path} is damaged"], _RESTORE) from None
     return tensors

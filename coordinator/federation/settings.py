@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, final
 
-from umbel.shared.checks import count_problems, number_problems
+from umbel.shared.checks import count_problems, number_problems, parsed_json
 from umbel.shared.errors import ConfigError, ReleaseError
 from umbel.shared.messages import LocalSettings
 from umbel.shared.recipe import LearningRecipe
@@ -112,9 +112,9 @@ def _recipe(text: object) -> LearningRecipe | None:
     if text in ("", None):
         return None
     try:
-        return LearningRecipe.from_json(json.loads(str(text)))
+        return LearningRecipe.from_json(parsed_json(str(text)))
     except ReleaseError as error:
         raise ConfigError("the settings of the rounds cannot be used", error.problems, error.hint) from None
-    except (ValueError, TypeError):
+    except ValueError:
         problem = "recipe is not the JSON of a learning recipe"
         raise ConfigError("the settings of the rounds cannot be used", [problem]) from None

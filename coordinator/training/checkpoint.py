@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from umbel.shared.checks import parsed_json
 from umbel.shared.errors import TrainingError
 from umbel.shared.files import atomic_write
 
@@ -91,7 +92,7 @@ def load_checkpoint(folder: Path, fingerprint: str) -> tuple[Progress, dict[str,
         return None
     try:
         state, tensors = _read(path)
-        meta = json.loads(state)
+        meta = parsed_json(state)
         progress, owner = Progress(**meta["progress"]), str(meta["fingerprint"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise TrainingError(
@@ -112,7 +113,7 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
     """Returns the JSON and the tensors of a checkpoint file whose digest is right."""
     data = path.read_bytes()
     tensors = load(data)
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header = parsed_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
     state = str(header["__metadata__"][_META])
     if header["__metadata__"][_DIGEST] != _digest(state, tensors):
         raise ValueError("the digest differs")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from umbel.shared.checks import parsed_json
 from umbel.shared.errors import DataError
 from umbel.shared.examples import Example
 
@@ -298,8 +299,8 @@ def _json(folder: Path, name: str, kind: type, problems: list[str]) -> Any:
 def _load_json(path: Path, kind: type, problems: list[str]) -> Any:
     """Returns what a JSON file holds, or an empty `kind` after adding a problem."""
     try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
+        data = parsed_json(path.read_bytes())
+    except (ValueError, OSError) as error:
         problems.append(f"{path.name}: {_reason(error)}")
         return kind()
     if not isinstance(data, kind):

@@ -1,5 +1,6 @@
 """A release holds what was trained, and is refused, with nothing written, where graphs and model disagree."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tests.coordinator.conftest import WORDS
 from tests.coordinator.personal import TINY_PLORA, Joint, off_by_a_thousandth, random_batch, random_users
 
 from umbel.coordinator import publish as publishing
-from umbel.coordinator.artifacts import MODEL, TrainedModel, load_trained, rebuild, save_trained
+from umbel.coordinator.artifacts import DESCRIPTION, MODEL, TrainedModel, load_trained, rebuild, save_trained
 from umbel.coordinator.config import CoordinatorConfig, validated
 from umbel.coordinator.graphs.joint import parameter_arrays
 from umbel.coordinator.graphs.split import WeightsFile, weights_file
@@ -27,6 +28,18 @@ from umbel.shared.release import Release, read_release
 from umbel.shared.text import TokenBatch
 
 LABELS = ("awful", "fair", "great")
+LOOK = {"step": 5, "loss": 0.7, "heldout_loss": 0.6, "heldout_accuracy": 0.5}
+REPORT = {
+    "steps": 7,
+    "epochs": 1.75,
+    "best_step": 5,
+    "stopped": "reached max_steps",
+    "train_examples": 64,
+    "users": 8,
+    "calibration_users": 2,
+    "curve": [LOOK],
+    "recipe_trials": [],
+}
 
 
 def trained_of(joint: Joint, **changes: Any) -> TrainedModel:
@@ -38,7 +51,7 @@ def trained_of(joint: Joint, **changes: Any) -> TrainedModel:
     config = validated(CoordinatorConfig, row | changes, "here")
     tensors = {name: joint.model.get_parameter(name).detach() for name in joint.model.shared_names()}
     recipe = LearningRecipe(steps=3)
-    return TrainedModel(config, LABELS, joint.backbone.sha256, "f" * 64, recipe, {"steps": 7}, tensors)
+    return TrainedModel(config, LABELS, joint.backbone.sha256, "f" * 64, recipe, REPORT, tensors)
 
 
 @pytest.fixture
@@ -248,6 +261,57 @@ def test_a_damaged_training_is_one_error(tiny_joint: Joint, tmp_path: Path) -> N
     (tmp_path / MODEL).unlink()
     with pytest.raises(TrainingError, match="is damaged"):
         load_trained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "problems"),
+    [
+        ({"labels": ["fair", "fair", "great"]}, ["labels are not two or more different names"]),
+        ({"labels": "fair"}, ["labels is no list of names"]),
+        ({"fingerprint": 5}, ["fingerprint is no text"]),
+        ({"report": 5}, ["TypeError"]),
+        (
+            {"report": {}},
+            [
+                f"report: missing: {name}"
+                for name in ("steps", "best_step", "train_examples", "users", "epochs", "stopped", "curve")
+            ],
+        ),
+        (
+            {"report": REPORT | {"steps": -1, "epochs": float("inf"), "stopped": None, "curve": []}},
+            [
+                f"report: {problem}"
+                for problem in (
+                    "steps is -1, expected an integer from 0 to 9223372036854775807",
+                    "epochs is inf, expected a number from 0 to 1e+09",
+                    "stopped is no text",
+                    "curve is empty",
+                )
+            ],
+        ),
+        (
+            {"report": REPORT | {"curve": [LOOK, LOOK | {"heldout_accuracy": "high"}]}},
+            ["report: look 2 of the curve: heldout_accuracy is high, expected a number from 0 to 1"],
+        ),
+        ({"report": REPORT | {"curve": [{}]}}, ["KeyError"]),
+    ],
+)
+def test_a_damaged_description_is_told_when_it_is_read(
+    tiny_joint: Joint, tmp_path: Path, change: dict[str, Any], problems: list[str]
+) -> None:
+    save_trained(tmp_path, trained_of(tiny_joint))
+    row = json.loads((tmp_path / DESCRIPTION).read_text())
+    (tmp_path / DESCRIPTION).write_text(json.dumps(row | change))
+    with pytest.raises(TrainingError, match="is damaged") as error:
+        load_trained(tmp_path)
+    assert list(error.value.problems) == problems
+
+
+def test_a_description_that_is_nested_without_end_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / DESCRIPTION).write_text("[" * 100_000)
+    with pytest.raises(TrainingError, match="is damaged") as error:
+        load_trained(tmp_path)
+    assert error.value.problems == ("NestingError",)
 
 
 def test_tensors_that_do_not_fit_are_told_together(tiny_joint: Joint) -> None:

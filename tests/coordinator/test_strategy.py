@@ -342,6 +342,8 @@ def test_all_problems_of_settings_are_listed() -> None:
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="recipe: missing key 'steps'"):
         RoundSettings.from_run_config({"recipe": "{}"})
+    with pytest.raises(ConfigError, match="recipe is not the JSON of a learning recipe"):
+        RoundSettings.from_run_config({"recipe": "[" * 100_000})
 
 
 def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -368,12 +370,67 @@ def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is damaged"):
         journal.read()
     row = json.loads((tmp_path / "rounds.json").read_text())
-    for text in ("{", json.dumps({**row, "rounds": [{}]}), "[]"):
+    for text in ("{", json.dumps({**row, "rounds": [{}]}), "[]", "[" * 100_000):
         (tmp_path / "rounds.json").write_text(text)
         with pytest.raises(ConfigError, match="is not a journal"):
             journal.read()
     (tmp_path / "rounds.json").write_text(json.dumps({**row, "schema": "umbel.rounds/9"}))
     with pytest.raises(ConfigError, match="is of another version"):
+        journal.read()
+
+
+RECORD = RoundRecord(1, 3, 0, 0.5, 200, 100, 0.75, ("a note",))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"round": 2}, "round is 2, expected an integer from 1 to 1"),
+        ({"clients": "x"}, "clients is x, expected an integer"),
+        ({"clients": -1}, "clients is -1, expected an integer"),
+        ({"failures": None}, "failures is None, expected an integer"),
+        ({"seconds": float("inf")}, "seconds is inf, expected a number"),
+        ({"bytes_up": 1.5}, "bytes_up is 1.5, expected an integer"),
+        ({"bytes_down": True}, "bytes_down is True, expected an integer"),
+        ({"seen_accuracy": 9}, "seen_accuracy is 9, expected a number from 0 to 1"),
+        ({"notes": "a note"}, "notes is no list of texts"),
+        ({"more": 1}, "its keys are not those of a round"),
+    ],
+)
+def test_a_round_that_cannot_have_been_is_refused_when_it_is_read(
+    tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
+    journal = Journal(tmp_path, RELEASE, 6, SETTINGS)
+    journal.write(RoundsResult([RECORD], start_values()))
+    found = journal.read()
+    assert found is not None
+    assert found.rounds == [RECORD]
+    row = json.loads((tmp_path / "rounds.json").read_text())
+    row["rounds"][0] |= change
+    (tmp_path / "rounds.json").write_text(json.dumps(row))
+    with pytest.raises(ConfigError, match=r"rounds\.json is not a journal of rounds") as error:
+        journal.read()
+    (found_problem,) = error.value.problems
+    assert found_problem.startswith(f"round 1: {problem}")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": [[1, 2]]},
+        {"rounds": {}},
+        {"rounds": ["one"]},
+        {"trainables": {"file": "\x00", "sha256": "a" * 64}},
+        {"trainables": {"file": "trainables-.safetensors", "sha256": ""}},
+        {"trainables": 5},
+    ],
+)
+def test_a_journal_of_a_wrong_shape_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    journal = Journal(tmp_path, RELEASE, 6, SETTINGS)
+    journal.write(RoundsResult([RECORD], start_values()))
+    row = json.loads((tmp_path / "rounds.json").read_text())
+    (tmp_path / "rounds.json").write_text(json.dumps(row | change))
+    with pytest.raises(ConfigError, match=r"rounds\.json is not a journal of rounds"):
         journal.read()
 
 

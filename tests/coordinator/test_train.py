@@ -1,5 +1,6 @@
 """Training: stopped anywhere, resumed to the same bits, nothing half-written, nothing private left behind."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 from tests.coordinator.conftest import TinyBackbone
 from tests.coordinator.small_training import STEPS, people, train_small
 from torch import Tensor
@@ -244,6 +246,16 @@ def test_a_damaged_checkpoint_is_one_error(backbone: str, tmp_path: Path, damage
     path.write_bytes(bytes(damaged[damage]))
     with pytest.raises(TrainingError, match=r"checkpoint\.safetensors is damaged"):
         train_small(backbone, tmp_path)
+
+
+def test_a_checkpoint_that_is_nested_without_end_is_damaged(tmp_path: Path) -> None:
+    """Its digest is right."""
+    state = "[" * 100_000
+    meta = {"umbel": state, "sha256": hashlib.sha256(state.encode()).hexdigest()}
+    (tmp_path / CHECKPOINT).write_bytes(save({}, meta))
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors is damaged") as error:
+        load_checkpoint(tmp_path, "a fingerprint")
+    assert error.value.problems == ("NestingError",)
 
 
 def test_a_checkpoint_holds_everything_to_the_bit(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from umbel.simulations.data.splits import UserExamples
 from umbel.simulations.evaluation import evaluate_users
 from umbel.simulations.experiment import read_experiment
 from umbel.simulations.results import read_result, without_times
+from umbel.simulations.simulate import Clock
 
 EXPERIMENT = """
 seed = {seed}
@@ -54,6 +55,7 @@ clients = 2
 k = [0, 4]
 batch_users = 2
 """
+NESTED = "[" * 100_000
 PHASES = {
     "people": 0,
     "train what everyone shares": 3,
@@ -240,7 +242,7 @@ def test_a_finished_training_is_taken_and_only_its_recipe_is_chosen_anew(
     assert figures(tmp_path / "found")["unseen"] != figures(whole)["unseen"]
 
 
-@pytest.mark.parametrize("damage", ["", "[]", '{"train": "long"}', "\x00"])
+@pytest.mark.parametrize("damage", ["", "[]", '{"train": 1e999}', "\x00", NESTED])
 def test_damaged_times_stop_no_run(experiment: Path, whole: Path, tmp_path: Path, damage: str) -> None:
     out = unfinished(whole, tmp_path / "out")
     (out / "seconds.json").write_text(damage)
@@ -309,6 +311,17 @@ def test_what_cannot_end_does_not_begin(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "value", ["1e999", "-1e999", "NaN", "-1", "1" + 400 * "0", "true", "null", '"long"', "[]", "{}"]
+)
+def test_a_time_that_is_none_is_not_taken_up(tmp_path: Path, value: str) -> None:
+    """The sound ones beside it are."""
+    (tmp_path / "seconds.json").write_text(f'{{"data": 2.5, "train": {value}, "rounds": 3}}')
+    clock = Clock(tmp_path / "seconds.json")
+    clock.load()
+    assert clock.seconds == {"data": 2.5, "rounds": 3.0}
+
+
 def test_restart_removes_a_runs_own_parts_and_nothing_else(
     experiment: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,7 +387,7 @@ def test_an_out_that_cannot_be_written_is_one_line(
     }
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"identity": 3}', "null"])
+@pytest.mark.parametrize("damage", ["{", "[]", '{"identity": 3}', "null", NESTED])
 def test_a_damaged_run_is_not_gone_on_with(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
@@ -382,6 +395,41 @@ def test_a_damaged_run_is_not_gone_on_with(
     assert simulate(experiment, tmp_path, "--json") == 2
     assert capsys.readouterr().err.startswith("umbel: ")
     assert {path.name for path in tmp_path.iterdir()} == {"run.json"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "problem"),
+    [
+        ("rounds/rounds.json", '"clients": 2', '"clients": "x"', "round 1: clients is x"),
+        ("rounds/rounds.json", '"seen_accuracy": ', '"seen_accuracy": 9', "round 1: seen_accuracy is 9"),
+        ("rounds/rounds.json", "{", NESTED, "NestingError"),
+        ("training/training.json", '"report": {', '"report": {}, "x": {', "report: missing: curve"),
+        ("training/training.json", '"no",\n', '"yes",\n', "labels are not two or more different names"),
+        ("training/training.json", "{", NESTED, "NestingError"),
+    ],
+)
+def test_a_damaged_part_of_a_run_is_told_before_the_work_and_nothing_is_lost(
+    experiment: Path,
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    old: str,
+    new: str,
+    problem: str,
+) -> None:
+    out = unfinished(whole, tmp_path / "run", "evaluation")
+    text = (out / file).read_text()
+    assert old in text
+    (out / file).write_text(text.replace(old, new))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert simulate(experiment, out) == 2
+    err = capsys.readouterr().err
+    assert "this is a bug" not in err
+    assert f"  - {problem}" in err
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert after.pop(out / "seconds.json") != before.pop(out / "seconds.json")
+    assert after == before
 
 
 def test_no_such_experiment_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -565,6 +613,40 @@ def test_a_journal_that_is_none_is_written_anew(engine: Engine, tmp_path: Path, 
     found, told = measured(engine, 4, journal)
     assert (found, told) == (wanted, [3, 4])
     assert journal.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        "{}",
+        "[]",
+        NESTED,
+        '{"generic": [], "bias": [], "personal": []}',
+        *(
+            json.dumps({model: {"0": 0.5, "2": 0.5} for model in ("generic", "bias")} | {"personal": part})
+            for part in (
+                {"0": 0.5},
+                {"0": 0.5, "2": "0.5"},
+                {"0": 0.5, "2": True},
+                {"0": 0.5, "2": 1.5},
+                {"0": 0.5, "2": -0.5},
+                {"0": 0.5, "2": float("nan")},
+                {"0": 0.5, "2": 10**400},
+                {"0": 0.5, "2": 0.5, "4": 0.5},
+            )
+        ),
+    ],
+)
+def test_whoever_stands_after_a_malformed_line_is_measured_again(
+    engine: Engine, tmp_path: Path, malformed: str
+) -> None:
+    journal = tmp_path / "people.jsonl"
+    wanted, _ = measured(engine, 7, journal)
+    data = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([*data[:5], malformed + "\n", *data[6:]]))
+    found, told = measured(engine, 7, journal)
+    assert (found, told) == (wanted, [6, 7])
+    assert journal.read_text() == "".join(data)
 
 
 @pytest.mark.parametrize("change", [{"query": 5}, {"batch_users": 2}])
