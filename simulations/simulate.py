@@ -20,12 +20,10 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 
@@ -34,10 +32,11 @@ from umbel.coordinator.publish import publish, publish_update
 from umbel.coordinator.train import read_finished, train
 from umbel.device_client.engine import Engine
 from umbel.device_client.store import HELDOUT
-from umbel.shared.checks import number_problems, parsed_json
+from umbel.shared.checks import parsed_json
 from umbel.shared.errors import ConfigError
 from umbel.shared.files import atomic_write, refuse_taken, sha256_bytes, sole_use
 from umbel.shared.release import Release, read_release
+from umbel.simulations.clock import Clock
 from umbel.simulations.data.splits import UserExamples
 from umbel.simulations.engines import RoundsResult, run_rounds
 from umbel.simulations.evaluation import evaluate_users, reachable
@@ -63,40 +62,6 @@ RUN = "run.json"
 RESULT = "result.json"
 REPORT = "report.html"
 _VERSIONS = ("numpy", "torch", "transformers", "onnxruntime", "flwr")
-
-
-@final
-@dataclass(slots=True)
-class Clock:
-    """Seconds by phase, kept in the run's folder, so that a resumed run still tells what the whole took."""
-
-    path: Path
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def load(self) -> None:
-        """Takes up what an earlier, stopped run has measured."""
-        with suppress(OSError, ValueError, AttributeError):  # worth no run that can go on
-            found = parsed_json(self.path.read_bytes()).items()
-            self.seconds = {name: float(value) for name, value in found if _is_time(name, value)}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Adds the time that the block takes, however it ends."""
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - begun)
-
-    def add(self, name: str, seconds: float) -> None:
-        """Adds some time to a phase."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        atomic_write(self.path, json.dumps(self.seconds).encode())
-
-
-def _is_time(name: str, value: object) -> bool:
-    """Says whether a name and a value, read from a file, can be a phase and its seconds."""
-    return name.isascii() and not number_problems(name, value, 0.0, 1e9)
 
 
 def simulate(

@@ -22,11 +22,11 @@ from umbel.shared.examples import Example, write_examples
 from umbel.shared.files import sole_use
 from umbel.shared.release import Release
 from umbel.simulations import evaluation, progress
+from umbel.simulations.clock import Clock
 from umbel.simulations.data.splits import UserExamples
 from umbel.simulations.evaluation import evaluate_users
 from umbel.simulations.experiment import read_experiment
 from umbel.simulations.results import read_result, without_times
-from umbel.simulations.simulate import Clock
 
 EXPERIMENT = """
 seed = {seed}
