@@ -178,14 +178,16 @@ class Sessions:
         return OracleResult(found["logits"], found["nll"], float(found["loss"]), grads)
 
 
-def assert_agree(found: OracleResult, wanted: OracleResult, gradients: set[str]) -> None:
+def assert_agree(
+    found: OracleResult, wanted: OracleResult, gradients: set[str], tolerance: float = 1e-5
+) -> None:
     assert found.grads.keys() >= gradients
     assert wanted.grads.keys() >= gradients
     assert_close_relative("logits", found.logits, wanted.logits)
     assert_close_relative("nll", found.nll, wanted.nll)
     assert_close_relative("loss", np.array(found.loss), np.array(wanted.loss))
     for name in sorted(gradients):
-        assert_close_relative(name, found.grads[name], wanted.grads[name])
+        assert_close_relative(name, found.grads[name], wanted.grads[name], tolerance)
 
 
 def plora_of(model: PersonalModel) -> PLoRA:
