@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from umbel.coordinator.backbone import Backbone
+from umbel.coordinator.backbone import Backbone, BackboneShape
 from umbel.coordinator.methods import method_class
 from umbel.coordinator.methods.base import AbstractMethod, MethodConfig
 from umbel.coordinator.sites import Frame, FrameHolder, InjectedLinear, find_sites, inject
@@ -89,6 +89,10 @@ class PersonalModel(nn.Module):
     def prompt_rows(self) -> int:
         """Returns how many rows the methods together put before the input."""
         return sum(method.prompt_rows() for method in self.method_list())
+
+    def longest_text(self, shape: BackboneShape) -> int:
+        """Returns how many tokens of a text the encoder has room for beside the methods' rows."""
+        return shape.max_tokens - self.prompt_rows()
 
     def _with_prompt(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
         encoder: Any = self.encoder

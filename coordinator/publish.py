@@ -86,7 +86,7 @@ def publish_model(
 
     config = trained.config
     names = trainable_names(model, config.trainables)
-    max_tokens = min(config.backbone.max_tokens, backbone.shape.max_tokens - model.prompt_rows())
+    max_tokens = min(config.backbone.max_tokens, model.longest_text(backbone.shape))
     on_phase("export graphs")
     joint = export_joint(model, names, backbone.shape)
     arrays = parameter_arrays(model)

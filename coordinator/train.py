@@ -28,6 +28,7 @@ from umbel.shared.files import refuse_taken, sole_use
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.text import TextEncoder
 
+_OTHER_TRAINING = "Name one of this very configuration."
 _OTHER_OUT = "Choose another --out, or pass --restart to train again there."
 
 OnProgress = Callable[[str, int, int, str], None]
@@ -105,7 +106,7 @@ def _train(
     here = (out / DESCRIPTION).is_file() and not restart
     earlier = _finished(out, fingerprint) if here else None
     if not here and finished is not None:
-        earlier = read_finished(config, examples, finished)
+        earlier = _finished(finished, fingerprint, _OTHER_TRAINING)
     if here and earlier is not None and earlier.config == config:
         return earlier
     labels = config.task.labels or labels_of(examples)
@@ -114,7 +115,7 @@ def _train(
             "there is nothing to tell apart", [f"labels found: {len(labels)}, at least 2 are needed"]
         )
     model = build_model(backbone, config.task.kind, labels, config.method_configs(), config.seed)
-    longest = min(config.backbone.max_tokens, backbone.shape.max_tokens - model.prompt_rows())
+    longest = min(config.backbone.max_tokens, model.longest_text(backbone.shape))
     encoder = TextEncoder(backbone.tokenizer_json, longest)
     data = prepare(examples, labels, encoder, config.training, config.seed)
     if restart:
@@ -136,11 +137,7 @@ def read_finished(config: CoordinatorConfig, examples: Sequence[Example], folder
         BackboneError: The backbone cannot be loaded.
     """
     backbone = load_backbone(config.backbone.name, sha256=config.backbone.sha256)
-    return _finished(
-        folder,
-        _fingerprint(config, examples, backbone),
-        "Name one of this very configuration.",
-    )
+    return _finished(folder, _fingerprint(config, examples, backbone), _OTHER_TRAINING)
 
 
 def _reused(

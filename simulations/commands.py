@@ -187,7 +187,8 @@ def _ks(text: str) -> tuple[int, ...]:
     from umbel.shared.errors import ConfigError
 
     parts = [part.strip() for part in text.split(",")]
-    wrong = [part for part in parts if not (part.isascii() and part.isdecimal()) or len(part) > 6]
+    # Length first: int() refuses thousands of digits in its own words.
+    wrong = [p for p in parts if not (p.isascii() and p.isdecimal()) or len(p) > 9 or int(p) > 100_000]
     if wrong:
         raise ConfigError(
             "--k cannot be read", [f"'{part}' is not a count" for part in wrong], "Write it like: --k 0,4,16"

@@ -128,7 +128,7 @@ def _arguments(joint: JointModule, model: PersonalModel, shape: BackboneShape) -
 
 def _dynamic(joint: JointModule, shape: BackboneShape) -> tuple[Any, ...]:
     batch, users = torch.export.Dim("batch", min=1), torch.export.Dim("users", min=1)
-    seq = torch.export.Dim("seq", min=2, max=shape.max_tokens - joint.model.prompt_rows())
+    seq = torch.export.Dim("seq", min=2, max=joint.model.longest_text(shape))
     tokens = {0: batch, 1: seq}
     private = tuple({0: users} for _ in joint.private_names)
     return tokens, tokens, {0: batch}, {0: batch}, {0: batch}, private, tuple({} for _ in joint.trainables)

@@ -524,7 +524,7 @@ def test_evaluate_tells_of_an_out_that_cannot_be_made_before_it_measures(
     assert capsys.readouterr().err == f"umbel: Not a directory: {tmp_path / 'file' / 'out'}\n"
 
 
-@pytest.mark.parametrize("k", ["", "a", "1,,2", "-1", "1.5", "1,2000000"])
+@pytest.mark.parametrize("k", ["", "a", "1,,2", "-1", "1.5", "1,2000000", "100001", "9" * 5000])
 def test_counts_that_are_none(
     tiny_release: Release, people: Path, capsys: pytest.CaptureFixture[str], k: str
 ) -> None:
