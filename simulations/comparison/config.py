@@ -1,0 +1,86 @@
+"""The configuration of the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self, final
+
+from pydantic import Field, model_validator
+
+from umbel.coordinator.config import BackboneConfig, CoordinatorConfig, Strict
+
+
+@final
+class DataSetConfig(Strict):
+    """[data.NAME]: one set of people."""
+
+    source: Literal["community", "movielens", "crehate", "clinc150", "paradigms"] = Field(
+        description="The generated community, or a public format."
+    )
+    user_prefix: str = Field(default="", description="Only people whose id begins so.")
+    users: int | None = Field(default=None, ge=4, description="People of the generated community.")
+    tasks: bool = Field(default=False, description="Profiles are tasks that training knows, not new people.")
+    unseen_share: float = Field(default=0.3, gt=0, lt=1, description="Share of people that are new.")
+    calibration_share: float = Field(
+        default=0.1, gt=0, lt=0.9, description="Share of seen people on whom options are chosen."
+    )
+    calibration_users: int = Field(default=10, ge=1, description="Of them, at most.")
+    calibration_query: int = Field(
+        default=50, ge=1, description="Of a task: examples that options are chosen on."
+    )
+    training_users: int | None = Field(
+        default=None, ge=2, description="Seen people for whom private tensors are trained; None: all."
+    )
+    people: int = Field(default=20, ge=1, description="New people for whom contestants learn.")
+    more_people: int = Field(default=0, ge=0, description="Further ones, where nothing is learned for them.")
+    query: int = Field(default=30, ge=1, description="Examples to predict per person, at most.")
+    k: tuple[int, ...] = Field(default=(4, 16, 32), min_length=1, description="Counts of own examples.")
+    max_tokens: int = Field(default=32, ge=4, le=512, description="Texts are cut to so many tokens.")
+    generic_steps: int = Field(default=300, ge=1, description="Steps of the generic model, batches of 64.")
+    generic_rate: float = Field(default=1e-4, gt=0, le=1, description="Its encoder's rate.")
+    steps: int = Field(default=150, ge=1, description="Steps in which a method's shared part is trained.")
+    learning_steps: int = Field(
+        default=10, ge=1, description="Full-batch steps of few-shot learning, everybody's."
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if list(self.k) != sorted(set(self.k)) or self.k[0] < 1:
+            raise ValueError("k must be ascending, different and at least 1")
+        return self
+
+
+@final
+class ContestantConfig(Strict):
+    """[contestants.NAME]: methods that are on together, and how their shared part is trained."""
+
+    methods: Mapping[str, Mapping[str, Any]] = Field(min_length=1, description="Method -> its options.")
+    shared_rate: float = Field(default=1e-3, gt=0, le=10, description="Rate of the shared tensors.")
+    private_rate: float = Field(
+        default=2e-2, gt=0, le=10, description="Rate of seen people's private tensors."
+    )
+    learning_rate: tuple[float, ...] = Field(
+        default=(0.1, 0.2), min_length=1, description="Few-shot rates that are tried."
+    )
+    prior_strength: tuple[float, ...] = Field(
+        default=(1.0, 2.0), min_length=1, description="Few-shot priors that are tried."
+    )
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        CoordinatorConfig.model_validate({"methods": self.methods})
+        return self
+
+
+@final
+class ComparisonConfig(Strict):
+    """A whole comparison: every contestant on every data set under every seed."""
+
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    backbone: BackboneConfig = BackboneConfig.model_construct()
+    batch_size: int = Field(default=64, ge=1, description="Examples per training step.")
+    rivals: tuple[str, ...] = Field(
+        description="Names of simulations/comparison/rivals, all without profiles."
+    )
+    contestants: Mapping[str, ContestantConfig]
+    data: Mapping[str, DataSetConfig]
