@@ -115,7 +115,7 @@ class TrainingConfig(Strict):
         0.1, ge=0, lt=0.9, description="Share of seen users kept for choosing the recipe."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where a GPU or the processor (AMX) has units for it."
+        "auto", description="auto: bfloat16 where a GPU or the processor (AMX, AVX512-BF16) has units."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train.")
 

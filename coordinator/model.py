@@ -33,7 +33,8 @@ class PersonalModel(nn.Module):
         self.methods = nn.ModuleDict(dict(methods))
         self.task = task
         self._holder = FrameHolder()
-        inject(encoder, find_sites(encoder), self.method_list(), self._holder)
+        if methods:  # without, the encoder stays as it came: others may wrap its layers
+            inject(encoder, find_sites(encoder), self.method_list(), self._holder)
 
     def method_list(self) -> list[AbstractMethod]:
         """Returns the methods, in the order in which they act."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from umbel.coordinator.artifacts import DESCRIPTION, TrainedModel, load_trained, rebuild, save_trained
 from umbel.coordinator.backbone import Backbone, load_backbone
@@ -73,12 +74,12 @@ def train(
         ExampleError: A label is not among the configured ones.
     """
     refuse_taken(out, own=DESCRIPTION)
-    with sole_use(out), _arithmetic(threads):
+    with sole_use(out), arithmetic(threads):
         return _train(config, examples, out, restart, finished, on_progress)
 
 
 @contextmanager
-def _arithmetic(threads: int) -> Iterator[None]:
+def arithmetic(threads: int) -> Iterator[None]:
     """Sets torch's threads, and rounds denormals to 0: moments of the absent decay to them, which is slow.
 
     Both hold for the whole process, numpy included, so they are set back.
@@ -172,9 +173,7 @@ def _run(
     fingerprint: str,
     on_progress: OnProgress,
 ) -> TrainedModel:
-    trainer = Trainer(model, data, config, out, fingerprint)
-    start_shared(model, data)
-    start_users(model, trainer.table, data)
+    trainer = begun(model, data, config, out, fingerprint)
     with closing(Board(out)) as board:
 
         def after_step(reached: Progress) -> None:
@@ -183,7 +182,7 @@ def _run(
             on_progress("train", reached.step, config.training.max_steps, _words(last))
 
         progress = trainer.run(after_step)
-    _rebase(trainer)
+    rebase(trainer)
     recipe, trials = _choose(model, data, config, on_progress)
     report = {
         "steps": progress.step,
@@ -200,12 +199,27 @@ def _run(
     return TrainedModel(config, data.labels, backbone.sha256, fingerprint, recipe, report, tensors)
 
 
-def _rebase(trainer: Trainer) -> None:
-    """Puts the shared tensors into the basis where few-shot learning goes best; the table stays behind."""
+def begun(
+    model: PersonalModel, data: TrainingData, config: CoordinatorConfig, out: Path, fingerprint: str
+) -> Trainer:
+    """Returns a trainer whose shared and private tensors have the first values that their methods want."""
+    trainer = Trainer(model, data, config, out, fingerprint)
+    start_shared(model, data)
+    start_users(model, trainer.table, data)
+    return trainer
+
+
+def rebase(trainer: Trainer) -> dict[str, Tensor]:
+    """Puts the shared tensors into the basis where few-shot learning goes best.
+
+    Returns:
+        The seen users' private tensors in that basis, by name: (users, *shape).
+    """
     profile = {name: value.detach().cpu() for name, value in trainer.table.as_profile().items()}
     trainer.model.cpu()
     for method in trainer.model.method_list():
         profile = method.rebase(profile)
+    return profile
 
 
 def _words(row: dict[str, float] | None) -> str:

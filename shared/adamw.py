@@ -33,8 +33,10 @@ class AdamW:
         """Returns the values after one step; the arrays given are left as they are."""
         share_left = max(0.0, 1.0 - self.step_count / max(self.recipe.steps, 1))
         self.step_count += 1
-        rate = self.recipe.learning_rate * share_left
-        return {name: self._moved(name, values[name], gradients[name], rate) for name in values}
+        return {
+            name: self._moved(name, values[name], gradients[name], self.recipe.rate_of(name) * share_left)
+            for name in values
+        }
 
     def _moved(self, name: str, value: FloatArray, gradient: FloatArray, rate: float) -> FloatArray:
         recipe = self.recipe

@@ -35,7 +35,7 @@ def minimise(
     for number in range(1, recipe.steps + 1):
         nll, gradients = gradients_at(profile)
         pulled = {
-            name: gradient + recipe.prior_strength * (profile[name] - origin[name])
+            name: gradient + recipe.prior_of(name) * (profile[name] - origin[name])
             for name, gradient in gradients.items()
         }
         profile = optimizer.step(profile, pulled)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, final
 
 from umbel.shared.checks import count_problems, number_problems, shown
@@ -17,6 +18,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "epsilon": (1e-12, 1.0),
     "bias_prior": (1e-6, 1e6),
 }
+_FACTORS = (0.0, 1e6)
+_MOST_TENSORS = 1000
 
 
 @final
@@ -36,6 +39,8 @@ class LearningRecipe:
         second_moment: "tensor": one squared gradient per private tensor, so that a step keeps the gradient's
             direction; "element": one per value, as in the original AdamW.
         bias_prior: Precision of the private bias's prior, for the baseline "generic + private bias".
+        rates: Private tensor -> its rate relative to `learning_rate`; 1 where it is not named.
+        priors: Private tensor -> its pull relative to `prior_strength`; 1 where it is not named.
     """
 
     steps: int = 16
@@ -47,6 +52,16 @@ class LearningRecipe:
     epsilon: float = 1e-8
     second_moment: str = "tensor"
     bias_prior: float = 1.0
+    rates: Mapping[str, float] = field(default_factory=dict)
+    priors: Mapping[str, float] = field(default_factory=dict)
+
+    def rate_of(self, tensor: str) -> float:
+        """Returns the first step's rate of a private tensor."""
+        return self.learning_rate * self.rates.get(tensor, 1.0)
+
+    def prior_of(self, tensor: str) -> float:
+        """Returns how strongly a private tensor is pulled to where it started."""
+        return self.prior_strength * self.priors.get(tensor, 1.0)
 
     def problems(self) -> list[str]:
         """Returns what is out of range, one line each."""
@@ -55,6 +70,8 @@ class LearningRecipe:
             wrong += number_problems(name, getattr(self, name), low, high)
         if self.second_moment not in ("tensor", "element"):
             wrong.append(f"second_moment is {shown(self.second_moment)}, expected 'tensor' or 'element'")
+        for name in ("rates", "priors"):
+            wrong += _factor_problems(name, getattr(self, name))
         return wrong
 
     def as_json(self) -> dict[str, Any]:
@@ -82,3 +99,17 @@ class LearningRecipe:
                 "the learning recipe is malformed", [f"recipe: {problem}" for problem in problems]
             )
         return recipe
+
+
+def _factor_problems(name: str, found: object) -> list[str]:
+    if (
+        not isinstance(found, dict)
+        or len(found) > _MOST_TENSORS
+        or not all(isinstance(k, str) for k in found)
+    ):
+        return [f"{name} is {shown(found)}, expected an object: private tensor -> factor"]
+    return [
+        problem
+        for tensor, value in found.items()
+        for problem in number_problems(f"{name}, {shown(tensor)}", value, *_FACTORS)
+    ]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from umbel.coordinator.backbone import BackboneShape
@@ -18,9 +18,32 @@ _EIGENVALUE_FLOOR = 1e-4
 
 
 class MethodConfig(BaseModel):
-    """Options of a method, as written under [methods.NAME] in a configuration."""
+    """Options of a method, as written under [methods.NAME] in a configuration.
+
+    The factors are what the method needs against others that are on beside it; [training] and [recipe] say
+    how fast all of them learn.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shared_rate: float = Field(
+        default=1.0,
+        ge=0,
+        le=1e6,
+        description="Rate of its shared tensors, as a factor on training.shared_rate.",
+    )
+    private_rate: float = Field(
+        default=1.0,
+        ge=0,
+        le=1e6,
+        description="Rate of seen users' tensors, as a factor on training.private_rate.",
+    )
+    device_rate: float = Field(
+        default=1.0, ge=0, le=1e6, description="Rate on a device, as a factor on the recipe's learning_rate."
+    )
+    device_prior: float = Field(
+        default=1.0, ge=0, le=1e6, description="Pull on a device, as a factor on the recipe's prior_strength."
+    )
 
 
 class AbstractMethod(nn.Module, ABC):

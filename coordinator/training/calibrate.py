@@ -27,9 +27,10 @@ _TOGETHER = 16  # users whose examples share a batch: memory grows with it
 class TorchGradients:
     """The torch twin of the device's learn and predict graphs; the only torch <-> numpy door of learning."""
 
-    def __init__(self, model: PersonalModel, tokens: TokenBatch):
+    def __init__(self, model: PersonalModel, tokens: TokenBatch, *, bfloat16: bool = False):
         self.model = model.eval()
         self.tokens = tokens
+        self.bfloat16 = bfloat16
         self.device = next(model.parameters()).device
 
     def learn(
@@ -56,7 +57,9 @@ class TorchGradients:
     def _logits(self, rows: Rows, profile: Mapping[str, Any]) -> Any:
         tokens = self.tokens.rows(rows.text)
         arrays = (tokens.ids, tokens.mask, rows.user)
-        return self.model(*(torch.from_numpy(array).to(self.device) for array in arrays), profile)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            logits = self.model(*(torch.from_numpy(array).to(self.device) for array in arrays), profile)
+        return logits.float()
 
 
 def choose_recipe(
@@ -79,8 +82,16 @@ def choose_recipe(
     Returns:
         The recipe, and a row for each combination: its options, nll and accuracy by k.
     """
+    rates, priors = relative(model)
     recipes = [
-        LearningRecipe(steps=s, learning_rate=rate, prior_strength=prior, second_moment=moment)
+        LearningRecipe(
+            steps=s,
+            learning_rate=rate,
+            prior_strength=prior,
+            second_moment=moment,
+            rates=rates,
+            priors=priors,
+        )
         for s, rate, prior, moment in product(
             config.steps, config.learning_rate, config.prior_strength, config.second_moment
         )
@@ -98,6 +109,18 @@ def choose_recipe(
     bias_prior = _choose_bias_prior(twin, able, config)
     chosen = LearningRecipe(**{**recipes[best].as_json(), "bias_prior": bias_prior})
     return chosen, trials
+
+
+def relative(model: PersonalModel) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns the rates and the priors of private tensors that their methods want to differ from 1."""
+    rates, priors = {}, {}
+    for method in model.method_list():
+        for tensor in method.profile_tensors():
+            if method.config.device_rate != 1.0:
+                rates[tensor.name] = method.config.device_rate
+            if method.config.device_prior != 1.0:
+                priors[tensor.name] = method.config.device_prior
+    return rates, priors
 
 
 def _trial(

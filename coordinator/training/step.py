@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from umbel.coordinator.config import BackboneConfig, TrainingConfig
+from umbel.coordinator.methods.base import MethodConfig
 from umbel.coordinator.model import PersonalModel
 from umbel.coordinator.sites import Frame
 from umbel.shared.errors import ConfigError
@@ -87,28 +88,28 @@ def _is_trained(name: str, train: str, layers: int) -> bool:
 
 
 def make_optimizer(
-    trained: Mapping[str, nn.Parameter], table: UserTable, config: TrainingConfig
+    trained: Mapping[str, nn.Parameter],
+    table: UserTable,
+    config: TrainingConfig,
+    methods: Mapping[str, MethodConfig],
 ) -> torch.optim.AdamW:
-    """Returns AdamW with a rate of its own for methods, head, encoder and users."""
-    groups: dict[str, list[nn.Parameter]] = {"methods": [], "task": [], "encoder": []}
+    """Returns AdamW with a rate of its own for head, encoder, each method and its users' tensors."""
+    rates = {"task": config.head_rate, "encoder": config.backbone_rate}
+    rates |= {f"methods.{name}": config.shared_rate * own.shared_rate for name, own in methods.items()}
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for name, parameter in trained.items():
-        groups[name.partition(".")[0]].append(parameter)
-    rates = {"methods": config.shared_rate, "task": config.head_rate, "encoder": config.backbone_rate}
-    parts: list[dict[str, Any]] = [
-        {"params": parameters, "lr": rates[name], "base": rates[name], "weight_decay": config.weight_decay}
-        for name, parameters in groups.items()
-        if parameters
-    ]
-    # The prior of a private vector is in the loss, where it weighs by example: decay pulls the absent too.
-    parts.append(
-        {
-            "params": list(table.values),
-            "lr": config.private_rate,
-            "base": config.private_rate,
-            "weight_decay": 0.0,
-        }
-    )
-    return torch.optim.AdamW(parts, betas=(0.9, 0.98), foreach=True)
+        first, _, rest = name.partition(".")
+        groups[f"methods.{rest.partition('.')[0]}" if first == "methods" else first].append(parameter)
+    parts = [_group(parameters, rates[name], config.weight_decay) for name, parameters in groups.items()]
+    for name, own in methods.items():
+        private = [value for key, value in table.as_profile().items() if key.startswith(f"{name}.")]
+        # The prior of private tensors is in the loss, where it weighs by example: decay pulls the absent too.
+        parts.append(_group(private, config.private_rate * own.private_rate, 0.0))
+    return torch.optim.AdamW([part for part in parts if part["params"]], betas=(0.9, 0.98), foreach=True)
+
+
+def _group(parameters: Sequence[Tensor], rate: float, decay: float) -> dict[str, Any]:
+    return {"params": list(parameters), "lr": rate, "base": rate, "weight_decay": decay}
 
 
 def set_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainingConfig) -> None:

@@ -54,12 +54,12 @@ class Trainer:
         self.model = model.to(self.device)
         self.table = UserTable(model.profile_spec(), len(data.users)).to(self.device)
         trained = trained_parameters(model, config.backbone)
-        self.optimizer = make_optimizer(trained, self.table, config.training)
+        self.optimizer = make_optimizer(trained, self.table, config.training, config.methods)
         self.weights: dict[str, Tensor] = dict(trained)
         self.weights |= {f"users/{name}": value for name, value in self.table.as_profile().items()}
         self.best: dict[str, Tensor] = {}
         self.progress = Progress()
-        self._bfloat16 = _uses_bfloat16(config.training.precision, self.device)
+        self._bfloat16 = uses_bfloat16(config.training.precision, self.device)
 
     def run(self, on_step: Callable[[Progress], None] | None = None) -> Progress:
         """Trains until the last step or until held-out loss no longer falls, then takes the best weights.
@@ -222,8 +222,15 @@ def _device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """Says whether matrix products are in bfloat16; by "auto" where there are units that make it faster."""
+def uses_bfloat16(precision: str, device: torch.device | None = None) -> bool:
+    """Says whether matrix products are in bfloat16; by "auto" where there are units that make it faster.
+
+    Args:
+        precision: "auto", "float32" or "bfloat16".
+        device: Where; None for the processor.
+    """
     if precision != "auto":
         return precision == "bfloat16"
-    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    capabilities = torch.cpu.get_capabilities()
+    on_gpu = device is not None and device.type == "cuda"
+    return on_gpu or bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

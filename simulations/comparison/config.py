@@ -17,6 +17,7 @@ class DataSetConfig(Strict):
     source: Literal["community", "movielens", "crehate", "clinc150", "paradigms"] = Field(
         description="The generated community, or a public format."
     )
+    folder: str = Field(default="", description="Name of its folder among the data sets.")
     user_prefix: str = Field(default="", description="Only people whose id begins so.")
     users: int | None = Field(default=None, ge=4, description="People of the generated community.")
     tasks: bool = Field(default=False, description="Profiles are tasks that training knows, not new people.")
@@ -37,7 +38,9 @@ class DataSetConfig(Strict):
     k: tuple[int, ...] = Field(default=(4, 16, 32), min_length=1, description="Counts of own examples.")
     max_tokens: int = Field(default=32, ge=4, le=512, description="Texts are cut to so many tokens.")
     generic_steps: int = Field(default=300, ge=1, description="Steps of the generic model, batches of 64.")
-    generic_rate: float = Field(default=1e-4, gt=0, le=1, description="Its encoder's rate.")
+    generic_rate: float = Field(
+        default=1e-4, ge=0, le=1, description="Its encoder's rate; 0 trains its head alone."
+    )
     steps: int = Field(default=150, ge=1, description="Steps in which a method's shared part is trained.")
     learning_steps: int = Field(
         default=10, ge=1, description="Full-batch steps of few-shot learning, everybody's."
@@ -54,6 +57,7 @@ class DataSetConfig(Strict):
 class ContestantConfig(Strict):
     """[contestants.NAME]: methods that are on together, and how their shared part is trained."""
 
+    title: str = Field(default="", description="Its name for people.")
     methods: Mapping[str, Mapping[str, Any]] = Field(min_length=1, description="Method -> its options.")
     shared_rate: float = Field(default=1e-3, gt=0, le=10, description="Rate of the shared tensors.")
     private_rate: float = Field(

@@ -94,6 +94,7 @@ class Contestant(ABC):
 
     def prepare(self, on_step: Callable[[int, int], None]) -> None:
         """Trains what it shares, if anything, on seen people; hears nothing of anybody else."""
+        on_step(1, 1)
 
     def options(self) -> Sequence[Options]:
         """Returns what is tried on calibration people; one needs no trial."""

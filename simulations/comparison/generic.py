@@ -1,0 +1,231 @@
+"""The generic model: the whole encoder, trained on what all seen people say of each text together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.nn import functional
+
+from umbel.coordinator.backbone import Backbone
+from umbel.coordinator.model import PersonalModel, build_model
+from umbel.coordinator.training.data import Rows, TrainingData
+from umbel.shared.files import atomic_write
+from umbel.shared.rng import generator, integer_seed
+
+OnStep = Callable[[int, int], None]
+_WARM_SHARE = 0.1
+_LOOKS = 6
+_HEAD_RATE = 3e-3
+_DECAY = 0.01
+_CLIP = 1.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Opinions:
+    """What everybody together says of each text.
+
+    Attributes:
+        text: (texts,) the texts that somebody judged.
+        counts: (texts, labels) how often each label was given.
+    """
+
+    text: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.float64]
+
+
+def opinions(rows: Rows, labels: int) -> Opinions:
+    """Adds up the judgements of each text.
+
+    A model that knows nothing of the person sees them through these counts alone, and one pass over the texts
+    is worth a pass over all judgements.
+    """
+    text, place = np.unique(rows.text, return_inverse=True)
+    counts = np.zeros((len(text), labels))
+    np.add.at(counts, (place, rows.label), 1.0)
+    return Opinions(text, counts)
+
+
+def train_generic(
+    model: PersonalModel,
+    parts: Sequence[tuple[Sequence[Tensor], float]],
+    data: TrainingData,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    precision: Callable[[], Any],
+    on_step: OnStep,
+) -> None:
+    """Trains some of a model's parameters without profiles and leaves it at its best look, in place.
+
+    A text is drawn with a probability proportional to the root of how often it was judged, and weighs by that
+    root again: every judgement counts alike, and seldom judged texts are still seen.
+
+    Args:
+        model: Its methods, if any, have no private tensors.
+        parts: Parameters with their rate.
+        data: Judgements of seen people; held-out ones decide which look is the best.
+        steps: Optimizer steps.
+        batch_size: Texts per step.
+        seed: Of the order of the texts, and of dropout.
+        precision: Gives the context in which the model runs.
+        on_step: Called with (steps done, steps in all).
+    """
+    model.requires_grad_(False)
+    for parameters, _ in parts:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(
+        [{"params": list(own), "lr": rate, "base": rate} for own, rate in parts],
+        betas=(0.9, 0.98),
+        weight_decay=_DECAY,
+        foreach=True,
+    )
+    everything = [parameter for own, _ in parts for parameter in own]
+    said = opinions(data.train, len(data.labels))
+    rng = generator(seed, 0, "", "comparison: generic")
+    best, kept = math.inf, [parameter.detach().clone() for parameter in everything]
+    for step in range(steps):
+        torch.manual_seed(integer_seed(seed, step, "", "comparison: dropout"))
+        model.train()
+        for group in optimizer.param_groups:
+            group["lr"] = group["base"] * _schedule(step, steps)
+        loss = _loss(model, data, said, rng, batch_size, precision)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(everything, _CLIP)
+        optimizer.step()
+        on_step(step + 1, steps)
+        if (step + 1) % max(steps // _LOOKS, 1) == 0 or step + 1 == steps:
+            found = held_out_loss(model, data, precision)
+            if found < best:
+                best, kept = found, [parameter.detach().clone() for parameter in everything]
+    with torch.no_grad():
+        for parameter, value in zip(everything, kept, strict=True):
+            parameter.copy_(value)
+    model.requires_grad_(False)
+    model.eval()
+
+
+def _schedule(step: int, steps: int) -> float:
+    warm = min(1.0, (step + 1) / max(_WARM_SHARE * steps, 1))
+    return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _loss(
+    model: PersonalModel,
+    data: TrainingData,
+    said: Opinions,
+    rng: np.random.Generator,
+    batch_size: int,
+    precision: Callable[[], Any],
+) -> Tensor:
+    root = np.sqrt(said.counts.sum(1))
+    chosen = rng.choice(len(root), batch_size, p=root / root.sum())
+    tokens = data.tokens.rows(said.text[chosen])
+    shares = said.counts[chosen] / said.counts[chosen].sum(1, keepdims=True)
+    weights = root[chosen] / root[chosen].mean()
+    with precision():
+        logits = _plain(model, torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask))
+    target = torch.from_numpy(shares).float()
+    nll = -(functional.log_softmax(logits.float(), dim=-1) * target).sum(-1)
+    return (nll * torch.from_numpy(weights).float()).mean()
+
+
+@torch.no_grad()
+def held_out_loss(model: PersonalModel, data: TrainingData, precision: Callable[[], Any]) -> float:
+    """Returns the mean nll of the seen people's held-out judgements, without profiles."""
+    model.eval()
+    said = opinions(data.validation, len(data.labels))
+    logits = generic_logits(model, data, said.text, precision)
+    nll = -functional.log_softmax(logits, dim=-1).double().numpy()
+    return float((nll * said.counts).sum() / said.counts.sum())
+
+
+@torch.no_grad()
+def generic_logits(
+    model: PersonalModel, data: TrainingData, texts: npt.NDArray[np.int64], precision: Callable[[], Any]
+) -> Tensor:
+    """Returns logits (texts, labels), float32, without profiles, in batches of like length."""
+    model.eval()
+    order = np.argsort(data.tokens.mask[texts].sum(1), kind="stable")
+    found = torch.empty(len(texts), len(data.labels))
+    for at in range(0, len(order), 256):
+        part = order[at : at + 256]
+        tokens = data.tokens.rows(texts[part])
+        with precision():
+            logits = _plain(model, torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask))
+        found[torch.from_numpy(part)] = logits.float()
+    return found
+
+
+def _plain(model: PersonalModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """Returns the logits under zero profiles."""
+    zeros = {tensor.name: torch.zeros(1, *tensor.shape) for tensor in model.profile_spec().tensors}
+    logits: Tensor = model(ids, mask, torch.zeros(len(ids), dtype=torch.long), zeros)
+    return logits
+
+
+def generic_model(
+    backbone: Backbone,
+    data: TrainingData,
+    *,
+    steps: int,
+    rate: float,
+    batch_size: int,
+    seed: int,
+    precision: Callable[[], Any],
+    kept: Path,
+    on_step: OnStep,
+) -> PersonalModel:
+    """Trains the generic model, or reads it from `kept`, where it is written.
+
+    Args:
+        backbone: The pretrained encoder.
+        data: Judgements of seen people.
+        steps: Optimizer steps.
+        rate: The encoder's rate; 0 leaves it as it was pretrained and trains the head alone.
+        batch_size: Texts per step.
+        seed: Of the head and of the order.
+        precision: Gives the context in which it runs.
+        kept: File.
+        on_step: Called with (steps done, steps in all).
+    """
+    model = build_model(backbone, "classification", data.labels, {}, seed)
+    names = [name for name, _ in model.named_parameters()]
+    if kept.is_file():
+        try:
+            tensors = load(kept.read_bytes())
+        except SafetensorError:
+            tensors = {}
+        if sorted(tensors) == sorted(names):
+            model.load_state_dict(tensors, strict=False)
+            model.requires_grad_(False)
+            return model.eval()
+    parts = [(list(model.task.parameters()), _HEAD_RATE)]
+    if rate > 0:
+        parts.append((list(model.encoder.parameters()), rate))
+    train_generic(
+        model,
+        parts,
+        data,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        precision=precision,
+        on_step=on_step,
+    )
+    tensors = {name: value.detach().contiguous().clone() for name, value in model.named_parameters()}
+    atomic_write(kept, save(tensors))
+    return model

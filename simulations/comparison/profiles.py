@@ -1,0 +1,140 @@
+"""umbel's own contestants: methods, their shared part trained here, their profiles learned as on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import final
+
+import numpy as np
+
+from umbel.coordinator.config import CoordinatorConfig
+from umbel.coordinator.model import PersonalModel, build_model
+from umbel.coordinator.train import begun, rebase
+from umbel.coordinator.training.calibrate import TorchGradients, relative
+from umbel.coordinator.training.data import Rows
+from umbel.shared.learning import minimise
+from umbel.shared.profile import FloatArray
+from umbel.shared.recipe import LearningRecipe
+from umbel.simulations.comparison.cohort import Person
+from umbel.simulations.comparison.config import ContestantConfig
+from umbel.simulations.comparison.contestant import Contestant, Costs, Options, World
+
+_TOGETHER = 160  # examples in one batch of people who learn side by side
+
+
+@final
+class Profiles(Contestant):
+    """Methods on top of the generic model; only a person's private tensors are learned.
+
+    The shared part is trained by the coordinator's own trainer on seen people, with the encoder frozen. A
+    profile is then learned by the device's algorithm with torch's gradients, and rounded as a device stores
+    it: that the graphs and torch agree is what the parity tests are for.
+    """
+
+    def __init__(self, world: World, name: str, config: ContestantConfig):
+        super().__init__(world)
+        self.own_name = name
+        self.config = config
+        self.model: PersonalModel | None = None
+        self._tasks: dict[str, FloatArray] = {}
+
+    def prepare(self, on_step: Callable[[int, int], None]) -> None:
+        """Trains the methods' shared tensors and the head, beside the seen people's private tensors."""
+        world = self.world
+        config = self._coordinator_config()
+        start = replace(world.backbone, module=world.generic.encoder)
+        data = world.cohort.table
+        model = build_model(start, "classification", data.labels, config.method_configs(), world.seed)
+        model.task.load_state_dict(world.generic.task.state_dict())
+        folder = world.folder / f"training-{self.own_name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer = begun(model, data, config, folder, f"{world.cohort.name} {world.seed} {config!r}")
+        trainer.run(lambda progress: on_step(progress.step, config.training.max_steps))
+        learned = rebase(trainer)
+        self._tasks = {name: values.numpy() for name, values in learned.items()}
+        self.model = model.requires_grad_(False).eval()
+
+    def _coordinator_config(self) -> CoordinatorConfig:
+        world, own = self.world, self.config
+        return CoordinatorConfig.model_validate(
+            {
+                "seed": world.seed,
+                "methods": own.methods,
+                "training": {
+                    "max_steps": world.config.steps,
+                    "batch_size": world.batch_size,
+                    "shared_rate": own.shared_rate,
+                    "private_rate": own.private_rate,
+                    "head_rate": own.shared_rate,
+                    "warmup_steps": max(world.config.steps // 10, 1),
+                    "evaluate_every": max(world.config.steps // 3, 1),
+                    "checkpoint_every": world.config.steps,
+                    "validation_examples": 600,
+                    "precision": "bfloat16" if world.bfloat16 else "float32",
+                    "device": "cpu",
+                },
+            }
+        )
+
+    def options(self) -> Sequence[Options]:
+        """Rates and priors; where profiles are tasks, training has learned them, and nothing is chosen."""
+        if self.world.cohort.tasks:
+            return ({},)
+        return [
+            {"rate": rate, "prior": prior}
+            for rate, prior in product(self.config.learning_rate, self.config.prior_strength)
+        ]
+
+    def costs(self) -> Costs:
+        """The profile as it is packed, and the shared tensors beyond the generic model."""
+        model = self._trained()
+        spec = model.profile_spec()
+        shared = sum(value.numel() for name, value in model.named_parameters() if name.startswith("methods."))
+        return Costs(spec.packed_bytes, sum(tensor.size for tensor in spec.tensors), shared)
+
+    def logits(self, people: Sequence[Person], k: int, options: Options) -> list[FloatArray]:
+        """Learns the people's profiles side by side, a batch at a time; each for themselves."""
+        found: list[FloatArray] = []
+        together = max(1, _TOGETHER // max(k, 1))
+        for at in range(0, len(people), together):
+            found += self._side_by_side(people[at : at + together], k, options)
+        return found
+
+    def _side_by_side(self, people: Sequence[Person], k: int, options: Options) -> list[FloatArray]:
+        model, world = self._trained(), self.world
+        twin = TorchGradients(model, world.cohort.data.tokens, bfloat16=world.bfloat16)
+        profile = model.profile_spec().zeros(len(people))
+        if world.cohort.tasks:
+            index = [world.cohort.table.users.index(person.user) for person in people]
+            profile = {name: values[index] for name, values in self._tasks.items()}
+        elif k > 0:
+            rates, priors = relative(model)
+            recipe = LearningRecipe(
+                steps=world.config.learning_steps,
+                learning_rate=options["rate"],
+                prior_strength=options["prior"],
+                rates=rates,
+                priors=priors,
+            )
+            support = _owned([person.support.take(np.arange(k)) for person in people])
+            profile = minimise(lambda values: twin.learn(support, values), profile, recipe)
+        profile = {
+            t.name: np.stack([t.stored(own) for own in profile[t.name]]).astype(np.float32)
+            for t in model.profile_spec().tensors
+        }
+        query = _owned([person.query for person in people])
+        logits = twin.logits(query, profile)
+        ends = np.cumsum([len(person.query) for person in people])
+        return [np.asarray(part) for part in np.split(logits, ends[:-1])]
+
+    def _trained(self) -> PersonalModel:
+        if self.model is None:
+            raise RuntimeError("prepare() comes first")
+        return self.model
+
+
+def _owned(parts: Sequence[Rows]) -> Rows:
+    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return Rows(np.concatenate([p.text for p in parts]), owner, np.concatenate([p.label for p in parts]))
