@@ -20,11 +20,12 @@ from umbel.shared.errors import ConfigError
 from umbel.shared.files import sha256_bytes, sole_use
 from umbel.shared.profile import FloatArray
 from umbel.shared.text import TextEncoder
+from umbel.simulations.comparison.cache import upper_model
 from umbel.simulations.comparison.cohort import Cohort, Person, gather_cohort
 from umbel.simulations.comparison.config import ComparisonConfig
-from umbel.simulations.comparison.contestant import Contestant, Options, World, restricted
+from umbel.simulations.comparison.contestant import Contestant, Options, World, mixed, restricted
 from umbel.simulations.comparison.generic import generic_model
-from umbel.simulations.comparison.profiles import Profiles
+from umbel.simulations.comparison.profiles import Profiles, needs_whole
 from umbel.simulations.comparison.results import (
     Cell,
     Comparison,
@@ -57,7 +58,7 @@ class _Place:
         self.cohort: Cohort = gather_cohort(
             name, self.section, folder / self.section.folder, encoder, max(self.section.k), seed
         )
-        self._world: World | None = None
+        self._worlds: tuple[World, World] | None = None
 
     def identity(self, contestant: str) -> str:
         """Returns the hash of all that a cell's figures depend on."""
@@ -71,6 +72,7 @@ class _Place:
             own,
             self.seed,
             config.batch_size,
+            config.personal_layers,
             self.backbone.sha256,
             cohort.texts,
             _digest(cohort.data.train, cohort.data.validation),
@@ -96,37 +98,51 @@ class _Place:
         ]
         return sha256_bytes(json.dumps(row).encode())
 
-    def world(self, progress: Progress) -> World:
-        """Returns what all contestants share; the generic model is trained at the first call."""
-        if self._world is None:
-            bfloat16 = uses_bfloat16("auto")
-            folder = self.out / "work" / f"{self.name}-{self.seed}"
-            folder.mkdir(parents=True, exist_ok=True)
-            empty: Any = None
-            world = World(
-                self.cohort,
-                self.section,
-                self.backbone,
-                empty,
-                self.seed,
-                self.config.batch_size,
-                folder,
-                bfloat16,
+    def world(self, whole: bool, progress: Progress) -> World:
+        """Returns what all contestants share: over the whole encoder, or over its personal layers alone.
+
+        The generic model is trained at the first call.
+        """
+        if self._worlds is None:
+            full = self._whole(progress)
+            backbone, generic, tokens = upper_model(
+                replace(self.backbone, module=full.generic.encoder),
+                full.generic,
+                self.cohort.data.tokens,
+                self.config.personal_layers,
+                full.precision,
             )
-            with progress.phase(f"{self.name}, seed {self.seed}: generic model") as bar:
-                generic = generic_model(
-                    self.backbone,
-                    self.cohort.data,
-                    steps=self.section.generic_steps,
-                    rate=self.section.generic_rate,
-                    batch_size=self.config.batch_size,
-                    seed=self.seed,
-                    precision=world.precision,
-                    kept=folder / f"generic-{self._generic_identity()[:12]}.safetensors",
-                    on_step=bar.step,
-                )
-            self._world = replace(world, generic=generic)
-        return self._world
+            data, table = (replace(part, tokens=tokens) for part in (self.cohort.data, self.cohort.table))
+            cohort = replace(self.cohort, data=data, table=table)
+            self._worlds = full, replace(full, cohort=cohort, backbone=backbone, generic=generic)
+        return self._worlds[0 if whole else 1]
+
+    def _whole(self, progress: Progress) -> World:
+        bfloat16 = uses_bfloat16("auto")
+        folder = self.out / "work" / f"{self.name}-{self.seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with progress.phase(f"{self.name}, seed {self.seed}: generic model") as bar:
+            generic = generic_model(
+                self.backbone,
+                self.cohort.data,
+                steps=self.section.generic_steps,
+                rate=self.section.generic_rate,
+                batch_size=self.config.batch_size,
+                seed=self.seed,
+                precision=lambda: mixed(bfloat16),
+                kept=folder / f"generic-{self._generic_identity()[:12]}.safetensors",
+                on_step=bar.step,
+            )
+        return World(
+            self.cohort,
+            self.section,
+            self.backbone,
+            generic,
+            self.seed,
+            self.config.batch_size,
+            folder,
+            bfloat16,
+        )
 
 
 def compare(
@@ -248,22 +264,22 @@ def _cell(place: _Place, name: str, out: Path, progress: Progress) -> None:
                 return
         except ComparisonError:
             pass  # it is run again and written anew
-    world = place.world(progress)
-    contestant = _contestant(world, name, place.config)
+    contestant = _contestant(place, name, progress)
     with progress.phase(f"{place.name}, seed {place.seed}: {name}") as bar:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_cell(path, _run(contestant, name, world, place.config, identity, bar))
+        write_cell(path, _run(contestant, name, place.config, identity, bar))
 
 
-def _contestant(world: World, name: str, config: ComparisonConfig) -> Contestant:
-    if name in config.contestants:
-        return Profiles(world, name, config.contestants[name])
-    return REGISTRY[name](world)
+def _contestant(place: _Place, name: str, progress: Progress) -> Contestant:
+    own = place.config.contestants.get(name)
+    if own is not None:
+        return Profiles(place.world(needs_whole(own), progress), name, own)
+    kind = REGISTRY[name]
+    return kind(place.world(kind.whole, progress))
 
 
-def _run(
-    contestant: Contestant, name: str, world: World, config: ComparisonConfig, identity: str, bar: Any
-) -> Cell:
+def _run(contestant: Contestant, name: str, config: ComparisonConfig, identity: str, bar: Any) -> Cell:
+    world = contestant.world
     begun = time.perf_counter()
     contestant.prepare(bar.step)
     trained = time.perf_counter()

@@ -82,6 +82,9 @@ class ComparisonConfig(Strict):
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     backbone: BackboneConfig = BackboneConfig.model_construct()
+    personal_layers: int = Field(
+        default=3, ge=1, description="Last layers in which personal parts act; prompts act before the first."
+    )
     batch_size: int = Field(default=64, ge=1, description="Examples per training step.")
     rivals: tuple[str, ...] = Field(
         description="Names of simulations/comparison/rivals, all without profiles."

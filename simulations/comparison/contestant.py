@@ -39,6 +39,11 @@ class Costs:
     shared_numbers: int
 
 
+def mixed(bfloat16: bool) -> Any:
+    """Returns the context in which matrix products are in bfloat16, if so wanted."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class World:
@@ -66,7 +71,7 @@ class World:
 
     def precision(self) -> Any:
         """Returns the context in which models run."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16)
+        return mixed(self.bfloat16)
 
     def batch(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns ids (n, seq), mask (n, seq) and labels (n,) of some rows."""
@@ -81,12 +86,15 @@ class Contestant(ABC):
         name: Its name in configuration and results.
         title: Its name for people.
         learns: Whether it learns anything for a person; without, it is measured at k = 0 alone.
+        whole: Whether it needs the whole encoder; the others get one of the personal layers alone, over
+            states that were computed once.
         more_people: Whether it is measured on the further new people, too.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     learns: ClassVar[bool] = True
+    whole: ClassVar[bool] = False
     more_people: ClassVar[bool] = False
 
     def __init__(self, world: World):

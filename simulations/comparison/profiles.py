@@ -10,6 +10,8 @@ from typing import final
 import numpy as np
 
 from umbel.coordinator.config import CoordinatorConfig
+from umbel.coordinator.methods import method_class
+from umbel.coordinator.methods.base import AbstractMethod
 from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.train import begun, rebase
 from umbel.coordinator.training.calibrate import TorchGradients, relative
@@ -133,6 +135,12 @@ class Profiles(Contestant):
         if self.model is None:
             raise RuntimeError("prepare() comes first")
         return self.model
+
+
+def needs_whole(config: ContestantConfig) -> bool:
+    """Says whether a method acts before the first layer, as prompts do."""
+    kinds = [method_class(name) for name in config.methods]
+    return any(kind.prompt_rows is not AbstractMethod.prompt_rows for kind in kinds)
 
 
 def _owned(parts: Sequence[Rows]) -> Rows:

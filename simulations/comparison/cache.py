@@ -1,0 +1,106 @@
+"""The lower layers of the generic model, computed once per text: nothing that is personal lies below them.
+
+The states that enter the first personal layer stand in a table with a row per token of every text. An encoder
+of the upper layers alone looks its "token ids" up there; for everything else it is an encoder like any other.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from umbel.coordinator.backbone import Backbone
+from umbel.coordinator.model import PersonalModel
+from umbel.shared.errors import ConfigError
+from umbel.shared.text import TokenBatch
+
+_BATCH = 256
+
+
+@final
+class StateTable(nn.Module):
+    """Stands for an encoder's embeddings: row number (batch, seq) -> state (batch, seq, d)."""
+
+    def __init__(self, states: Tensor):
+        super().__init__()
+        self.register_buffer("states", states, persistent=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StateTable:
+        """Copies of a model share the table, which nothing changes."""
+        return self
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Tensor:
+        """Looks states up as float32."""
+        states: Any = self.states
+        found: Tensor = states[input_ids].float()
+        return found
+
+
+@torch.no_grad()
+def upper_encoder(
+    encoder: nn.Module, tokens: TokenBatch, layers: int, precision: Callable[[], Any]
+) -> tuple[nn.Module, TokenBatch]:
+    """Cuts an encoder's last layers off and computes what enters them for every text.
+
+    Args:
+        encoder: A BERT encoder; it is left as it is.
+        tokens: Every text.
+        layers: How many of its last layers are kept.
+        precision: Gives the context in which the lower layers run.
+
+    Returns:
+        The upper encoder, and the texts as row numbers of its table.
+
+    Raises:
+        ConfigError: The encoder has not so many layers, or is of another family.
+    """
+    whole: Any = encoder
+    stack = getattr(getattr(whole, "encoder", None), "layer", None)
+    if stack is None or not hasattr(whole, "embeddings") or not 0 < layers <= len(stack):
+        raise ConfigError(
+            "personal_layers does not fit the backbone",
+            [f"found {layers}; the last layers can be cut off BERT encoders, from 1 to all of them"],
+        )
+    lengths = tokens.mask.sum(1)
+    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+    lower: Any = copy.deepcopy(encoder).eval()
+    lower.encoder.layer = lower.encoder.layer[: len(stack) - layers]
+    table = torch.empty(int(lengths.sum()), whole.config.hidden_size, dtype=torch.bfloat16)
+    order = np.argsort(lengths, kind="stable")
+    for at in range(0, len(order), _BATCH):
+        part = order[at : at + _BATCH]
+        rows = tokens.rows(part)
+        with precision():
+            states = lower(
+                input_ids=torch.from_numpy(rows.ids), attention_mask=torch.from_numpy(rows.mask)
+            ).last_hidden_state
+        for number, own in zip(part, states, strict=True):
+            length = int(lengths[number])
+            table[int(starts[number]) : int(starts[number]) + length] = own[:length]
+    upper: Any = copy.deepcopy(encoder)
+    upper.embeddings = StateTable(table)
+    upper.encoder.layer = upper.encoder.layer[len(stack) - layers :]
+    upper.config = copy.deepcopy(upper.config)
+    upper.config.num_hidden_layers = layers
+    places = starts[:, None] + np.arange(tokens.ids.shape[1])
+    return upper, TokenBatch(np.where(tokens.mask > 0, places, 0), tokens.mask)
+
+
+def upper_model(
+    backbone: Backbone, generic: PersonalModel, tokens: TokenBatch, layers: int, precision: Callable[[], Any]
+) -> tuple[Backbone, PersonalModel, TokenBatch]:
+    """Returns backbone, generic model and texts of the upper layers alone.
+
+    Raises:
+        ConfigError: The encoder cannot be cut so.
+    """
+    encoder, rows = upper_encoder(generic.encoder, tokens, layers, precision)
+    shape = replace(backbone.shape, layers=layers, vocabulary=int(tokens.mask.sum()))
+    model = PersonalModel(encoder, {}, copy.deepcopy(generic.task))
+    return replace(backbone, module=encoder, shape=shape), model.requires_grad_(False).eval(), rows
