@@ -91,9 +91,9 @@ def bert_bytes() -> str:
     packed = 2 * math.ceil(layers * bank / 8)
     adapter = 4 * layers * 2 * width * _BERT["bottleneck"]
     return (
-        f"By formula at BERT-base size (L = {layers}, N = {bank}): 2 L ceil(N / 8) = {rows} B with whole bytes "
-        f"per row, {packed} B as umbel packs them, against {adapter:,} B of one float32 bottleneck-48 adapter: "
-        f"{adapter / rows:,.0f} and {adapter / packed:,.0f} times less."
+        f"By formula at BERT-base size (L = {layers}, N = {bank}): 2 L ceil(N / 8) = {rows} B with whole "
+        f"bytes per row, 2 ceil(L N / 8) = {packed} B as umbel packs them, against {adapter:,} B of one "
+        f"float32 bottleneck-48 adapter: {adapter / rows:,.0f} and {adapter / packed:,.0f} times less."
     )
 
 
@@ -240,8 +240,8 @@ def _at_every_k(
     *,
     strictly: bool = False,
 ) -> Finding:
-    """Holds where the difference is at least `least` (or above it) at each k; one k below is enough to fail."""
-    measured, failed, missing = [], False, not ks
+    """Holds where the difference is at least `least`, or above it, at each k; one k below fails."""
+    measured, failed, missing = [], False, False
     for k in ks:
         difference = summary.difference(data, one, other, k)
         if difference is None:
@@ -251,6 +251,8 @@ def _at_every_k(
         above = difference.value > least + _TINY if strictly else difference.value >= least - _TINY
         failed |= not above
         measured.append(f"k = {k}: {_words(summary, difference)}")
+    if not ks:
+        return Finding(data, "not measured", ("this k is not measured here",))
     if not any(summary.difference(data, one, other, k) for k in ks):
         return _unmeasured(data, one, other)
     verdict: Verdict = "does not hold" if failed else "not measured" if missing else "holds"
