@@ -262,7 +262,7 @@ def _at_every_k(
 def _at_least(difference: Difference) -> Verdict:
     if difference.value >= -_TINY:
         return "holds"
-    near = difference.value > -0.005 and difference.low <= 0 <= difference.high
+    near = difference.value > -0.005 + _TINY and difference.low <= 0 <= difference.high
     return "undecided" if near else "does not hold"
 
 

@@ -10,8 +10,8 @@ from umbel.shared.files import atomic_write
 from umbel.simulations.comparison import plots
 from umbel.simulations.comparison.claims import Claim, Finding, all_claims, verdicts
 from umbel.simulations.comparison.results import Comparison
-from umbel.simulations.comparison.summary import BIAS, DRAWS, GENERIC, Difference, Entry, Figures, Summary
-from umbel.simulations.report.words import NBSP, interval, percent, points, size
+from umbel.simulations.comparison.summary import BIAS, DRAWS, GENERIC, Entry, Figures, Summary
+from umbel.simulations.report.words import NBSP, interval, percent, points
 from umbel.simulations.results import Machine
 
 PAGE = "methods.md"
@@ -19,6 +19,32 @@ COMMAND = "umbel simulate methods --data DATA"
 
 _WIDTH = 130
 _NONE = "–"
+_METHOD = (
+    "Every contestant learns from the same first k examples of the same people and predicts the same "
+    "further examples of theirs. All begin with one generic model per data set and seed, trained on "
+    "people who are not measured; where profiles are tasks (clinc150), it is trained on examples of "
+    "these tasks that nobody is asked about. Contestants in bold are umbel's; the others learn without "
+    "it.",
+    "A person's accuracy is the share of their asked examples that is predicted right. The mean is "
+    "taken over the people of a seed, then over seeds. A contestant that learns nothing for a person is "
+    "measured once and has that figure at every k. nll is the mean negative log-likelihood of the right "
+    "label, in nats.",
+    f"Intervals are 95 %, from a paired bootstrap of {DRAWS:,} draws: people are drawn with replacement "
+    "within each seed, and both sides are compared on the people drawn. Seeds are kept as they are, so "
+    "an interval speaks of other people, not of other seeds or another training.",
+    "Contestants that learn nothing for a person may have been measured on further people. Tables and "
+    "differences use the people that both sides have; two such contestants are compared on all of "
+    "theirs.",
+    "Options, such as a rate, were chosen by each contestant by nll on calibration people, who are not "
+    "measured; where profiles are tasks, on examples that nobody is asked about.",
+    "Private bytes are what one person's device keeps; numbers learned are those fitted to that person. "
+    "Seconds are those of learning and predicting per person at that k, the median over seeds. A "
+    "contestant may learn for many people side by side, so seconds compare work, not the waiting time "
+    "on a device.",
+    "Where the data are generated, the best possible answers are known. The share of the possible gain "
+    "is (accuracy - best generic) / (best - best generic), where best generic is the accuracy of the "
+    "best answers that do not depend on the person. Below 0 means worse than these.",
+)
 
 
 def write_page(comparison: Comparison, folder: Path, command: str = COMMAND) -> list[Path]:
@@ -90,7 +116,7 @@ def _head(comparison: Comparison, summary: Summary, command: str) -> list[str]:
         f"```bash\n{command}\n```",
         *_incomplete(summary),
         _table(
-            ("data set", "labels", "new people per seed", "further people", "k", "seeds"),
+            ("data set", "labels", "people per seed", "further people", "k", "seeds"),
             [_data_row(summary, data) for data in summary.data_sets],
         ),
     ]
@@ -141,8 +167,8 @@ def _claims(claims: Sequence[Claim]) -> list[str]:
     counts = verdicts(claims)
     found = ", ".join(f"{verdict}: {count}" for verdict, count in counts.items())
     words = (
-        "Each claim was written down before its figures were measured. The verdict is by the point estimate; "
-        f"the 95 % interval stands beside it, in percentage points. Verdicts by data set: {found}."
+        "The verdict is by the point estimate; the 95 % interval stands beside it, in percentage points. "
+        f"Undecided is what lies below by less than 0.5 points with 0 in its interval. Verdicts: {found}."
     )
     rows = [
         (claim.name, claim.words, finding.data, f"**{finding.verdict}**", _evidence(finding))
@@ -209,11 +235,11 @@ def _main_table(summary: Summary, data: str, entries: Sequence[Entry], k: int) -
             [
                 _title(entry),
                 f"{len(entry.seeds)} of {len(summary.seeds)}",
-                _NONE if entry.private_bytes is None else size(entry.private_bytes),
+                _count(entry.private_bytes),
                 _count(entry.private_numbers),
                 *(_accuracy(row) for row in found),
-                _gain(summary, summary.difference(data, entry.contestant, GENERIC, k), entry, GENERIC),
-                _gain(summary, summary.difference(data, entry.contestant, BIAS, k), entry, BIAS),
+                _gain(summary, data, entry, GENERIC, k),
+                _gain(summary, data, entry, BIAS, k),
                 _NONE if at_k is None else f"{at_k.seconds:.3g}",
             ]
         )
@@ -225,10 +251,7 @@ def _gains(summary: Summary, data: str, entries: Sequence[Entry]) -> str:
     rows = [
         [
             _title(entry),
-            *(
-                _gain(summary, summary.difference(data, entry.contestant, GENERIC, k), entry, GENERIC)
-                for k in ks
-            ),
+            *(_gain(summary, data, entry, GENERIC, k) for k in ks),
         ]
         for entry in entries
     ]
@@ -278,43 +301,27 @@ def _accuracy(found: Figures | None) -> str:
     return _NONE if found is None else percent(found.accuracy)
 
 
-def _gain(summary: Summary, found: Difference | None, entry: Entry, baseline: str) -> str:
+def _gain(summary: Summary, data: str, entry: Entry, baseline: str, k: int) -> str:
+    found = summary.difference(data, entry.contestant, baseline, k)
     if found is None or entry.contestant == baseline:
         return _NONE
     text = f"{points(found.value)} [{interval((found.low, found.high))}]"
-    few = len(found.seeds) < len(summary.seeds)
-    return f"{text}, {len(found.seeds)} of {len(summary.seeds)} seeds" if few else text
+    if len(found.seeds) < len(summary.seeds):
+        text += f", {len(found.seeds)} of {len(summary.seeds)} seeds"
+    common = summary.people(data)
+    if found.people > sum(common[seed] for seed in found.seeds):  # so it is not the difference of two columns
+        text += f", on all {found.people} people"
+    return text
 
 
 def _method(summary: Summary) -> list[str]:
-    paragraphs = (
-        "Every contestant learns from the same first k examples of the same people and predicts the same other "
-        "examples of theirs. All begin with one generic model per data set and seed, trained on people who are "
-        "not measured. Contestants in bold are umbel's; the others learn without it.",
-        "A person's accuracy is the share of their asked examples that is predicted right. The mean is taken "
-        "over the people of a seed, then over seeds. A contestant that learns nothing for a person is measured "
-        "once and has that figure at every k. nll is the mean negative log-likelihood of the right label.",
-        f"Intervals are 95 %, from a paired bootstrap of {DRAWS:,} draws: people are drawn with replacement "
-        "within each seed, and both contestants are asked about the same drawn people. Seeds are kept as they "
-        "are, so an interval speaks of other people, not of other seeds or other training.",
-        "Contestants that learn nothing for a person may have been measured on further people. Tables and "
-        "differences use the people that both sides have; two such contestants are compared on all of theirs.",
-        "Options, such as a rate, were chosen by each contestant on calibration people, by nll; nobody who is "
-        "measured had a part in it.",
-        "Private bytes are what one person's device keeps; numbers learned are those fitted to that person. "
-        "Seconds are those of learning and predicting per person at that k, the median over seeds; contestants "
-        "may learn for many people side by side, so they compare work, not the waiting time on a phone.",
-        "Where the data are generated, the best possible answers are known. The share of the possible gain is "
-        "(accuracy - best generic) / (best - best generic), where best generic is the accuracy of the best "
-        "answers that do not depend on the person. Below 0 means worse than these.",
-    )
     known = any(
         (found := summary.figures(data, entry.contestant, summary.headline_k(data))) is not None
         and found.share is not None
         for data in summary.data_sets
         for entry in summary.entries(data)
     )
-    chosen = paragraphs if known else paragraphs[:-1]
+    chosen = _METHOD if known else _METHOD[:-1]
     return ["## How it was measured", *(_prose(text) for text in chosen)]
 
 

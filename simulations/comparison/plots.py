@@ -35,14 +35,14 @@ _METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
 
 def accuracy_by_k(summary: Summary, data: str) -> str:
-    """Returns accuracy against k as SVG, every contestant that was measured; equal figures give equal text."""
+    """Returns accuracy against k as SVG for every contestant that is in; equal figures give equal text."""
     ks = summary.ks(data)
     shown = [entry for entry in summary.entries(data) if entry.seeds]
     looks = _looks(summary.entries(data))
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        figure.subplots_adjust(left=0.075, right=0.7, top=0.93, bottom=0.1)
+        _leave_room(figure)
         ends: list[tuple[float, float, str, str]] = []
         for entry in shown:
             points = [
@@ -80,7 +80,7 @@ def accuracy_by_bytes(summary: Summary, data: str) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        figure.subplots_adjust(left=0.075, right=0.7, top=0.93, bottom=0.1)
+        _leave_room(figure)
         axes.set_xscale("log")
         ends = []
         for entry, count, accuracy in dots:
@@ -90,7 +90,7 @@ def accuracy_by_bytes(summary: Summary, data: str) -> str:
         largest = max((count for _, count, _ in dots), default=1)
         axes.set_xlim(nothing / 2, max(largest, smallest) * 2)
         ticks = [10.0**power for power in range(0, 10) if smallest / 3 <= 10.0**power <= largest * 2]
-        axes.set_xticks([nothing, *ticks], ["0", *(size(tick) for tick in ticks)])
+        axes.set_xticks([nothing, *ticks], ["0", *(size(tick).replace(".0", "") for tick in ticks)])
         axes.set_xticks([], minor=True)
         axes.set_xlabel("private bytes of a person")
         _percent_axis(axes)
@@ -170,8 +170,14 @@ def _percent_axis(axes: Axes) -> None:
     axes.axhline(axes.get_ylim()[0], color=AXIS, linewidth=0.8)
 
 
+def _leave_room(figure: Figure) -> None:
+    """For the names on the right, and the same inches above and below whatever the height."""
+    height = figure.get_figheight()
+    figure.subplots_adjust(left=0.075, right=0.7, top=1 - 0.35 / height, bottom=0.6 / height)
+
+
 def _height(labels: int) -> float:
-    return max(4.2, 0.98 + labels * 1.25 * _TEXT / 72 / 0.83)
+    return max(4.2, 0.95 + (labels + 1) * 1.25 * _TEXT / 72)
 
 
 def _svg(draw: Callable[[Figure], None], height: float) -> str:
