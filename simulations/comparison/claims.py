@@ -178,21 +178,19 @@ def combination(summary: Summary) -> Claim:
     """On MovieLens at k = 16: the best combination beats the best single method, 0.69, under 4,096 bytes."""
 
     def finding(data: str) -> Finding:
-        ks = _only(summary, data, 16)
-        best = [_best(summary, data, group) for group in ("combination", "method")] if ks else [None, None]
-        if best[0] is None or best[1] is None:
+        own, single = (_best(summary, data, group, 16) for group in ("combination", "method"))
+        if own is None or single is None:
             return _unmeasured(data, "a combination", "a single method at k = 16")
-        own, single = best
         difference = summary.difference(data, own.contestant, single.contestant, 16)
         figures = summary.figures(data, own.contestant, 16)
         if difference is None or figures is None or own.private_bytes is None:
             return _unmeasured(data, own.title, single.title)
-        holds = (
-            difference.value > _TINY and figures.accuracy >= 0.69 - _TINY and own.private_bytes < 4096,
-            f"{own.title}: {percent(figures.accuracy)} right, {size(own.private_bytes)}",
+        holds = difference.value > _TINY and figures.accuracy >= 0.69 - _TINY and own.private_bytes < 4096
+        measured = (
+            f"{own.title}: {percent(figures.accuracy)} right, {own.private_bytes:,} bytes",
             f"against {single.title}: {_words(summary, difference)}",
         )
-        return Finding(data, "holds" if holds[0] else "does not hold", holds[1:])
+        return Finding(data, "holds" if holds else "does not hold", measured)
 
     words = (
         "The best combination beats the best single method at k = 16, with at least 69 % right answers and a "
@@ -284,12 +282,12 @@ def _bytes(own: Entry, other: Entry) -> tuple[str, ...]:
     return (f"{size(own.private_bytes)} against {size(other.private_bytes)}: {ratio:,.0f} times less",)
 
 
-def _best(summary: Summary, data: str, group: str) -> Entry | None:
-    """The most accurate at k = 16 among those with the most seeds in."""
+def _best(summary: Summary, data: str, group: str, k: int) -> Entry | None:
+    """The most accurate at k among those with the most seeds in."""
     rows = [
         (len(found.by_seed), found.accuracy, entry)
         for entry in summary.entries(data)
-        if entry.group == group and (found := summary.figures(data, entry.contestant, 16)) is not None
+        if entry.group == group and (found := summary.figures(data, entry.contestant, k)) is not None
     ]
     return max(rows, key=lambda row: row[:2])[2] if rows else None
 

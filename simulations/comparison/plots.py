@@ -60,7 +60,7 @@ def accuracy_by_k(summary: Summary, data: str) -> str:
         axes.set_xlabel("own examples of the person (k)")
         _percent_axis(axes)
         axes.set_title(f"{data}: right answers")
-        _label_ends(axes, ends)
+        _label_ends(figure, axes, ends)
 
     return _svg(draw, _height(len(shown)))
 
@@ -95,7 +95,7 @@ def accuracy_by_bytes(summary: Summary, data: str) -> str:
         axes.set_xlabel("private bytes of a person")
         _percent_axis(axes)
         axes.set_title(f"{data}: right answers at k{NBSP}={NBSP}{k}")
-        _label_ends(axes, ends)
+        _label_ends(figure, axes, ends)
 
     return _svg(draw, _height(len(dots)))
 
@@ -105,30 +105,28 @@ def _looks(entries: Sequence[Entry]) -> Mapping[str, dict[str, Any]]:
     looks = {}
     own = rivals = 0
     for entry in entries:
-        if entry.group == "rival":
-            turn, colours = rivals, _GREYS
-            rivals += 1
-        else:
-            turn, colours = own, _COLOURS
-            own += 1
+        rival = entry.group == "rival"
+        turn = rivals if rival else own
+        rivals, own = rivals + rival, own + (not rival)
+        colours: Sequence[str] = _GREYS if rival else _COLOURS
         looks[entry.contestant] = {
             "color": colours[turn % len(colours)],
             "linestyle": _DASHES[turn // len(colours) % len(_DASHES)],
             "marker": _MARKERS[turn % len(_MARKERS)],
-            "markersize": 4.5 if entry.group == "rival" else 5.5,
-            "linewidth": 1.2 if entry.group == "rival" else 2.2,
-            "zorder": 2.0 if entry.group == "rival" else 3.0,
+            "markersize": 4.5 if rival else 5.5,
+            "linewidth": 1.2 if rival else 2.2,
+            "zorder": 2.0 if rival else 3.0,
         }
     return looks
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def _label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Writes each name to the right of the axes at its height, moved apart, with a thin line to its point."""
     if not ends:
         return
     low, high = axes.get_ylim()
-    figure_height = axes.figure.get_size_inches()[1] * 72 * axes.get_position().height
-    gap = 1.25 * _TEXT * (high - low) / figure_height
+    points = figure.get_figheight() * 72 * axes.get_position().height
+    gap = 1.25 * _TEXT * (high - low) / points
     ordered = sorted(ends, key=lambda end: end[1])
     heights = spread([height for _, height, _, _ in ordered], gap, low, high)
     for (x, y, title, colour), height in zip(ordered, heights, strict=True):

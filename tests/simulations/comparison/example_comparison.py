@@ -114,7 +114,9 @@ def random_comparison(seed: int, *, skip: Sequence[tuple[str, int, str]] = ()) -
         for run in (0, 1, 2):
             rng = generator(seed, run, name, "example comparison")
             asked = rng.integers(5, 30, 9).tolist()
-            known = {"best": (0.9,) * 5, "best_generic": (0.6,) * 5} if name == "community" else {}
+            known: dict[str, Any] = (
+                {"best": (0.9,) * 5, "best_generic": (0.6,) * 5} if name == "community" else {}
+            )
             for contestant, kind in KINDS.items():
                 people = 9 if contestant in MORE else 5
                 chance = 0.6 + 0.2 * rng.random()
