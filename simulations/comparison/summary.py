@@ -221,7 +221,8 @@ class Summary:
         They are compared on the first people that both have, and those are the same: two contestants that
         have further people are compared on all of these.
         """
-        key = (data, one, other, k)
+        learns = any(cell.learned for name in (one, other) for cell in self._of(data, name))
+        key = (data, one, other, k if learns else 0)  # at every k the same, so worked out once
         if key not in self._differences:
             self._differences[key] = self._compared(*key)
         return self._differences[key]

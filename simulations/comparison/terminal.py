@@ -41,7 +41,8 @@ def terminal_table(summary: Summary, data: str) -> Table:
 def _cells(summary: Summary, data: str, entry: Entry, k: int) -> list[str]:
     found = [summary.figures(data, entry.contestant, each) for each in summary.ks(data)]
     at_k = summary.figures(data, entry.contestant, k)
-    gain = summary.difference(data, entry.contestant, GENERIC, k)
+    is_generic = entry.contestant == GENERIC
+    gain = None if is_generic else summary.difference(data, entry.contestant, GENERIC, k)
     return [
         f"{len(entry.seeds)}/{len(summary.seeds)}",
         "-" if entry.private_bytes is None else size(entry.private_bytes),

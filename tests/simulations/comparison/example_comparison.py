@@ -97,7 +97,9 @@ def flat(
 def config(data: Mapping[str, Sequence[int]], seeds: Sequence[int] = (0, 1, 2)) -> dict[str, Any]:
     """Returns a configuration that asks for every contestant on these data sets with these k."""
     rivals = [name for name, kind in KINDS.items() if kind[0] == "rival"]
-    own = {name: {"methods": {m: {} for m in name.split("+")}} for name in KINDS if name not in rivals}
+    own: dict[str, Any] = {
+        name: {"methods": {method: {} for method in name.split("+")}} for name in KINDS if name not in rivals
+    }
     return {
         "seeds": list(seeds),
         "rivals": rivals,

@@ -140,4 +140,5 @@ def test_the_terminal_has_a_table_per_data_set_with_every_contestant() -> None:
     for name in KINDS:
         assert text.count(f" {name.upper()} ") == 2
     assert len(re.findall(r" LOPA +│ +2/3 ", text)) == 1
+    assert len(re.findall(r" GENERIC +│.* - │ +1.1 │", text)) == 2
     assert re.search(r"[+\u2212]?\d+\.\d \[[^\]]+ to [^\]]+\]", text)
