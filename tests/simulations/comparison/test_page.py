@@ -11,6 +11,7 @@ from tests.simulations.comparison.example_comparison import KINDS, comparison, c
 
 from umbel.simulations.comparison.page import page, write_page
 from umbel.simulations.comparison.plots import spread
+from umbel.simulations.comparison.results import read_comparison, write_comparison
 from umbel.simulations.comparison.summary import Summary
 from umbel.simulations.comparison.terminal import terminal_tables
 
@@ -84,6 +85,12 @@ def test_what_has_not_been_run_is_said_and_is_no_zero() -> None:
     partial = row(table, "**PLORA**")
     assert partial[1] == "2 of 3"
     assert partial[8].endswith(", 2 of 3 seeds")
+
+
+def test_a_comparison_read_from_its_file_has_the_same_page(tmp_path: Path) -> None:
+    made = random_comparison(3, skip=[("movielens", 2, "plora")])
+    write_comparison(tmp_path / "result.json", made)
+    assert page(read_comparison(tmp_path / "result.json"), draws=40) == page(made, draws=40)
 
 
 def test_a_comparison_without_a_cell_has_a_page() -> None:

@@ -18,7 +18,7 @@ from tests.simulations.comparison.example_comparison import (
     random_comparison,
 )
 
-from umbel.simulations.comparison.results import Cell, ComparisonError
+from umbel.simulations.comparison.results import Cell, ComparisonError, Measured
 from umbel.simulations.comparison.summary import Summary
 from umbel.simulations.summary import grouped_bootstrap, paired_bootstrap
 
@@ -105,6 +105,23 @@ def test_a_seed_counts_once_however_many_people_it_has() -> None:
     assert found.accuracy == pytest.approx(0.7)
     assert (found.by_seed, found.people) == ({0: 0.5, 1: pytest.approx(0.9)}, 4)
     assert found.seconds == pytest.approx(0.6)  # between 0.1 and 1.1
+
+
+def test_costs_and_losses_over_seeds() -> None:
+    rows = [
+        Measured(right=(1, 1, 9), asked=(10, 10, 10), nll=nll, seconds=seconds)
+        for nll, seconds in (((0.2, 0.4, 9.0), 1.0), ((0.6, 0.8, 9.0), 5.0), ((1.0, 1.2, 9.0), 2.0))
+    ]
+    made = [
+        cell("shared-lora", {0: [1, 1, 9]}, seed=seed, asked=[10] * 3, k={"0": row}, private_bytes=seed)
+        for seed, row in enumerate(rows)
+    ]
+    others = [cell("plora", {4: [1, 1]}, seed=seed, asked=[10] * 2) for seed in range(3)]
+    summary = Summary(comparison([*made, *others]), draws=DRAWS)
+    found = summary.figures("movielens", "shared-lora", 4)
+    assert found is not None
+    assert (found.nll, found.seconds, found.accuracy) == pytest.approx((0.7, 2.0, 0.1))
+    assert summary.entry("movielens", "shared-lora").private_bytes == 2
 
 
 def test_a_pair_uses_the_seeds_that_both_have() -> None:
