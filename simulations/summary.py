@@ -1,7 +1,7 @@
 """From each unseen user's accuracies to the `unseen` section of a result."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -48,18 +48,42 @@ def paired_bootstrap(differences: Floats, seed: int, draws: int = _DRAWS) -> tup
         >>> paired_bootstrap(np.array([0.25, 0.25, 0.25]), seed=1)
         (0.25, 0.25)
     """
-    users = len(differences)
-    if users == 0:
+    return grouped_bootstrap([differences], seed, draws)
+
+
+def grouped_bootstrap(groups: Sequence[Floats], seed: int, draws: int = _DRAWS) -> tuple[float, float]:
+    """Returns the 95 % interval of the mean over groups of each group's mean, by drawing users within groups.
+
+    The groups stay as they are: what would happen with other groups is not in the interval. No group, or one
+    without users, gives NaN.
+
+    Args:
+        groups: Each group's differences as in `paired_bootstrap`, such as one group per seed.
+        seed: One seed and the same counts of users draw the same rows.
+        draws: How many samples of users are drawn.
+
+    Example:
+        >>> grouped_bootstrap([np.array([0.25, 0.25]), np.array([0.75])], seed=1)
+        (0.5, 0.5)
+    """
+    if not groups or not all(len(group) for group in groups):
         return math.nan, math.nan
     rng = generator(seed, 0, "", "paired bootstrap")
-    values = np.asarray(differences, dtype=np.float64)
+    total = np.zeros(draws)
+    for group in groups:
+        total += _drawn_means(_wide(group), rng, draws)
+    low, high = np.quantile(total / len(groups), _TAILS)
+    return float(low), float(high)
+
+
+def _drawn_means(values: npt.NDArray[np.float64], rng: np.random.Generator, draws: int) -> Floats:
+    users = len(values)
     means = np.empty(draws)
     step = max(1, _CHUNK_NUMBERS // users)
     for start in range(0, draws, step):
         rows = min(step, draws - start)
         means[start : start + rows] = values[rng.integers(0, users, (rows, users))].mean(axis=1)
-    low, high = np.quantile(means, _TAILS)
-    return float(low), float(high)
+    return means
 
 
 def summarise_unseen(

@@ -1,0 +1,338 @@
+"""The page of a comparison: Markdown, with its figures as SVG beside it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from umbel.shared.files import atomic_write
+from umbel.simulations.comparison import plots
+from umbel.simulations.comparison.claims import Claim, Finding, all_claims, verdicts
+from umbel.simulations.comparison.results import Comparison
+from umbel.simulations.comparison.summary import BIAS, DRAWS, GENERIC, Entry, Figures, Summary
+from umbel.simulations.report.words import NBSP, interval, percent, points
+from umbel.simulations.results import Machine
+
+PAGE = "methods.md"
+COMMAND = "umbel simulate methods --data DATA"
+
+_WIDTH = 130
+_NONE = "–"
+_METHOD = (
+    "Every contestant learns from the same first k examples of the same people and predicts the same "
+    "further examples of theirs. All begin with one generic model per data set and seed, trained on "
+    "people who are not measured; where profiles are tasks (clinc150), it is trained on examples of "
+    "these tasks that nobody is asked about. Contestants in bold are umbel's; the others learn without "
+    "it.",
+    "A person's accuracy is the share of their asked examples that is predicted right. The mean is "
+    "taken over the people of a seed, then over seeds. A contestant that learns nothing for a person is "
+    "measured once and has that figure at every k. nll is the mean negative log-likelihood of the right "
+    "label, in nats.",
+    f"Intervals are 95 %, from a paired bootstrap of {DRAWS:,} draws: people are drawn with replacement "
+    "within each seed, and both sides are compared on the people drawn. Seeds are kept as they are, so "
+    "an interval speaks of other people, not of other seeds or another training.",
+    "Contestants that learn nothing for a person may have been measured on further people. Tables and "
+    "differences use the people that both sides have; two such contestants are compared on all of "
+    "theirs.",
+    "Options, such as a rate, were chosen by each contestant by nll on calibration people, who are not "
+    "measured; where profiles are tasks, on examples that nobody is asked about.",
+    "Private bytes are what one person's device keeps; numbers learned are those fitted to that person. "
+    "Seconds are those of learning and predicting per person at that k, the median over seeds. A "
+    "contestant may learn for many people side by side, so seconds compare work, not the waiting time "
+    "on a device.",
+    "Where the data are generated, the best possible answers are known. The share of the possible gain "
+    "is (accuracy - best generic) / (best - best generic), where best generic is the accuracy of the "
+    "best answers that do not depend on the person. Below 0 means worse than these.",
+)
+
+
+def write_page(comparison: Comparison, folder: Path, command: str = COMMAND) -> list[Path]:
+    """Writes the page and its figures into a folder; equal comparisons give equal bytes.
+
+    Args:
+        comparison: May be incomplete; the page says what is missing.
+        folder: Made if it is not there. Figures of other data sets are left as they are.
+        command: What regenerates the page.
+
+    Returns:
+        The files written, the page first.
+
+    Raises:
+        ComparisonError: The cells contradict one another.
+        OSError: The folder cannot be written.
+    """
+    summary = Summary(comparison)
+    texts = {PAGE: _page(comparison, summary, command)}
+    for data in _measured(summary):
+        texts[_figure_name(data, "k")] = plots.accuracy_by_k(summary, data)
+        texts[_figure_name(data, "bytes")] = plots.accuracy_by_bytes(summary, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        atomic_write(folder / name, text.encode())
+    return [folder / name for name in texts]
+
+
+def page(comparison: Comparison, command: str = COMMAND, draws: int = DRAWS) -> str:
+    """Returns the page as Markdown.
+
+    Raises:
+        ComparisonError: The cells contradict one another.
+    """
+    return _page(comparison, Summary(comparison, draws), command)
+
+
+def _page(comparison: Comparison, summary: Summary, command: str) -> str:
+    parts = [
+        *_head(comparison, summary, command),
+        *_claims(all_claims(summary)),
+        *(part for data in summary.data_sets for part in _data_set(summary, data)),
+        *_method(summary),
+    ]
+    return "\n\n".join(parts).replace(NBSP, " ") + "\n"
+
+
+def _measured(summary: Summary) -> list[str]:
+    return [data for data in summary.data_sets if summary.people(data)]
+
+
+def _figure_name(data: str, kind: str) -> str:
+    return f"methods-{data}-{kind}.svg"
+
+
+def _head(comparison: Comparison, summary: Summary, command: str) -> list[str]:
+    entries = summary.entries(summary.data_sets[0]) if summary.data_sets else ()
+    own = sum(entry.group != "rival" for entry in entries)
+    seeds = ", ".join(str(seed) for seed in summary.seeds)
+    what = (
+        f"{own} of umbel's methods and combinations and {len(entries) - own} other ways to fit a model to a "
+        f"person, on the same people of {len(summary.data_sets)} data sets, seeds {seeds}."
+    )
+    return [
+        "# Methods compared",
+        _prose(what),
+        _prose(_machine(comparison.machine)),
+        "This command runs what is missing and writes this page:",
+        f"```bash\n{command}\n```",
+        *_incomplete(summary),
+        _table(
+            ("data set", "labels", "people per seed", "further people", "k", "seeds"),
+            [_data_row(summary, data) for data in summary.data_sets],
+        ),
+    ]
+
+
+def _machine(machine: Machine) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    return (
+        f"Measured on {machine.cpus} CPUs with {machine.threads} threads, {machine.gpu or 'no GPU'}, "
+        f"Python {machine.python}{', ' if versions else ''}{versions}."
+    )
+
+
+def _incomplete(summary: Summary) -> list[str]:
+    missing = summary.missing()
+    if not missing:
+        return []
+    cells = sum(len(seeds) for _, _, seeds in missing)
+    every = sum(len(summary.entries(data)) for data in summary.data_sets) * len(summary.seeds)
+    words = (
+        f"**This comparison is incomplete:** {cells} of {every} cells (a contestant on a data set under a "
+        f"seed) have not been run. A dash stands for what is not measured, and the column *seeds* says how "
+        "many are in. Differences use the seeds that both sides have."
+    )
+    return [_prose(words)]
+
+
+def _data_row(summary: Summary, data: str) -> list[str]:
+    people, labels = summary.people(data), summary.labels(data)
+    return [
+        data,
+        _NONE if labels is None else f"{labels}",
+        _span(people.values()) or _NONE,
+        _span(summary.more_people(data).values()) or _NONE,
+        ", ".join(str(k) for k in summary.ks(data)),
+        f"{len(people)} of {len(summary.seeds)}",
+    ]
+
+
+def _span(counts: Iterable[int]) -> str:
+    different = sorted(set(counts))
+    if len(different) > 1:
+        return f"{different[0]} to {different[-1]}"
+    return str(different[0]) if different else ""
+
+
+def _claims(claims: Sequence[Claim]) -> list[str]:
+    counts = verdicts(claims)
+    found = ", ".join(f"{verdict}: {count}" for verdict, count in counts.items())
+    words = (
+        "The verdict is by the point estimate; the 95 % interval stands beside it, in percentage points. "
+        f"Undecided is what lies below by less than 0.5 points with 0 in its interval. Verdicts: {found}."
+    )
+    rows = [
+        (claim.name, claim.words, finding.data, f"**{finding.verdict}**", _evidence(finding))
+        for claim in claims
+        for finding in claim.findings
+    ]
+    notes = dict.fromkeys(claim.note for claim in claims if claim.note)
+    return [
+        "## Claims",
+        _prose(words),
+        _table(("", "claim", "data set", "verdict", "measured"), _once(rows), right=()),
+        *(_prose(note) for note in notes),
+    ]
+
+
+def _evidence(finding: Finding) -> str:
+    return "<br>".join(finding.measured)
+
+
+def _once(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """A claim's name and words stand in its first row only."""
+    shown = []
+    before = ""
+    for row in rows:
+        shown.append(row if row[0] != before else ("", "", *row[2:]))
+        before = row[0]
+    return shown
+
+
+def _data_set(summary: Summary, data: str) -> list[str]:
+    if not summary.people(data):
+        return [f"## {data}", "Nothing has been run on this data set yet."]
+    k = summary.headline_k(data)
+    entries = summary.entries(data)
+    figures = [
+        f"![Right answers by k on {data}]({_figure_name(data, 'k')})",
+        f"![Right answers at k = {k} by private bytes on {data}]({_figure_name(data, 'bytes')})",
+    ]
+    more = [
+        "<details><summary>Differences at every k, and further figures</summary>",
+        _gains(summary, data, entries),
+        _further(summary, data, entries, k),
+        "</details>",
+    ]
+    return [f"## {data}", _main_table(summary, data, entries, k), *figures, *more]
+
+
+def _main_table(summary: Summary, data: str, entries: Sequence[Entry], k: int) -> str:
+    headings = [
+        "contestant",
+        "seeds",
+        "private bytes",
+        "numbers learned",
+        *(f"k = {each}" for each in summary.ks(data)),
+        f"over generic at k = {k} [95 %]",
+        f"over private bias at k = {k} [95 %]",
+        "seconds per person",
+    ]
+    rows = []
+    for entry in entries:
+        found = [summary.figures(data, entry.contestant, each) for each in summary.ks(data)]
+        at_k = summary.figures(data, entry.contestant, k)
+        rows.append(
+            [
+                _title(entry),
+                f"{len(entry.seeds)} of {len(summary.seeds)}",
+                _count(entry.private_bytes),
+                _count(entry.private_numbers),
+                *(_accuracy(row) for row in found),
+                _gain(summary, data, entry, GENERIC, k),
+                _gain(summary, data, entry, BIAS, k),
+                _NONE if at_k is None else f"{at_k.seconds:.3g}",
+            ]
+        )
+    return _table(headings, rows)
+
+
+def _gains(summary: Summary, data: str, entries: Sequence[Entry]) -> str:
+    ks = summary.ks(data)
+    rows = [
+        [
+            _title(entry),
+            *(_gain(summary, data, entry, GENERIC, k) for k in ks),
+        ]
+        for entry in entries
+    ]
+    return _table(["over generic, points [95 %]", *(f"k = {k}" for k in ks)], rows)
+
+
+def _further(summary: Summary, data: str, entries: Sequence[Entry], k: int) -> str:
+    known = any(
+        (found := summary.figures(data, entry.contestant, k)) is not None and found.share is not None
+        for entry in entries
+    )
+    headings = [
+        f"at k = {k}",
+        *(f"seed {seed}" for seed in summary.seeds),
+        "nll",
+        *(["share of the possible gain"] if known else []),
+        "shared numbers",
+        "training, s",
+    ]
+    rows = []
+    for entry in entries:
+        found = summary.figures(data, entry.contestant, k)
+        by_seed = {} if found is None else found.by_seed
+        share = None if found is None else found.share
+        rows.append(
+            [
+                _title(entry),
+                *(percent(by_seed[seed]) if seed in by_seed else _NONE for seed in summary.seeds),
+                _NONE if found is None else f"{found.nll:.3f}",
+                *([_NONE if share is None else percent(share, 0)] if known else []),
+                _count(entry.shared_numbers),
+                _NONE if entry.train_seconds is None else f"{entry.train_seconds:.3g}",
+            ]
+        )
+    return _table(headings, rows)
+
+
+def _title(entry: Entry) -> str:
+    return entry.title if entry.group == "rival" else f"**{entry.title}**"
+
+
+def _count(number: int | None) -> str:
+    return _NONE if number is None else f"{number:,}"
+
+
+def _accuracy(found: Figures | None) -> str:
+    return _NONE if found is None else percent(found.accuracy)
+
+
+def _gain(summary: Summary, data: str, entry: Entry, baseline: str, k: int) -> str:
+    found = summary.difference(data, entry.contestant, baseline, k)
+    if found is None or entry.contestant == baseline:
+        return _NONE
+    text = f"{points(found.value)} [{interval((found.low, found.high))}]"
+    if len(found.seeds) < len(summary.seeds):
+        text += f", {len(found.seeds)} of {len(summary.seeds)} seeds"
+    common = summary.people(data)
+    if found.people > sum(common[seed] for seed in found.seeds):  # so it is not the difference of two columns
+        text += f", on all {found.people} people"
+    return text
+
+
+def _method(summary: Summary) -> list[str]:
+    known = any(
+        (found := summary.figures(data, entry.contestant, summary.headline_k(data))) is not None
+        and found.share is not None
+        for data in summary.data_sets
+        for entry in summary.entries(data)
+    )
+    chosen = _METHOD if known else _METHOD[:-1]
+    return ["## How it was measured", *(_prose(text) for text in chosen)]
+
+
+def _prose(text: str) -> str:
+    flat = text.replace(NBSP, " ")
+    return textwrap.fill(flat, _WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] | None = None) -> str:
+    """A Markdown table; columns go to the right but the first, or as `right` says."""
+    aligned = range(1, len(headings)) if right is None else right
+    rule = ["---:" if column in aligned else "---" for column in range(len(headings))]
+    lines = [headings, rule, *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
