@@ -59,6 +59,7 @@ class _Bottleneck(nn.Module):
 
 def _adding(bottleneck: _Bottleneck) -> Any:
     def hook(_module: nn.Module, _inputs: Any, h: Tensor) -> Tensor:
-        return h + bottleneck(h)
+        total: Tensor = h + bottleneck(h)
+        return total
 
     return hook

@@ -66,7 +66,7 @@ class Learner(Contestant):
         return self.world.cohort.tasks
 
     def model(self) -> PersonalModel:
-        """Returns the model, built on first use, in evaluation mode; nothing but what is learned has gradients."""
+        """Returns the model, built on first use, in evaluation mode; only what is learned has gradients."""
         if self._model is None:
             model, parameters = self.build()
             parameters = [*parameters, *head_of(model)] if self.own_head() else parameters
@@ -140,7 +140,7 @@ def pooled_and_logits(world: World, model: PersonalModel, ids: Tensor, mask: Ten
 
     The encoder runs in the world's precision, the head in float32.
     """
-    torch.clear_autocast_cache()  # type: ignore[no-untyped-call]  # it may hold weights from before a step
+    torch.clear_autocast_cache()  # it may hold weights from before a step
     with world.precision():
         states = model.states(ids, mask, Frame({}, mask)).float()
     task = model.task
@@ -227,7 +227,7 @@ def learn(
 
 def batches(data: TrainingData, size: int, seed: int) -> Iterator[Rows]:
     """Gives batches of `data.train` without end, in the order of umbel's own training."""
-    config = TrainingConfig(batch_size=size)
+    config = TrainingConfig.model_validate({"batch_size": size})
     epoch = 0
     while True:
         for index in epoch_batches(data, config, seed, epoch):
@@ -256,7 +256,7 @@ def train(
     Raises:
         TrainingError: The loss is no longer finite.
     """
-    config = TrainingConfig(max_steps=steps, warmup_steps=max(1, steps // 10))
+    config = TrainingConfig.model_validate({"max_steps": steps, "warmup_steps": max(1, steps // 10)})
     model.requires_grad_(False)
     every = [parameter for parameters, _ in groups for parameter in parameters]
     for parameter in every:

@@ -53,7 +53,7 @@ class NearestNeighbours(Contestant):
 
 
 def example_bytes(world: World) -> int:
-    """Returns the bytes of a person's examples at the largest k: texts in UTF-8, a byte per label; the mean."""
+    """Returns the mean bytes of a person's examples at the largest k: texts in UTF-8, a byte per label."""
     kept = []
     for person in world.cohort.people:
         texts = first(person.support, world.config.k[-1]).text

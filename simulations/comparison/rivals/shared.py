@@ -20,7 +20,7 @@ HEAD_RATE = 3e-3
 
 
 class SharedAdapter(Contestant):
-    """Trains adapters and a task head on all seen people, the pretrained encoder frozen; the same for everybody.
+    """Trains adapters and a task head on all seen people, the encoder frozen; the same for everybody.
 
     Its kinds differ in the adapters alone: steps, batches, rates, order of examples and the head's start are
     the same. The generic model is no part of it.

@@ -20,10 +20,10 @@ class SharedLoRATRF(SharedAdapter):
     title = "LoRATRF shared by all (r = 8, r' = 2)"
 
     def build(self) -> tuple[PersonalModel, list[nn.Parameter]]:
-        """Returns the model with its task vectors started from the training texts, and the method's tensors."""
+        """Returns the model, its task vectors started from the training texts, and the method's tensors."""
         world = self.world
         data = world.cohort.data
-        method = LoRATRFConfig(rank=8, alpha=8.0, filter_rank=2, private="none")
+        method = LoRATRFConfig.model_validate({"rank": 8, "alpha": 8.0, "filter_rank": 2, "private": "none"})
         model = build_model(world.backbone, "classification", data.labels, {"loratrf": method}, world.seed)
         with world.precision():
             start_shared(model, data)
