@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +81,8 @@ class Learner(Contestant):
 
     def costs(self) -> Costs:
         """Counts what one person learns; head rows are the mean over people of the labels they may have."""
-        heads = head_of(self.model()) if self.own_head() else []
+        model = self.model()
+        heads = head_of(model) if self.own_head() else []
         numbers = sum(p.numel() for p in self._parameters) - sum(p.numel() for p in heads)
         if heads:
             numbers += round(labels_per_person(self.world) * (heads[0].shape[1] + 1))
@@ -108,6 +111,17 @@ def plain_copy(model: PersonalModel) -> PersonalModel:
     twin = model.folded({})
     twin.requires_grad_(False)
     return twin.eval()
+
+
+def with_peft(encoder: nn.Module, config: Any) -> Any:
+    """Returns an encoder as Hugging Face PEFT changes it under one of its configurations."""
+    from peft import get_peft_model
+
+    hugging: Any = encoder
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5.23 for a property by its former name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(hugging, config)
 
 
 def head_of(model: PersonalModel) -> list[nn.Parameter]:
@@ -145,7 +159,8 @@ def pooled_and_logits(world: World, model: PersonalModel, ids: Tensor, mask: Ten
         states = model.states(ids, mask, Frame({}, mask)).float()
     task = model.task
     assert isinstance(task, Classification)
-    return task.pool(states, mask), task(states, mask)
+    with torch.autocast("cpu", enabled=False):
+        return task.pool(states, mask), task(states, mask)
 
 
 def logits_of(world: World, model: PersonalModel, rows: Rows) -> Tensor:
@@ -197,6 +212,7 @@ def masked_nll(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     return functional.cross_entropy(logits + mask, labels)
 
 
+@torch.autocast("cpu", enabled=False)  # gradients follow what each pass was in, whatever the caller is in
 def learn(
     world: World,
     model: PersonalModel,

@@ -7,7 +7,7 @@ from typing import Any, final
 from torch import nn
 
 from umbel.coordinator.model import PersonalModel
-from umbel.simulations.comparison.rivals.common import Learner, plain_copy, seeded
+from umbel.simulations.comparison.rivals.common import Learner, plain_copy, seeded, with_peft
 
 _PURPOSE = "rival lora init"
 
@@ -38,9 +38,8 @@ class LoRA(Learner):
 
 def add_lora(model: PersonalModel, rank: int, alpha: int) -> list[nn.Parameter]:
     """Puts PEFT's LoRA into a plain model's encoder, in place, and returns every A and B."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
-    encoder: Any = model.encoder
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["query", "value"])
-    model.encoder = get_peft_model(encoder, config)
+    model.encoder = with_peft(model.encoder, config)
     return [parameter for name, parameter in model.encoder.named_parameters() if ".lora_" in name]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from umbel.coordinator.model import PersonalModel
 from umbel.shared.errors import ConfigError
-from umbel.simulations.comparison.rivals.common import Learner, plain_copy, seeded
+from umbel.simulations.comparison.rivals.common import Learner, plain_copy, seeded, with_peft
 
 ROWS = 10
 
@@ -59,11 +59,10 @@ class _Prompted(nn.Module):
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
-        from peft import PromptTuningConfig, TaskType, get_peft_model
+        from peft import PromptTuningConfig, TaskType
 
-        hugging: Any = encoder
         config = PromptTuningConfig(task_type=TaskType.FEATURE_EXTRACTION, num_virtual_tokens=ROWS)
-        self.inner: Any = get_peft_model(hugging, config)
+        self.inner: Any = with_peft(encoder, config)
 
     def rows(self) -> nn.Parameter:
         """Returns the prompt (rows, d)."""
