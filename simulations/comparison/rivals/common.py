@@ -212,7 +212,6 @@ def masked_nll(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     return functional.cross_entropy(logits + mask, labels)
 
 
-@torch.autocast("cpu", enabled=False)  # gradients follow what each pass was in, whatever the caller is in
 def learn(
     world: World,
     model: PersonalModel,
@@ -236,7 +235,8 @@ def learn(
         for group in optimizer.param_groups:
             group["lr"] = rate * (1.0 - step / steps)
         optimizer.zero_grad()
-        torch.autograd.backward(masked_nll(logits_of(world, model, rows), labels, mask))
+        with torch.autocast("cpu", enabled=False):  # gradients as the pass was, whatever the caller is in
+            torch.autograd.backward(masked_nll(logits_of(world, model, rows), labels, mask))
         optimizer.step()
     optimizer.zero_grad()
 

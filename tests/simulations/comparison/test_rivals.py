@@ -9,10 +9,11 @@ import pytest
 import torch
 from tests.coordinator.conftest import tiny_config, write_backbone
 from tests.oracles.rivals import bias_oracle, neighbours_oracle, softmax_oracle
-from tests.simulations.comparison.small_world import K, LABELS, QUERY, small_world
+from tests.simulations.comparison.small_world import LABELS, QUERY, K, small_world
 
 from umbel.coordinator.backbone import Backbone, load_backbone
 from umbel.shared.profile import FloatArray
+from umbel.shared.text import IntArray
 from umbel.simulations.comparison.cohort import Person
 from umbel.simulations.comparison.contestant import Contestant, World, label_mask
 from umbel.simulations.comparison.rivals import REGISTRY
@@ -63,7 +64,7 @@ def prepared(name: str, world: World) -> Contestant:
     return made
 
 
-def nll(logits: FloatArray, person: Person, labels: np.ndarray) -> float:  # type: ignore[type-arg]
+def nll(logits: FloatArray, person: Person, labels: IntArray) -> float:
     masked = logits + label_mask(person, logits.shape[1])
     return -float(np.mean([np.log(softmax_oracle(list(r))[y]) for r, y in zip(masked, labels, strict=True)]))
 
