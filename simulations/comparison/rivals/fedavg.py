@@ -31,6 +31,7 @@ class FedAvg(Learner):
 
     name = "fedavg"
     title = "FedAvg, then local fine-tuning"
+    whole = True
     rates = (1e-5, 5e-5, 2e-4)
 
     def __init__(self, world: World):

@@ -24,6 +24,7 @@ class Prompt(Learner):
 
     name = "prompt"
     title = "Prompt tuning per user"
+    whole = True
     rates = (3e-3, 1e-2, 3e-2)
 
     def build(self) -> tuple[PersonalModel, list[nn.Parameter]]:

@@ -50,6 +50,7 @@ class Retrieval(Contestant):
 
     name = "retrieval"
     title = "Own examples put into the text"
+    whole = True
 
     def __init__(self, world: World):
         super().__init__(world)

@@ -27,6 +27,7 @@ class SharedAdapter(Contestant):
     """
 
     learns = False
+    whole = True
     more_people = True
 
     def __init__(self, world: World):
