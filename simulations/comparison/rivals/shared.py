@@ -1,0 +1,63 @@
+"""Adapters trained for everyone from the pretrained encoder: which kind needs fewer numbers for the same?"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from umbel.coordinator.model import PersonalModel
+from umbel.shared.profile import FloatArray
+from umbel.simulations.comparison.cohort import Person
+from umbel.simulations.comparison.contestant import Contestant, Costs, Options, World
+from umbel.simulations.comparison.rivals.common import batches, head_of, logits_of, masked_nll, predict, train
+
+ADAPTER_RATE = 1e-3
+HEAD_RATE = 3e-3
+
+
+class SharedAdapter(Contestant):
+    """Trains adapters and a task head on all seen people, the encoder frozen; the same for everybody.
+
+    Its kinds differ in the adapters alone: steps, batches, rates, order of examples and the head's start are
+    the same. The generic model is no part of it.
+    """
+
+    learns = False
+    whole = True
+    more_people = True
+
+    def __init__(self, world: World):
+        super().__init__(world)
+        self._model, self._adapters = self.build()
+        self._model.requires_grad_(False)
+        self._model.eval()
+
+    @abstractmethod
+    def build(self) -> tuple[PersonalModel, list[nn.Parameter]]:
+        """Returns a model around a copy of the pretrained encoder, and the adapters' parameters."""
+
+    def prepare(self, on_step: Callable[[int, int], None]) -> None:
+        """Trains adapters and head."""
+        world, model, data = self.world, self._model, self.world.cohort.data
+        steps = world.config.generic_steps
+        rows_of_step = list(islice(batches(data, world.batch_size, world.seed), steps))
+        nobody = torch.zeros(len(data.labels))
+
+        def loss(step: int) -> Tensor:
+            rows = rows_of_step[step]
+            return masked_nll(logits_of(world, model, rows), torch.from_numpy(rows.label), nobody)
+
+        groups = [(self._adapters, ADAPTER_RATE), (head_of(model), HEAD_RATE)]
+        train(world, model, groups, steps, loss, on_step)
+
+    def costs(self) -> Costs:
+        """The adapters' numbers; the task head, alike for all kinds, is left out."""
+        return Costs(0, 0, sum(parameter.numel() for parameter in self._adapters))
+
+    def logits(self, people: Sequence[Person], k: int, options: Options) -> list[FloatArray]:
+        """Returns the same model's logits for everybody."""
+        return [predict(self.world, self._model, person.query) for person in people]
