@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Run experiments, and measure releases.")
 
 _TABLE_WIDTH = 80
+_WIDE_TABLE = 118
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout instead of a table.")]
 _Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads for training and measuring.")]
 
@@ -47,16 +48,22 @@ def simulate(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin again, whatever the run's folder holds.")
     ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a comparison: only this data set or contestant; may be given repeatedly."),
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Run an experiment: data, training, release, federated rounds, people never met, report.
 
-    EXPERIMENT is the name of one that comes with umbel (demo, movielens) or a folder with a config.toml. A
-    stopped run goes on where it was when the same command is given again.
+    EXPERIMENT is the name of one that comes with umbel (demo, movielens, methods) or a folder with a
+    config.toml. A stopped run goes on where it was when the same command is given again.
 
     For instance: umbel simulate demo
 
     Or, on real film ratings: umbel simulate movielens --data ml-latest-small
+
+    Or, every method against what one would try instead: umbel simulate methods --data FOLDER
     """
     from umbel.simulations.experiment import experiment_folder, read_experiment
     from umbel.simulations.progress import Progress
@@ -64,6 +71,12 @@ def simulate(
     from umbel.simulations.simulate import simulate as run
 
     folder = experiment_folder(experiment)
+    if is_comparison(folder):
+        refused = {"--users": users, "--rounds": rounds, "--engine": engine, "--training": training}
+        _refuse(refused, "this experiment is a comparison of methods")
+        _compare(folder, data, out, seed, only or [], threads, restart, as_json)
+        return
+    _refuse({"--only": only}, "this experiment is not a comparison of methods")
     changes = _changes(data=data, users=users, rounds=rounds, seed=seed, engine=engine)
     config = read_experiment(folder, changes)
     target = out or Path("runs") / folder.name
@@ -86,6 +99,79 @@ def simulate(
     _show(result, target, as_json)
     if not as_json:
         _farewell(target, fresh, time.perf_counter() - begun)
+
+
+def is_comparison(folder: Path) -> bool:
+    """Says whether an experiment's configuration is that of a comparison."""
+    from umbel.coordinator.config import read_toml
+    from umbel.simulations.experiment import CONFIG
+
+    return "contestants" in read_toml(folder / CONFIG)
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    from umbel.shared.errors import ConfigError
+
+    wrong = [f"{name} does not apply" for name, value in given.items() if value is not None and value != []]
+    if wrong:
+        raise ConfigError(why, wrong, "Leave them out.")
+
+
+def _compare(
+    folder: Path,
+    data: Path | None,
+    out: Path | None,
+    seed: int | None,
+    only: list[str],
+    threads: int,
+    restart: bool,
+    as_json: bool,
+) -> None:
+    from rich.console import Console
+
+    from umbel.simulations.comparison.cells import RESULT, compare, read_comparison_config
+    from umbel.simulations.comparison.page import PAGE, write_page
+    from umbel.simulations.comparison.terminal import terminal_tables
+    from umbel.simulations.progress import Progress
+
+    config = read_comparison_config(folder)
+    target = out or Path("runs") / folder.name
+    progress = Progress(quiet=as_json)
+    progress.console.print(
+        f"[bold]umbel simulate {folder.name}[/bold]  [dim]in {target}[/dim]", highlight=False
+    )
+    begun = time.perf_counter()
+    seeds = () if seed is None else (seed,)
+    found = compare(
+        config, target, data, only=only, seeds=seeds, threads=threads, restart=restart, progress=progress
+    )
+    write_page(found, target)
+    if as_json:
+        typer.echo((target / RESULT).read_text(encoding="utf-8"), nl=False)
+        return
+    console = Console()
+    for table in terminal_tables(found):
+        console.print(table, width=max(console.width, _WIDE_TABLE), crop=False)
+    seconds = time.perf_counter() - begun
+    typer.echo(f"Done in {seconds:.0f} s. Look at {target / PAGE}; every figure is in {target / RESULT}.")
+
+
+@app.command()
+def results(
+    result: Annotated[Path, typer.Argument(metavar="RESULT", help="result.json of a comparison.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page and its figures.")] = Path(
+        "."
+    ),
+) -> None:
+    """Write the results page of a comparison from its JSON, with its figures beside it.
+
+    For instance: umbel results runs/methods/result.json --out docs/results
+    """
+    from umbel.simulations.comparison.page import write_page
+    from umbel.simulations.comparison.results import read_comparison
+
+    written = write_page(read_comparison(result), out)
+    typer.echo(f"Wrote {written[0]} and {len(written) - 1} figures.")
 
 
 def _changes(**given: Any) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any, final
 import numpy as np
 
 from umbel.coordinator.backbone import Backbone, load_backbone
+from umbel.coordinator.config import read_toml, validated
 from umbel.coordinator.train import arithmetic
 from umbel.coordinator.training.data import Rows
 from umbel.coordinator.training.trainer import uses_bfloat16
@@ -37,6 +38,7 @@ from umbel.simulations.comparison.results import (
     write_comparison,
 )
 from umbel.simulations.comparison.rivals import REGISTRY
+from umbel.simulations.experiment import CONFIG
 from umbel.simulations.progress import Progress
 from umbel.simulations.simulate import machine
 
@@ -150,10 +152,10 @@ def compare(
     out: Path,
     folder: Path | None,
     *,
-    data_sets: Sequence[str] = (),
+    only: Sequence[str] = (),
     seeds: Sequence[int] = (),
-    contestants: Sequence[str] = (),
     threads: int = 2,
+    restart: bool = False,
     progress: Progress,
 ) -> Comparison:
     """Runs what is missing of a comparison, and writes all cells as result.json.
@@ -162,23 +164,25 @@ def compare(
         config: What is compared.
         out: The run's folder; finished cells lie in its folder `cells`.
         folder: Folder of the public data sets; those that are not there are left out.
-        data_sets: Only these; empty for all.
+        only: Names of data sets and contestants to which the run is limited; empty for all.
         seeds: Only these; empty for all.
-        contestants: Only these; empty for all.
         threads: Torch's threads.
+        restart: Run finished cells again.
         progress: Shows people how it goes.
 
     Raises:
         BusyError: Another process is at work in `out`.
         ConfigError: A name is not known, or no data set is there.
     """
-    chosen = _chosen(config, folder, data_sets, seeds, contestants, progress)
+    names, numbers, contestants = _chosen(config, folder, only, seeds, progress)
     backbone = load_backbone(config.backbone.name, sha256=config.backbone.sha256)
     with sole_use(out), arithmetic(threads):
-        for name, seed in _places(chosen[0], chosen[1]):
+        places = _places(names, numbers)
+        for at, (name, seed) in enumerate(places):
             place = _Place(name, seed, config, folder or Path(), out, backbone)
-            for contestant in chosen[2]:
-                _cell(place, contestant, out, progress)
+            for number, contestant in enumerate(contestants, at * len(contestants) + 1):
+                words = f"[{number}/{len(places) * len(contestants)}] {name}, seed {seed}"
+                _cell(place, contestant, out, restart, words, progress)
         found = Comparison(
             schema="umbel.comparison/1",
             config=config.model_dump(mode="json"),
@@ -199,54 +203,49 @@ def finished_cells(config: ComparisonConfig, out: Path) -> Iterator[Cell]:
                     yield read_cell(path)
 
 
-def _places(names: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
+def read_comparison_config(folder: Path) -> ComparisonConfig:
+    """Reads the configuration of a comparison.
+
+    Raises:
+        ConfigError: Keys are unknown or values out of range: all are listed.
+    """
+    path = folder / CONFIG
+    return validated(ComparisonConfig, read_toml(path), str(path))
+
+
+def _places(names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
     """A first seed of everything comes before the second one of anything."""
-    for seed in seeds:
-        for name in names:
-            yield name, seed
+    return [(name, seed) for seed in seeds for name in names]
 
 
 def _chosen(
     config: ComparisonConfig,
     folder: Path | None,
-    data_sets: Sequence[str],
+    only: Sequence[str],
     seeds: Sequence[int],
-    contestants: Sequence[str],
     progress: Progress,
 ) -> tuple[list[str], list[int], list[str]]:
     everyone = (*config.rivals, *config.contestants)
-    problems = [
-        f"no data set '{name}'; there are {', '.join(config.data)}"
-        for name in data_sets
-        if name not in config.data
-    ]
-    problems += [
-        f"no seed {seed}; there are {', '.join(map(str, config.seeds))}"
-        for seed in seeds
-        if seed not in config.seeds
-    ]
-    problems += [
-        f"no contestant '{name}'; there are {', '.join(everyone)}"
-        for name in contestants
-        if name not in everyone
-    ]
+    problems = [f"there is no '{name}'" for name in only if name not in (*config.data, *everyone)]
+    problems += [f"there is no seed {seed}" for seed in seeds if seed not in config.seeds]
     if problems:
-        raise ConfigError("the comparison has no such parts", problems)
-    wanted = [name for name in config.data if not data_sets or name in data_sets]
+        hint = f"Data sets: {', '.join(config.data)}. Contestants: {', '.join(everyone)}. "
+        raise ConfigError(
+            "the comparison has no such part", problems, hint + f"Seeds: {', '.join(map(str, config.seeds))}."
+        )
+    wanted = [name for name in config.data if name in only] or list(config.data)
     there = [name for name in wanted if _is_there(config, name, folder)]
+    left = [f"{name}: no folder '{config.data[name].folder}'" for name in wanted if name not in there]
     if not there:
         raise ConfigError(
-            "none of the data sets is there",
-            [f"{name}: no folder '{config.data[name].folder}' in --data" for name in wanted],
-            "Give --data FOLDER, which holds the data sets' folders.",
+            "none of the data sets is there", left, "Give --data FOLDER, which holds the data sets' folders."
         )
-    for name in wanted:
-        if name not in there:
-            progress.say(f"left out: {name}, since --data has no folder '{config.data[name].folder}'")
+    for words in left:
+        progress.say(f"left out: {words} in --data")
     return (
         there,
         [seed for seed in config.seeds if not seeds or seed in seeds],
-        [name for name in everyone if not contestants or name in contestants],
+        [name for name in everyone if name in only] or list(everyone),
     )
 
 
@@ -255,17 +254,17 @@ def _is_there(config: ComparisonConfig, name: str, folder: Path | None) -> bool:
     return section.source == "community" or (folder is not None and (folder / section.folder).is_dir())
 
 
-def _cell(place: _Place, name: str, out: Path, progress: Progress) -> None:
+def _cell(place: _Place, name: str, out: Path, restart: bool, words: str, progress: Progress) -> None:
     path = out / "cells" / cell_name(place.name, place.seed, name)
     identity = place.identity(name)
-    if path.is_file():
+    if path.is_file() and not restart:
         try:
             if read_cell(path).identity == identity:
                 return
         except ComparisonError:
             pass  # it is run again and written anew
     contestant = _contestant(place, name, progress)
-    with progress.phase(f"{place.name}, seed {place.seed}: {name}") as bar:
+    with progress.phase(f"{words}: {name}") as bar:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_cell(path, _run(contestant, name, place.config, identity, bar))
 
