@@ -38,6 +38,9 @@ class MethodConfig(BaseModel):
         le=1e6,
         description="Rate of seen users' tensors, as a factor on training.private_rate.",
     )
+    private_prior: float = Field(
+        default=1.0, ge=0, le=1e6, description="Their pull to 0, as a factor on training.private_prior."
+    )
     device_rate: float = Field(
         default=1.0, ge=0, le=1e6, description="Rate on a device, as a factor on the recipe's learning_rate."
     )

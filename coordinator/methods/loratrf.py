@@ -9,7 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from umbel.coordinator.methods.base import AbstractMethod, BackboneShape, MethodConfig, balanced, kaiming
+from umbel.coordinator.methods.base import (
+    AbstractMethod,
+    BackboneShape,
+    MethodConfig,
+    balanced,
+    kaiming,
+    leading,
+)
 from umbel.coordinator.sites import Frame, Site
 from umbel.shared.profile import TensorSpec
 
@@ -34,6 +41,9 @@ class LoRATRFConfig(MethodConfig):
     )
     start: Literal["texts", "random"] = Field(
         default="texts", description="First xi: the mean h over the training texts, or noise."
+    )
+    users: Literal["embeddings", "zeros"] = Field(
+        default="embeddings", description="Where training starts seen users; new users start at zeros."
     )
     private: Literal["gates", "shift", "none"] = Field(
         default="gates", description="What a person has: a gate per layer, a shift of xi, or nothing."
@@ -139,6 +149,16 @@ class LoRATRF(AbstractMethod):
     def _vector(self, site: Site) -> str:
         """Returns the name of the site's task vector."""
         return {"projection": site.name, "layer": f"layer_{site.layer}", "shared": "all"}[self.config.vectors]
+
+    def starts_users(self) -> bool:
+        """Seen users start where their labels point, unless the configuration says zeros."""
+        return self.config.users == "embeddings" and self.config.private != "none"
+
+    def start_users(self, summary: Tensor) -> dict[str, Tensor]:
+        """Returns the users' coordinates on the leading principal directions of their summaries."""
+        sizes = {"gates": self.layers, "shift": self.config.shift_size}
+        kind = self.config.private
+        return {f"loratrf.{kind}": leading(summary, sizes[kind])}
 
     def starts_shared(self) -> bool:
         """Task vectors start at the mean of what they are compared with, unless the configuration says no."""

@@ -52,6 +52,9 @@ class PHAConfig(MethodConfig):
         default="users",
         description="What L_Pro tells apart: the prototypes of the batch's users, or those of the bank.",
     )
+    shared_rate: float = Field(
+        default=0.2, ge=0, le=1e6, description="As in every method: the heads add up the steps of 64 inputs."
+    )
     start: Literal["embeddings", "zeros"] = Field(
         default="embeddings", description="Where training starts seen users; new users start at zeros."
     )

@@ -56,6 +56,12 @@ class XPEFTConfig(MethodConfig):
         default=True, description="Up-projections sum to zero at first, so that a new model is the backbone."
     )
 
+    private_prior: float = Field(
+        default=0.0, ge=0, le=1e6, description="As in every method: 2 L N logits, each worth about 1 / N."
+    )
+    device_prior: float = Field(
+        default=0.01, ge=0, le=1e6, description="As in every method: a logit's gradient is about 1 / N."
+    )
     start: Literal["embeddings", "zeros"] = Field(
         default="embeddings", description="Where training starts seen users; new users start at zeros."
     )

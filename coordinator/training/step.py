@@ -126,7 +126,8 @@ def batch_loss(
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of a batch and its mean nll, both scalars.
 
-    loss = mean nll + every method's training term + private_prior / 2 * mean |keep * p_owner|^2.
+    loss = mean nll + every method's training term + private_prior / 2 * mean |keep * p_owner|^2, the last one
+    times each method's own factor.
     """
     frame = model.frame(batch.mask, batch.owner, table.as_profile())
     frame.keep = batch.keep
@@ -134,9 +135,11 @@ def batch_loss(
     logits = model.run(batch.ids, batch.mask, frame)
     nll = model.task.nll(logits, batch.labels).mean()
     loss = nll + _training_terms(model, batch, frame, logits)
-    for rows in frame.profile.values():
-        kept = rows.flatten(1) * batch.keep
-        loss = loss + 0.5 * private_prior * kept.square().sum(1).mean()
+    for method in model.method_list():
+        for tensor in method.profile_tensors():
+            kept = frame.profile[tensor.name].flatten(1) * batch.keep
+            pull = 0.5 * private_prior * method.config.private_prior
+            loss = loss + pull * kept.square().sum(1).mean()
     return loss, nll.detach()
 
 

@@ -181,7 +181,7 @@ def _encoded(
     seed: int,
 ) -> tuple[TrainingData, tuple[str, ...]]:
     """Returns what is trained on, with the other people's texts encoded behind the seen people's."""
-    config = TrainingConfig(calibration_share=calibration_share)
+    config = TrainingConfig.model_validate({"calibration_share": calibration_share})
     data = prepare(seen, labels, encoder, config, seed)
     texts = tuple(dict.fromkeys(e.text for e in (*seen, *later)))
     return replace(data, tokens=encoder.encode(list(texts))), texts

@@ -63,6 +63,9 @@ class ContestantConfig(Strict):
     private_rate: float = Field(
         default=2e-2, gt=0, le=10, description="Rate of seen people's private tensors."
     )
+    personalised_dropout: float = Field(
+        default=0.35, ge=0, lt=1, description="Share of examples trained without a profile."
+    )
     learning_rate: tuple[float, ...] = Field(
         default=(0.1, 0.2), min_length=1, description="Few-shot rates that are tried."
     )

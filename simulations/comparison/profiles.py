@@ -69,6 +69,7 @@ class Profiles(Contestant):
                     "batch_size": world.batch_size,
                     "shared_rate": own.shared_rate,
                     "private_rate": own.private_rate,
+                    "personalised_dropout": own.personalised_dropout,
                     "head_rate": own.shared_rate,
                     "warmup_steps": max(world.config.steps // 10, 1),
                     "evaluate_every": max(world.config.steps // 3, 1),

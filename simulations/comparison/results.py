@@ -15,9 +15,6 @@ from umbel.shared.errors import UmbelError
 from umbel.shared.files import atomic_write
 from umbel.simulations.results import Machine
 
-CELL_SCHEMA = "umbel.cell/1"
-SCHEMA = "umbel.comparison/1"
-
 
 @final
 class ComparisonError(UmbelError):
@@ -61,7 +58,7 @@ class Cell(Strict):
         choose_seconds: Choosing options.
     """
 
-    schema_: Literal["umbel.cell/1"] = Field(default=CELL_SCHEMA, alias="schema")
+    schema_: Literal["umbel.cell/1"] = Field(default="umbel.cell/1", alias="schema")
     identity: str
     data: str
     seed: int
@@ -86,7 +83,7 @@ class Cell(Strict):
 class Comparison(Strict):
     """All cells, with the configuration and the machine."""
 
-    schema_: Literal["umbel.comparison/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["umbel.comparison/1"] = Field(default="umbel.comparison/1", alias="schema")
     config: dict[str, object]
     machine: Machine
     cells: tuple[Cell, ...]
