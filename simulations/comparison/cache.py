@@ -7,7 +7,6 @@ of the upper layers alone looks its "token ids" up there; for everything else it
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, final
 
@@ -19,6 +18,7 @@ from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.model import PersonalModel
 from umbel.shared.errors import ConfigError
 from umbel.shared.text import TokenBatch
+from umbel.simulations.comparison.contestant import mixed
 
 _BATCH = 256
 
@@ -44,7 +44,7 @@ class StateTable(nn.Module):
 
 @torch.no_grad()
 def upper_encoder(
-    encoder: nn.Module, tokens: TokenBatch, layers: int, precision: Callable[[], Any]
+    encoder: nn.Module, tokens: TokenBatch, layers: int, bfloat16: bool
 ) -> tuple[nn.Module, TokenBatch]:
     """Cuts an encoder's last layers off and computes what enters them for every text.
 
@@ -52,7 +52,7 @@ def upper_encoder(
         encoder: A BERT encoder; it is left as it is.
         tokens: Every text.
         layers: How many of its last layers are kept.
-        precision: Gives the context in which the lower layers run.
+        bfloat16: The lower layers run in bfloat16, and the table keeps what they give.
 
     Returns:
         The upper encoder, and the texts as row numbers of its table.
@@ -71,12 +71,13 @@ def upper_encoder(
     starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
     lower: Any = copy.deepcopy(encoder).eval()
     lower.encoder.layer = lower.encoder.layer[: len(stack) - layers]
-    table = torch.empty(int(lengths.sum()), whole.config.hidden_size, dtype=torch.bfloat16)
+    kind = torch.bfloat16 if bfloat16 else torch.float32
+    table = torch.empty(int(lengths.sum()), whole.config.hidden_size, dtype=kind)
     order = np.argsort(lengths, kind="stable")
     for at in range(0, len(order), _BATCH):
         part = order[at : at + _BATCH]
         rows = tokens.rows(part)
-        with precision():
+        with mixed(bfloat16):
             states = lower(
                 input_ids=torch.from_numpy(rows.ids), attention_mask=torch.from_numpy(rows.mask)
             ).last_hidden_state
@@ -93,14 +94,14 @@ def upper_encoder(
 
 
 def upper_model(
-    backbone: Backbone, generic: PersonalModel, tokens: TokenBatch, layers: int, precision: Callable[[], Any]
+    backbone: Backbone, generic: PersonalModel, tokens: TokenBatch, layers: int, bfloat16: bool
 ) -> tuple[Backbone, PersonalModel, TokenBatch]:
     """Returns backbone, generic model and texts of the upper layers alone.
 
     Raises:
         ConfigError: The encoder cannot be cut so.
     """
-    encoder, rows = upper_encoder(generic.encoder, tokens, layers, precision)
+    encoder, rows = upper_encoder(generic.encoder, tokens, layers, bfloat16)
     shape = replace(backbone.shape, layers=layers, vocabulary=int(tokens.mask.sum()))
     model = PersonalModel(encoder, {}, copy.deepcopy(generic.task))
     return replace(backbone, module=encoder, shape=shape), model.requires_grad_(False).eval(), rows

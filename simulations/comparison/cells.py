@@ -85,7 +85,7 @@ class _Place:
 
     def _generic_identity(self) -> str:
         section, data = self.section, self.cohort.data
-        row = [
+        row: list[Any] = [
             section.generic_steps,
             section.generic_rate,
             section.max_tokens,
@@ -112,7 +112,7 @@ class _Place:
                 full.generic,
                 self.cohort.data.tokens,
                 self.config.personal_layers,
-                full.precision,
+                full.bfloat16,
             )
             data, table = (replace(part, tokens=tokens) for part in (self.cohort.data, self.cohort.table))
             cohort = replace(self.cohort, data=data, table=table)

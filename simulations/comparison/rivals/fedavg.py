@@ -23,16 +23,16 @@ LOCAL_BATCH = 16
 
 @final
 class FedAvg(Learner):
-    """FedAvg from the generic model over seen people, then each person fine-tunes every weight alone.
+    """FedAvg from the generic model over seen people, then each person fine-tunes the encoder's layers alone.
 
     A round: 8 people, 4 Adam steps each from the round's weights, the mean of their weights. What a person's
-    device keeps is a whole model.
+    device keeps is every layer and the head.
     """
 
     name = "fedavg"
     title = "FedAvg, then local fine-tuning"
     whole = True
-    rates = (1e-5, 5e-5, 2e-4)
+    rates = (2e-5, 1e-4)
 
     def __init__(self, world: World):
         super().__init__(world)
@@ -50,8 +50,9 @@ class FedAvg(Learner):
             on_step(round_ + 1, rounds)
 
     def build(self) -> tuple[PersonalModel, list[nn.Parameter]]:
-        """Returns the averaged model and all its weights."""
-        return self._averaged, list(self._averaged.parameters())
+        """Returns the averaged model and its weights, the embeddings left out: most are never read."""
+        frozen = set(self._averaged.encoder.get_submodule("embeddings").parameters())
+        return self._averaged, [p for p in self._averaged.parameters() if p not in frozen]
 
     def own_head(self) -> bool:
         """The head is among all weights."""

@@ -1,0 +1,235 @@
+"""The comparison's core: people, generic model, upper layers, umbel's contestants, cells."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.coordinator.conftest import tiny_config, write_backbone
+from tests.simulations.comparison.small_world import LABELS, QUERY, K, small_world
+
+from umbel.coordinator.backbone import Backbone, load_backbone
+from umbel.coordinator.training.data import Rows
+from umbel.shared.errors import ConfigError
+from umbel.shared.text import TextEncoder
+from umbel.simulations.comparison.cache import upper_model
+from umbel.simulations.comparison.cells import RESULT, compare
+from umbel.simulations.comparison.cohort import gather_cohort
+from umbel.simulations.comparison.config import ComparisonConfig, ContestantConfig, DataSetConfig
+from umbel.simulations.comparison.contestant import World, restricted
+from umbel.simulations.comparison.generic import generic_logits, generic_model, held_out_loss, opinions
+from umbel.simulations.comparison.profiles import Profiles, needs_whole
+from umbel.simulations.comparison.results import read_comparison
+from umbel.simulations.progress import Progress
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return load_backbone(str(write_backbone(tmp_path_factory.mktemp("bert"), tiny_config("bert"))))
+
+
+@pytest.fixture(scope="module")
+def world(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return small_world(backbone, tmp_path_factory.mktemp("world"))
+
+
+def community(**options: Any) -> DataSetConfig:
+    base = {"source": "community", "users": 24, "people": 3, "more_people": 2, "query": 6, "k": [2, 8]}
+    return DataSetConfig.model_validate(base | options)
+
+
+def test_new_people_are_not_seen_and_have_enough_examples(backbone: Backbone) -> None:
+    encoder = TextEncoder(backbone.tokenizer_json, 16)
+    cohort = gather_cohort("made up", community(training_users=9), None, encoder, 8, 1)
+    assert len(cohort.people) == 3
+    assert len(cohort.more) == 2
+    seen = set(cohort.data.users)
+    for person in (*cohort.people, *cohort.more):
+        assert person.user not in seen
+        assert len(person.support) >= 8
+        assert 0 < len(person.query) <= 6
+        assert not set(person.support.text) & set(person.query.text)
+    assert len(cohort.table.users) == 9
+    assert set(cohort.table.users) <= seen
+    for number, user in enumerate(cohort.table.users):
+        mine = cohort.table.train.text[cohort.table.train.user == number]
+        theirs = cohort.data.train.text[cohort.data.train.user == cohort.data.users.index(user)]
+        assert Counter(mine) == Counter(theirs)
+    assert len(cohort.texts) == len(cohort.data.tokens) == len(set(cohort.texts))
+    assert cohort.best is not None
+    assert len(cohort.best) == 3
+    assert all(len(person.support) == 8 for person in cohort.calibration)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=40))
+def test_opinions_count_every_judgement(rows: list[tuple[int, int]]) -> None:
+    text, label = (np.array(column, np.int64) for column in zip(*rows, strict=True))
+    found = opinions(Rows(text, np.zeros_like(text), label), 3)
+    counted = Counter(rows)
+    for place, number in enumerate(found.text):
+        for each in range(3):
+            assert found.counts[place, each] == counted[(int(number), each)]
+    assert found.counts.sum() == len(rows)
+
+
+def test_generic_model_learns_and_is_read_back(backbone: Backbone, world: World, tmp_path: Path) -> None:
+    heard: list[int] = []
+
+    def made(rate: float, steps: int, kept: str) -> Any:
+        return generic_model(
+            backbone,
+            world.cohort.data,
+            steps=steps,
+            rate=rate,
+            batch_size=16,
+            seed=0,
+            precision=world.precision,
+            kept=tmp_path / kept,
+            on_step=lambda done, of: heard.append(done),
+        )
+
+    first = made(1e-3, 40, "a")
+    assert heard == list(range(1, 41))
+    again = made(1e-3, 40, "a")
+    assert len(heard) == 40  # it was read
+    for name, value in first.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    # Judged by what it was trained on: 144 made-up judgements are too few for others.
+    data = replace(world.cohort.data, validation=world.cohort.data.train)
+    untrained = made(1e-9, 1, "b")
+    assert held_out_loss(first, data, world.precision) < held_out_loss(untrained, data, world.precision)
+    head = made(0.0, 5, "c")
+    for name, value in backbone.module.state_dict().items():
+        assert torch.equal(head.encoder.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_upper_layers_give_what_the_whole_encoder_gives(world: World, layers: int) -> None:
+    tokens = world.cohort.data.tokens
+    shorter, model, rows = upper_model(world.backbone, world.generic, tokens, layers, False)
+    assert shorter.shape.layers == layers
+    texts = np.arange(len(tokens))
+    whole = generic_logits(world.generic, world.cohort.data, texts, world.precision)
+    upper = generic_logits(model, replace(world.cohort.data, tokens=rows), texts, world.precision)
+    assert float(whole.std()) > 0.01
+    torch.testing.assert_close(upper, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [0, 3])
+def test_layers_that_are_not_there_are_refused(world: World, layers: int) -> None:
+    with pytest.raises(ConfigError, match="personal_layers"):
+        upper_model(world.backbone, world.generic, world.cohort.data.tokens, layers, False)
+
+
+def contestant(**methods: dict[str, Any]) -> ContestantConfig:
+    return ContestantConfig.model_validate(
+        {"methods": methods, "learning_rate": [0.5], "prior_strength": [0.1]}
+    )
+
+
+@pytest.mark.parametrize(
+    "methods", [{"plora": {"rank": 2, "user_size": 3}}, {"headbias": {}, "lopa": {"rows": 2, "rank": 1}}]
+)
+def test_profiles_learn_and_nobody_else_matters(
+    world: World, tmp_path: Path, methods: dict[str, Any]
+) -> None:
+    own = contestant(**methods)
+    assert needs_whole(own) == ("lopa" in methods)
+    made = Profiles(replace(world, folder=tmp_path), "own", own)
+    made.prepare(lambda done, of: None)
+    options = made.options()[0]
+    people = world.cohort.people
+    together = made.logits(people, K[-1], options)
+    alone = [made.logits([person], K[-1], options)[0] for person in people]
+    for one, other in zip(together, alone, strict=True):
+        assert one.shape == (QUERY, len(LABELS))
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    asked = [replace(person, query=person.support) for person in people]
+    assert _nll(made, asked, K[-1], options) < _nll(made, asked, 0, options)
+    costs = made.costs()
+    assert costs.private_bytes == 2 * costs.private_numbers
+    with pytest.raises(RuntimeError):
+        Profiles(world, "unprepared", own).costs()
+
+
+def _nll(made: Profiles, people: Any, k: int, options: Any) -> float:
+    total = []
+    for person, logits in zip(people, made.logits(people, k, options), strict=True):
+        z = restricted(logits, person).astype(np.float64)
+        z -= np.log(np.exp(z).sum(1, keepdims=True))
+        total.append(-z[np.arange(len(z)), person.query.label].mean())
+    return float(np.mean(total))
+
+
+def test_tasks_take_the_profiles_that_training_learned(backbone: Backbone, tmp_path: Path) -> None:
+    tasks = small_world(backbone, tmp_path, tasks=True)
+    seen = tasks.cohort.table.users[:2]
+    people = [replace(p, user=user) for p, user in zip(tasks.cohort.people, seen, strict=False)]
+    made = Profiles(tasks, "own", contestant(plora={"rank": 2, "user_size": 3}))
+    made.prepare(lambda done, of: None)
+    assert list(made.options()) == [{}]
+    with_profiles = made.logits(people, 6, {})
+    swapped = made.logits([replace(people[0], user=people[1].user)], 6, {})
+    assert np.abs(with_profiles[0] - swapped[0]).max() > 1e-6
+
+
+@pytest.fixture
+def config(backbone: Backbone) -> ComparisonConfig:
+    row = {
+        "seeds": [0, 1],
+        "personal_layers": 1,
+        "batch_size": 8,
+        "backbone": {"name": backbone.name},
+        "rivals": ["generic", "headbias"],
+        "data": {
+            "made-up": community(
+                calibration_share=0.2, generic_steps=3, steps=3, learning_steps=2, max_tokens=16
+            ).model_dump(mode="json"),
+            "films": {"source": "movielens", "folder": "films"},
+        },
+        "contestants": {"plora": {"methods": {"plora": {"rank": 2, "user_size": 2}}}},
+    }
+    return ComparisonConfig.model_validate(row)
+
+
+def test_cells_are_run_once_and_again_where_something_changed(
+    config: ComparisonConfig, tmp_path: Path
+) -> None:
+    found = compare(config, tmp_path, None, seeds=[0], progress=Progress(quiet=True))
+    assert [cell.contestant for cell in found.cells] == ["generic", "headbias", "plora"]
+    assert found == read_comparison(tmp_path / RESULT)
+    generic, bias, own = found.cells
+    assert list(generic.k) == ["0"]
+    assert list(bias.k) == list(own.k) == ["0", "2", "8"]
+    assert generic.people == 5
+    assert own.people == 3
+    # The generic model is everybody's where nothing is known of a person.
+    assert bias.k["0"].right == generic.k["0"].right[:3]
+    cells = tmp_path / "cells"
+    before = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
+    again = compare(config, tmp_path, None, seeds=[0], progress=Progress(quiet=True))
+    assert again.cells == found.cells
+    assert {path.name: path.stat().st_mtime_ns for path in cells.iterdir()} == before
+    row = config.model_dump(mode="json")
+    row["contestants"]["plora"]["shared_rate"] = 5e-3
+    changed = ComparisonConfig.model_validate(row)
+    compare(changed, tmp_path, None, seeds=[0], progress=Progress(quiet=True))
+    after = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
+    assert [name for name in after if after[name] != before[name]] == ["made-up-0-plora.json"]
+    (cells / "made-up-0-generic.json").write_text("{")
+    compare(changed, tmp_path, None, only=["generic"], seeds=[0], progress=Progress(quiet=True))
+    assert len(read_comparison(tmp_path / RESULT).cells) == 3
+
+
+def test_what_is_not_there_is_told(config: ComparisonConfig, tmp_path: Path) -> None:
+    quiet = Progress(quiet=True)
+    with pytest.raises(ConfigError) as caught:
+        compare(config, tmp_path, None, only=["nothing", "plora"], seeds=[0, 9], progress=quiet)
+    assert caught.value.problems == ("there is no 'nothing'", "there is no seed 9")
+    with pytest.raises(ConfigError, match="none of the data sets"):
+        compare(config, tmp_path, tmp_path, only=["films"], progress=quiet)
