@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from umbel.coordinator.backbone import BackboneShape
 from umbel.coordinator.sites import Frame, Site
+from umbel.shared.bank import RandomTensor
 from umbel.shared.profile import TensorSpec
 
 _EIGENVALUE_FLOOR = 1e-4
@@ -78,6 +79,14 @@ class AbstractMethod(nn.Module, ABC):
     @abstractmethod
     def profile_tensors(self) -> tuple[TensorSpec, ...]:
         """Returns the private tensors of one user; names start with "<method>."."""
+
+    def rebuilt_tensors(self) -> Mapping[str, RandomTensor]:
+        """Returns its shared parameters that a seed stands for: own parameter name -> how it is made.
+
+        A release holds the seed instead of the values, and every device rebuilds them. Nothing may train
+        them: neither the coordinator nor a device in a round.
+        """
+        return {}
 
     def at_site(self, site: Site, x: Tensor, h: Tensor, frame: Frame) -> Tensor | None:
         """Returns what to add to a projection's output.

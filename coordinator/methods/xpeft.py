@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from umbel.coordinator.methods.base import AbstractMethod, BackboneShape, MethodConfig
 from umbel.coordinator.sites import Frame, Site
-from umbel.shared.bank import random_bank
+from umbel.shared.bank import RandomTensor
 from umbel.shared.profile import TensorSpec
 from umbel.shared.rng import generator
 
@@ -42,7 +42,7 @@ class XPEFTConfig(MethodConfig):
     bank: Literal["trained", "random"] = Field(
         default="trained", description="Train the adapters, or leave them as a seed made them."
     )
-    bank_seed: int = Field(default=0, ge=0, description="Seed of a random bank.")
+    bank_seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of a random bank.")
     activation: Literal["relu", "gelu", "tanh"] = Field(
         default="relu", description="Between the two projections of an adapter."
     )
@@ -91,28 +91,37 @@ def hard_mask(logits: Tensor, kept: int, temperature: float) -> Tensor:
     return hard + (soft - soft.detach())  # in brackets: exactly zero, so that the mask is exactly `hard`
 
 
+def _sources(site: Site, config: XPEFTConfig) -> dict[str, RandomTensor]:
+    """Returns what a random bank of one layer is made of; a trained one has the same shapes and spread."""
+    shapes = {
+        "down": (config.adapters, site.d_out, config.width),
+        "up": (config.adapters, config.width, site.d_out),
+    }
+    deviation = config.spread * config.kept**0.5  # the mean of k of them is narrower by sqrt k
+    return {
+        part: RandomTensor(config.bank_seed, f"layer {site.layer} {part}", shape, deviation)
+        for part, shape in shapes.items()
+    }
+
+
 @final
 class _Bank(nn.Module):
     """N adapters of one layer: down (N, d, b), up (N, b, d), and the LayerNorm (b,) that they share."""
 
     def __init__(self, site: Site, config: XPEFTConfig, rng: torch.Generator):
         super().__init__()
-        count, width = config.adapters, config.width
-        down, up = (count, site.d_out, width), (count, width, site.d_out)
-        deviation = config.spread * config.kept**0.5  # the mean of k of them is narrower by sqrt k
+        sources = _sources(site, config)
         if config.bank == "random":
-            values = [
-                torch.from_numpy(
-                    random_bank(config.bank_seed, f"layer {site.layer} {part}", shape, deviation)
-                )
-                for part, shape in (("down", down), ("up", up))
-            ]
+            values = [torch.from_numpy(source.values()) for source in sources.values()]
         else:
-            values = [torch.empty(shape).normal_(0.0, deviation, generator=rng) for shape in (down, up)]
+            values = [
+                torch.empty(source.shape).normal_(0.0, source.deviation, generator=rng)
+                for source in sources.values()
+            ]
             values[1] -= values[1].mean(0) if config.centred else 0.0
         self.down, self.up = nn.Parameter(values[0]), nn.Parameter(values[1])
-        self.norm_weight = nn.Parameter(torch.ones(width))
-        self.norm_bias = nn.Parameter(torch.zeros(width))
+        self.norm_weight = nn.Parameter(torch.ones(config.width))
+        self.norm_bias = nn.Parameter(torch.zeros(config.width))
 
 
 @final
@@ -149,6 +158,16 @@ class XPEFT(AbstractMethod):
         storage = f"top:{self.config.kept}" if self.config.mask == "hard" else "float16"
         shape = (self.layers, self.config.adapters)
         return tuple(TensorSpec(name, shape, storage) for name in ("xpeft.down", "xpeft.up"))
+
+    def rebuilt_tensors(self) -> dict[str, RandomTensor]:
+        """A random bank's matrices: its seed stands for them."""
+        if self.config.bank == "trained":
+            return {}
+        return {
+            f"banks.{site.name}.{part}": source
+            for site in self.sites
+            for part, source in _sources(site, self.config).items()
+        }
 
     def at_site(self, site: Site, x: Tensor, h: Tensor, frame: Frame) -> Tensor | None:
         """Returns act(LN(h A_u)) B_u: (batch, seq, d)."""
