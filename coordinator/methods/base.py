@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from umbel.coordinator.backbone import BackboneShape
 from umbel.coordinator.sites import Frame, Site
 from umbel.shared.bank import RandomTensor
+from umbel.shared.errors import ConfigError
 from umbel.shared.profile import TensorSpec
 
 _EIGENVALUE_FLOOR = 1e-4
@@ -178,6 +179,20 @@ class AbstractMethod(nn.Module, ABC):
             means: What each projection of the frozen encoder gives on average over the tokens of the training
                 texts: name of the site -> (d_out,) float64.
         """
+
+    def grow_from(self, smaller: Self) -> None:
+        """Takes shared tensors over from a trained method of fewer parts, so that nobody's output changes.
+
+        This one is as the constructor made it. Private tensors have longer last axes in it; what a person
+        has of the smaller one, with nothing added, must mean the same here (see shared/growth.py).
+
+        Args:
+            smaller: The same method, trained with other options.
+
+        Raises:
+            ConfigError: The method cannot grow, or not from those options to its own.
+        """
+        raise ConfigError(f"{self.name} has nothing that could grow", hint="X-PEFT's bank can, for one.")
 
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Expresses the private tensors in the basis where few-shot learning goes best, changing no output.

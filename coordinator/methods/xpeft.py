@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, final
+from typing import Literal, Self, final
 
 import torch
 from pydantic import Field, model_validator
@@ -14,6 +14,7 @@ from torch.nn import functional
 from umbel.coordinator.methods.base import AbstractMethod, BackboneShape, MethodConfig
 from umbel.coordinator.sites import Frame, Site
 from umbel.shared.bank import RandomTensor
+from umbel.shared.errors import ConfigError
 from umbel.shared.profile import TensorSpec
 from umbel.shared.rng import generator
 
@@ -203,6 +204,21 @@ class XPEFT(AbstractMethod):
         return {"xpeft.down": unit[:, 0], "xpeft.up": unit[:, 1]}
 
     @torch.no_grad()
+    def grow_from(self, smaller: Self) -> None:
+        """Takes over a trained bank; what is added to it has the mean of what was there, which is generic.
+
+        Raises:
+            ConfigError: The bank is random, does not grow, or something else differs too.
+        """
+        _check_growth(smaller.config, self.config)
+        for site in self.sites:
+            own, old = self._bank(site.name), smaller._bank(site.name)
+            for mine, theirs in ((own.down, old.down), (own.up, old.up)):
+                mine.copy_(_grown(theirs, mine[len(theirs) :]))
+            own.norm_weight.copy_(old.norm_weight)
+            own.norm_bias.copy_(old.norm_bias)
+
+    @torch.no_grad()
     def fold_adapter(self, profile: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Returns the one adapter per layer that a person's masks stand for.
 
@@ -242,3 +258,31 @@ class XPEFT(AbstractMethod):
 def _mix(mask: Tensor, bank: Tensor) -> Tensor:
     """Returns sum_i mask_i bank_i: (batch, N) and (N, *shape) -> (batch, *shape)."""
     return (mask @ bank.reshape(bank.shape[0], -1)).reshape(mask.shape[0], *bank.shape[1:])
+
+
+def _grown(bank: Tensor, noise: Tensor) -> Tensor:
+    """Returns N adapters and n more around their mean, spread as they are: the mean of all stays the same.
+
+    Args:
+        bank: (N, *shape).
+        noise: (n, *shape); its mean is taken out and its size is not used. One adapter alone is the mean.
+    """
+    exact, change = bank.double(), noise.double()
+    mean = exact.mean(0)
+    change = change - change.mean(0)
+    size, wanted = change.square().mean().sqrt(), (exact - mean).square().mean().sqrt()
+    more = mean + (change * (wanted / size) if size > 0 else change)
+    return torch.cat([exact, more]).to(bank.dtype)
+
+
+def _check_growth(smaller: XPEFTConfig, larger: XPEFTConfig) -> None:
+    problems = []
+    if larger.bank == "random":
+        problems.append("bank is random: it is taken relative to its mean, which would move")
+    if larger.adapters <= smaller.adapters:
+        problems.append(f"adapters is {larger.adapters}, expected more than {smaller.adapters}")
+    rest = larger.model_copy(update={"adapters": smaller.adapters})
+    same = smaller.model_dump()
+    problems += [f"{name} differs" for name, value in rest.model_dump().items() if value != same[name]]
+    if problems:
+        raise ConfigError("the bank of xpeft cannot grow like this", problems, "Change nothing but adapters.")
