@@ -132,6 +132,14 @@ class PersonalModel(nn.Module):
             for name, source in method.rebuilt_tensors().items()
         }
 
+    def stored_tensors(self) -> dict[str, str]:
+        """Returns the shared parameters that a release holds in fewer bytes: name -> float16 or int8."""
+        return {
+            f"methods.{method.name}.{name}": storage
+            for method in self.method_list()
+            for name, storage in method.stored_tensors().items()
+        }
+
     @torch.no_grad()
     def folded(self, profile: Mapping[str, Tensor]) -> PersonalModel:
         """Returns a plain model for one user: every method folded into W, b and the task's own bias.

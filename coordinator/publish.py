@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from umbel.coordinator.artifacts import TrainedModel, rebuild
 from umbel.coordinator.backbone import Backbone
@@ -31,6 +33,7 @@ from umbel.shared.release import (
     is_release_id,
     write_release,
 )
+from umbel.shared.storage import packed, unpacked
 
 OnPhase = Callable[[str], None]
 
@@ -89,19 +92,24 @@ def publish_model(
     config = trained.config
     names = trainable_names(model, config.trainables)
     max_tokens = min(config.backbone.max_tokens, model.longest_text(backbone.shape))
+    storage = model.stored_tensors()
+    model = _as_stored(model, storage)
     arrays = parameter_arrays(model)
     rebuilt = _rebuilt(model, arrays)
     on_phase("export graphs")
     joint = export_joint(model, names, backbone.shape)
     encoder = {name: array for name, array in arrays.items() if name.startswith("encoder.")}
     shared = {name: array for name, array in arrays.items() if name not in {*encoder, *rebuilt}}
+    for name, kind in storage.items():
+        shared |= packed(name, arrays[name], kind)
     files = [weights_file(BACKBONE_WEIGHTS, encoder), weights_file(SHARED_WEIGHTS, shared)]
-    outside = in_no_file({name: arrays[name] for name in rebuilt})
+    outside = in_no_file({name: arrays[name] for name in (*rebuilt, *storage)})
     private = [tensor.name for tensor in model.profile_spec().tensors]
     graphs = split_graphs(joint, private, {name: arrays[name].shape for name in names}, [*files, outside])
     on_phase("compare torch and onnxruntime")
     # What is compared are the bytes that will be written, weights and what is rebuilt included.
     written: dict[str, Any] = {name: array for file in files for name, array in load(file.data).items()}
+    written, _ = unpacked(written, storage)
     written |= {name: tensor.values() for name, tensor in rebuilt.items()}
     parity = measure_parity(model, graphs, written, names, max_tokens)
     check_parity(parity)
@@ -121,6 +129,7 @@ def publish_model(
         parity={name: float(f"{value:.2e}") for name, value in parity.items()},
         blobs=_described(blobs),
         rebuilt=rebuilt,
+        storage=storage,
     )
     return write_release(folder, manifest, blobs)
 
@@ -163,6 +172,25 @@ def _rebuilt(model: PersonalModel, arrays: Mapping[str, FloatArray]) -> dict[str
     return found
 
 
+@torch.no_grad()
+def _as_stored(model: PersonalModel, storage: Mapping[str, str]) -> PersonalModel:
+    """Returns the model with the values that devices will have; a copy, if they are other ones."""
+    if not storage:
+        return model
+    twin, problems = copy.deepcopy(model), []
+    for name, kind in storage.items():
+        parameter = twin.get_parameter(name)
+        exact: FloatArray = parameter.detach().cpu().float().numpy()
+        rounded = unpacked(packed(name, exact, kind), {name: kind})[0][name]
+        problems += (
+            [] if np.isfinite(rounded).all() else [f"{name}: holds values that are not finite as {kind}"]
+        )
+        parameter.copy_(torch.from_numpy(rounded))
+    if problems:
+        raise ReleaseError("tensors cannot be stored as configured, so nothing was published", problems)
+    return twin
+
+
 def _public_name(backbone: Backbone) -> str:
     """Leaves out where the coordinator keeps its backbones; the hash says which one it is."""
     return Path(backbone.name).name if Path(backbone.name).is_dir() else backbone.name
@@ -184,20 +212,20 @@ def _check_values(values: Mapping[str, FloatArray], trainables: Mapping[str, tup
 def trainable_names(model: PersonalModel, patterns: tuple[str, ...]) -> list[str]:
     """Returns the shared parameters that match the patterns.
 
-    The encoder's are never among them, nor are those that devices rebuild from a seed.
+    The encoder's are never among them, nor are those that a release holds as a seed or rounded.
 
     Raises:
         ConfigError: A pattern matches nothing that rounds could train.
     """
-    rebuilt = model.rebuilt_tensors()
-    shared = [name for name in model.shared_names() if name not in rebuilt]
+    fixed = {*model.rebuilt_tensors(), *model.stored_tensors()}
+    shared = [name for name in model.shared_names() if name not in fixed]
     idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in shared)]
     if idle:
-        fixed = [any(fnmatchcase(name, pattern) for name in rebuilt) for pattern in idle]
-        words = ("nothing", "only tensors that a seed stands for, which nothing can train")
+        known = [any(fnmatchcase(name, pattern) for name in fixed) for pattern in idle]
+        words = ("nothing", "only tensors that a release holds as a seed or rounded")
         raise ConfigError(
             "trainables names tensors that the model cannot train",
-            [f"'{pattern}' matches {words[known]}" for pattern, known in zip(idle, fixed, strict=True)],
+            [f"'{pattern}' matches {words[there]}" for pattern, there in zip(idle, known, strict=True)],
             f"Shared tensors look like: {', '.join(shared[:3])}, ...",
         )
     return [name for name in shared if any(fnmatchcase(name, pattern) for pattern in patterns)]

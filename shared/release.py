@@ -22,6 +22,7 @@ from umbel.shared.files import atomic_write, sha256_bytes, sha256_file
 from umbel.shared.profile import ProfileSpec
 from umbel.shared.rebuilt import Rebuilt, read_rebuilt
 from umbel.shared.recipe import LearningRecipe
+from umbel.shared.storage import read_storage
 
 FORMAT = "umbel.release/1"
 MANIFEST = "manifest.json"
@@ -43,7 +44,7 @@ _KEYS = (
     "trainables",
 )
 _ALL_KEYS = (*_KEYS, "parity", "blobs")
-_OPTIONAL = ("rebuilt",)
+_OPTIONAL = ("rebuilt", "storage")
 _MAX_MANIFEST_BYTES = 16 << 20
 _MAX_TOKENS = 1 << 16
 _Part = TypeVar("_Part")
@@ -77,6 +78,7 @@ class Manifest:
         parity: Graph output -> worst relative difference from torch that was measured at publication.
         blobs: File name -> its content's address.
         rebuilt: Shared tensor name -> the seed that it is rebuilt from: it is in no blob.
+        storage: Shared tensor name -> how a blob holds it, where that is not as float32.
     """
 
     parent: str | None
@@ -91,6 +93,7 @@ class Manifest:
     parity: Mapping[str, float]
     blobs: Mapping[str, Blob]
     rebuilt: Mapping[str, Rebuilt] = field(default_factory=dict)
+    storage: Mapping[str, str] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Returns the manifest as JSON; the same manifest gives the same bytes."""
@@ -110,6 +113,8 @@ class Manifest:
         }
         if self.rebuilt:  # there is one way to say that nothing is: without the key
             row["rebuilt"] = {name: tensor.as_json() for name, tensor in self.rebuilt.items()}
+        if self.storage:
+            row["storage"] = dict(self.storage)
         return _canonical(row)
 
     @property
@@ -236,9 +241,16 @@ def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
     profile = _section(row, "profile", ProfileSpec.from_json, problems)
     recipe = _section(row, "recipe", LearningRecipe.from_json, problems)
     rebuilt = _section(row, "rebuilt", read_rebuilt, problems) or {}
-    if isinstance(row.get("trainables"), dict):
-        both = sorted(set(row["trainables"]) & set(rebuilt))
-        problems += [f"manifest: '{shown(name)}' is rebuilt from a seed and a trainable" for name in both]
+    storage = _section(row, "storage", read_storage, problems) or {}
+    trainables = set(row["trainables"]) if isinstance(row.get("trainables"), dict) else set()
+    problems += [
+        f"manifest: '{shown(name)}' is rebuilt from a seed and a trainable"
+        for name in sorted(trainables & set(rebuilt))
+    ]
+    problems += [
+        f"manifest: '{shown(name)}' is stored as {storage[name]} and also a trainable or rebuilt"
+        for name in sorted((trainables | set(rebuilt)) & set(storage))
+    ]
     if problems or profile is None or recipe is None:
         return None
     return Manifest(
@@ -254,6 +266,7 @@ def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
         parity=row["parity"],
         blobs={name: Blob(blob["sha256"], blob["bytes"]) for name, blob in row["blobs"].items()},
         rebuilt=rebuilt,
+        storage=storage,
     )
 
 

@@ -89,6 +89,14 @@ class AbstractMethod(nn.Module, ABC):
         """
         return {}
 
+    def stored_tensors(self) -> Mapping[str, str]:
+        """Returns its shared parameters that a release holds in fewer bytes: own name -> float16 or int8.
+
+        Training knows nothing of it; what is published, compared and used on devices are the rounded values.
+        Devices do not train them in rounds.
+        """
+        return {}
+
     def at_site(self, site: Site, x: Tensor, h: Tensor, frame: Frame) -> Tensor | None:
         """Returns what to add to a projection's output.
 

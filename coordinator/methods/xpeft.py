@@ -44,6 +44,9 @@ class XPEFTConfig(MethodConfig):
         default="trained", description="Train the adapters, or leave them as a seed made them."
     )
     bank_seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of a random bank.")
+    bank_storage: Literal["float32", "float16", "int8"] = Field(
+        default="float32", description="How a release holds a trained bank; int8 has a scale per adapter."
+    )
     activation: Literal["relu", "gelu", "tanh"] = Field(
         default="relu", description="Between the two projections of an adapter."
     )
@@ -65,6 +68,8 @@ class XPEFTConfig(MethodConfig):
     def _keeps_some_of_them(self) -> XPEFTConfig:
         if self.kept >= self.adapters:
             raise ValueError(f"kept is {self.kept}, expected fewer than adapters, which is {self.adapters}")
+        if self.bank == "random" and self.bank_storage != "float32":
+            raise ValueError(f"bank_storage is {self.bank_storage}, but a release holds no random bank")
         return self
 
 
@@ -169,6 +174,13 @@ class XPEFT(AbstractMethod):
             for site in self.sites
             for part, source in _sources(site, self.config).items()
         }
+
+    def stored_tensors(self) -> dict[str, str]:
+        """A trained bank's matrices, as `bank_storage` says."""
+        if self.config.bank_storage == "float32":
+            return {}
+        names = (f"banks.{site.name}.{part}" for site in self.sites for part in ("down", "up"))
+        return dict.fromkeys(names, self.config.bank_storage)
 
     def at_site(self, site: Site, x: Tensor, h: Tensor, frame: Frame) -> Tensor | None:
         """Returns act(LN(h A_u)) B_u: (batch, seq, d)."""

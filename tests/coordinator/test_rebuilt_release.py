@@ -163,7 +163,7 @@ def test_rounds_never_train_what_a_seed_stands_for(model: PersonalModel) -> None
     with pytest.raises(ConfigError) as caught:
         trainable_names(model, ("task.*", "methods.xpeft.banks.*.up", "methods.*.side"))
     assert list(caught.value.problems) == [
-        "'methods.xpeft.banks.*.up' matches only tensors that a seed stands for, which nothing can train",
+        "'methods.xpeft.banks.*.up' matches only tensors that a release holds as a seed or rounded",
         "'methods.*.side' matches nothing",
     ]
 
