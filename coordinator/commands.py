@@ -114,6 +114,40 @@ def publish(
     )
 
 
+@app.command()
+def grow(
+    training: Annotated[Path, typer.Argument(metavar="TRAINING", help="Folder of a finished training.")],
+    change: Annotated[
+        list[str],
+        typer.Option("--set", help="What grows: METHOD.OPTION=VALUE; can be repeated."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the grown training.")],
+    as_json: _Json = False,
+) -> None:
+    """Make a finished training larger without changing anybody's predictions.
+
+    X-PEFT's trained bank can grow: the adapters that are added lie around the mean of the bank, so that
+    neither people's masks nor the generic model change.
+
+    For instance: umbel coordinator grow training --set xpeft.adapters=120 --out grown
+    """
+    from umbel.coordinator.artifacts import load_trained, save_trained
+    from umbel.coordinator.growth import grow as run
+    from umbel.coordinator.growth import read_changes
+    from umbel.shared.files import refuse_taken, sole_use
+
+    changes = read_changes(change)
+    refuse_taken(out)
+    trained = run(load_trained(training), changes)
+    with sole_use(out):
+        save_trained(out, trained)
+    _tell(
+        {"out": str(out), "fingerprint": trained.fingerprint, "changes": changes},
+        f"Grown: {', '.join(change)}.\nPublish it with: umbel coordinator publish {out} --out release",
+        as_json,
+    )
+
+
 def _tell(found: dict[str, Any], words: str, as_json: bool) -> None:
     typer.echo(json.dumps(found, indent=2) if as_json else words)
 

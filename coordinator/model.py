@@ -15,6 +15,7 @@ from umbel.coordinator.methods.base import AbstractMethod, MethodConfig
 from umbel.coordinator.sites import Frame, FrameHolder, InjectedLinear, find_sites, inject
 from umbel.coordinator.tasks import task_class
 from umbel.coordinator.tasks.base import AbstractTask
+from umbel.shared.bank import RandomTensor
 from umbel.shared.profile import ProfileSpec
 from umbel.shared.rng import integer_seed
 
@@ -122,6 +123,22 @@ class PersonalModel(nn.Module):
             f"methods.{method.name}.{part}." for method in self.method_list() for part in method.training_only
         )
         return {name for name, _ in self.named_parameters() if name.startswith(parts)}
+
+    def rebuilt_tensors(self) -> dict[str, RandomTensor]:
+        """Returns the shared parameters that a seed stands for: name -> how it is made."""
+        return {
+            f"methods.{method.name}.{name}": source
+            for method in self.method_list()
+            for name, source in method.rebuilt_tensors().items()
+        }
+
+    def stored_tensors(self) -> dict[str, str]:
+        """Returns the shared parameters that a release holds in fewer bytes: name -> float16 or int8."""
+        return {
+            f"methods.{method.name}.{name}": storage
+            for method in self.method_list()
+            for name, storage in method.stored_tensors().items()
+        }
 
     @torch.no_grad()
     def folded(self, profile: Mapping[str, Tensor]) -> PersonalModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -9,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from umbel.coordinator.artifacts import TrainedModel, rebuild
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.graphs.joint import export_joint, parameter_arrays
 from umbel.coordinator.graphs.parity import check_parity, measure_parity
-from umbel.coordinator.graphs.split import split_graphs, weights_file
+from umbel.coordinator.graphs.split import in_no_file, split_graphs, weights_file
 from umbel.coordinator.model import PersonalModel
 from umbel.shared.checks import shown
 from umbel.shared.errors import ConfigError, ReleaseError
 from umbel.shared.files import sha256_bytes, sole_use
 from umbel.shared.profile import FloatArray
+from umbel.shared.rebuilt import Rebuilt, described, digest
 from umbel.shared.release import (
     BACKBONE_WEIGHTS,
     SHARED_WEIGHTS,
@@ -30,6 +33,7 @@ from umbel.shared.release import (
     is_release_id,
     write_release,
 )
+from umbel.shared.storage import packed, unpacked
 
 OnPhase = Callable[[str], None]
 
@@ -51,7 +55,8 @@ def publish(
 
     Raises:
         BusyError: Another process writes to the folder.
-        ReleaseError: `parent` is no release id, or torch and onnxruntime do not agree; nothing was written.
+        ReleaseError: `parent` is no release id, a tensor is not what its seed makes, or torch and onnxruntime
+            do not agree; nothing was written.
         BackboneError: The backbone is not the one that was trained on.
         ConfigError: A pattern of `trainables` names nothing.
     """
@@ -87,17 +92,25 @@ def publish_model(
     config = trained.config
     names = trainable_names(model, config.trainables)
     max_tokens = min(config.backbone.max_tokens, model.longest_text(backbone.shape))
+    storage = model.stored_tensors()
+    model = _as_stored(model, storage)
+    arrays = parameter_arrays(model)
+    rebuilt = _rebuilt(model, arrays)
     on_phase("export graphs")
     joint = export_joint(model, names, backbone.shape)
-    arrays = parameter_arrays(model)
     encoder = {name: array for name, array in arrays.items() if name.startswith("encoder.")}
-    shared = {name: array for name, array in arrays.items() if name not in encoder}
+    shared = {name: array for name, array in arrays.items() if name not in {*encoder, *rebuilt}}
+    for name, kind in storage.items():
+        shared |= packed(name, arrays[name], kind)
     files = [weights_file(BACKBONE_WEIGHTS, encoder), weights_file(SHARED_WEIGHTS, shared)]
+    outside = in_no_file({name: arrays[name] for name in (*rebuilt, *storage)})
     private = [tensor.name for tensor in model.profile_spec().tensors]
-    graphs = split_graphs(joint, private, {name: arrays[name].shape for name in names}, files)
+    graphs = split_graphs(joint, private, {name: arrays[name].shape for name in names}, [*files, outside])
     on_phase("compare torch and onnxruntime")
-    # What is compared are the bytes that will be written, weights included.
+    # What is compared are the bytes that will be written, weights and what is rebuilt included.
     written: dict[str, Any] = {name: array for file in files for name, array in load(file.data).items()}
+    written, _ = unpacked(written, storage)
+    written |= {name: tensor.values() for name, tensor in rebuilt.items()}
     parity = measure_parity(model, graphs, written, names, max_tokens)
     check_parity(parity)
     on_phase("write")
@@ -115,6 +128,8 @@ def publish_model(
         trainables={name: tuple(arrays[name].shape) for name in names},
         parity={name: float(f"{value:.2e}") for name, value in parity.items()},
         blobs=_described(blobs),
+        rebuilt=rebuilt,
+        storage=storage,
     )
     return write_release(folder, manifest, blobs)
 
@@ -144,6 +159,38 @@ def publish_update(release: Release, values: Mapping[str, FloatArray], folder: P
     return write_release(folder, updated, blobs)
 
 
+def _rebuilt(model: PersonalModel, arrays: Mapping[str, FloatArray]) -> dict[str, Rebuilt]:
+    """Describes the tensors that a seed stands for, once it is sure that it does."""
+    found = {name: described(source) for name, source in model.rebuilt_tensors().items()}
+    wrong = [name for name, tensor in found.items() if digest(arrays[name]) != tensor.sha256]
+    if wrong:
+        raise ReleaseError(
+            "tensors of the model are not what their seeds make, so nothing was published",
+            wrong,
+            "Something has changed them since the model was built; train again.",
+        )
+    return found
+
+
+@torch.no_grad()
+def _as_stored(model: PersonalModel, storage: Mapping[str, str]) -> PersonalModel:
+    """Returns the model with the values that devices will have; a copy, if they are other ones."""
+    if not storage:
+        return model
+    twin, problems = copy.deepcopy(model), []
+    for name, kind in storage.items():
+        parameter = twin.get_parameter(name)
+        exact: FloatArray = parameter.detach().cpu().float().numpy()
+        rounded = unpacked(packed(name, exact, kind), {name: kind})[0][name]
+        problems += (
+            [] if np.isfinite(rounded).all() else [f"{name}: holds values that are not finite as {kind}"]
+        )
+        parameter.copy_(torch.from_numpy(rounded))
+    if problems:
+        raise ReleaseError("tensors cannot be stored as configured, so nothing was published", problems)
+    return twin
+
+
 def _public_name(backbone: Backbone) -> str:
     """Leaves out where the coordinator keeps its backbones; the hash says which one it is."""
     return Path(backbone.name).name if Path(backbone.name).is_dir() else backbone.name
@@ -163,17 +210,22 @@ def _check_values(values: Mapping[str, FloatArray], trainables: Mapping[str, tup
 
 
 def trainable_names(model: PersonalModel, patterns: tuple[str, ...]) -> list[str]:
-    """Returns the shared parameters that match the patterns; the encoder's are never among them.
+    """Returns the shared parameters that match the patterns.
+
+    The encoder's are never among them, nor are those that a release holds as a seed or rounded.
 
     Raises:
-        ConfigError: A pattern matches nothing.
+        ConfigError: A pattern matches nothing that rounds could train.
     """
-    shared = model.shared_names()
+    fixed = {*model.rebuilt_tensors(), *model.stored_tensors()}
+    shared = [name for name in model.shared_names() if name not in fixed]
     idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in shared)]
     if idle:
+        known = [any(fnmatchcase(name, pattern) for name in fixed) for pattern in idle]
+        words = ("nothing", "only tensors that a release holds as a seed or rounded")
         raise ConfigError(
-            "trainables names tensors that the model has not",
-            [f"'{pattern}' matches nothing" for pattern in idle],
+            "trainables names tensors that the model cannot train",
+            [f"'{pattern}' matches {words[there]}" for pattern, there in zip(idle, known, strict=True)],
             f"Shared tensors look like: {', '.join(shared[:3])}, ...",
         )
     return [name for name in shared if any(fnmatchcase(name, pattern) for pattern in patterns)]

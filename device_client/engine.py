@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from umbel.shared.errors import ReleaseError
 from umbel.shared.profile import FloatArray
+from umbel.shared.rebuilt import rebuild_all
 from umbel.shared.release import BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER, Manifest, Release
+from umbel.shared.storage import unpacked
 from umbel.shared.text import IntArray, TextEncoder, TokenBatch
 
 GRADIENT = "grad."
@@ -135,6 +137,7 @@ def _load_weights(release: Release) -> dict[str, FloatArray]:
     from safetensors.numpy import load_file
 
     weights: dict[str, FloatArray] = {}
+    rebuilt = release.manifest.rebuilt
     problems = []
     for name in (BACKBONE_WEIGHTS, SHARED_WEIGHTS):
         try:
@@ -143,8 +146,18 @@ def _load_weights(release: Release) -> dict[str, FloatArray]:
             problems.append(f"{name} cannot be read ({type(error).__name__})")
             continue
         problems += [f"{name}: '{t}' is in both weights files" for t in found if t in weights]
-        problems += [f"{name}: '{t}' is {a.dtype}, not float32" for t, a in found.items() if a.dtype != "f4"]
+        found, wrong = unpacked(found, release.manifest.storage)
+        problems += [f"{name}: {problem}" for problem in wrong]
+        problems += [
+            f"{name}: '{t}' is {a.dtype}, not float32"
+            for t, a in found.items()
+            if a.dtype != "f4" and t not in release.manifest.storage
+        ]
         weights |= found
+    problems += [f"'{t}' is in a weights file and rebuilt from a seed" for t in rebuilt if t in weights]
+    if not problems:
+        made, problems = rebuild_all(rebuilt)
+        weights |= made
     complete = not problems
     for name, shape in release.manifest.trainables.items():
         there = weights.get(name)

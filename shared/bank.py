@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
 from umbel.shared.profile import FloatArray
 from umbel.shared.rng import generator
+
+GENERATOR = "umbel.bank/1"
+"""Name and version of what `random_bank` makes: whoever changes one bit of it changes the version."""
 
 _DEVIATION = math.sqrt((256**2 - 1) / 3)
 """Standard deviation of the odd numbers from -255 to 255, all as likely."""
@@ -37,3 +42,25 @@ def random_bank(seed: int, part: str, shape: tuple[int, ...], deviation: float) 
     levels = np.asarray(raw).astype("<u8").view(np.int8)[:count]
     odd = 2 * levels.astype(np.float32) + 1
     return (odd * np.float32(deviation / _DEVIATION)).reshape(shape)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RandomTensor:
+    """What `random_bank` needs to make one tensor.
+
+    Attributes:
+        seed: Seed of the bank.
+        part: Which part of the bank it is.
+        shape: Its shape.
+        deviation: Standard deviation of its values.
+    """
+
+    seed: int
+    part: str
+    shape: tuple[int, ...]
+    deviation: float
+
+    def values(self) -> FloatArray:
+        """Returns the tensor: (*shape) float32."""
+        return random_bank(self.seed, self.part, self.shape, self.deviation)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 _SHOWN_CHARACTERS = 40
+_HEX = frozenset("0123456789abcdef")
 
 
 @final
@@ -58,6 +59,16 @@ def number_problems(name: str, value: object, low: float, high: float) -> list[s
     """
     right = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
     return [] if right else [f"{name} is {shown(value)}, expected a number from {low:g} to {high:g}"]
+
+
+def is_sha256(value: object) -> bool:
+    """Says whether a value has the form of a sha256: 64 lower-case hex digits.
+
+    Example:
+        >>> is_sha256("ab" * 32), is_sha256("AB" * 32)
+        (True, False)
+    """
+    return isinstance(value, str) and len(value) == 64 and set(value) <= _HEX
 
 
 def shown(value: object) -> str:

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from umbel.shared.checks import has_controls, shown
+from umbel.shared.checks import has_controls, is_sha256, shown
 from umbel.shared.errors import ReleaseError, UmbelError
 from umbel.shared.examples import MAX_NAME_CHARACTERS
 from umbel.shared.files import atomic_write, sha256_bytes, sha256_file
 from umbel.shared.profile import ProfileSpec
+from umbel.shared.rebuilt import Rebuilt, read_rebuilt
 from umbel.shared.recipe import LearningRecipe
+from umbel.shared.storage import read_storage
 
 FORMAT = "umbel.release/1"
 MANIFEST = "manifest.json"
@@ -42,7 +44,7 @@ _KEYS = (
     "trainables",
 )
 _ALL_KEYS = (*_KEYS, "parity", "blobs")
-_HEX = frozenset("0123456789abcdef")
+_OPTIONAL = ("rebuilt", "storage")
 _MAX_MANIFEST_BYTES = 16 << 20
 _MAX_TOKENS = 1 << 16
 _Part = TypeVar("_Part")
@@ -75,6 +77,8 @@ class Manifest:
         trainables: Shared tensor name -> shape: what a device may work on in a round, and nothing else.
         parity: Graph output -> worst relative difference from torch that was measured at publication.
         blobs: File name -> its content's address.
+        rebuilt: Shared tensor name -> the seed that it is rebuilt from: it is in no blob.
+        storage: Shared tensor name -> how a blob holds it, where that is not as float32.
     """
 
     parent: str | None
@@ -88,10 +92,12 @@ class Manifest:
     trainables: Mapping[str, tuple[int, ...]]
     parity: Mapping[str, float]
     blobs: Mapping[str, Blob]
+    rebuilt: Mapping[str, Rebuilt] = field(default_factory=dict)
+    storage: Mapping[str, str] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Returns the manifest as JSON; the same manifest gives the same bytes."""
-        row = {
+        row: dict[str, Any] = {
             "format": FORMAT,
             "parent": self.parent,
             "task": self.task,
@@ -105,6 +111,10 @@ class Manifest:
             "parity": dict(self.parity),
             "blobs": {name: {"sha256": b.sha256, "bytes": b.size_bytes} for name, b in self.blobs.items()},
         }
+        if self.rebuilt:  # there is one way to say that nothing is: without the key
+            row["rebuilt"] = {name: tensor.as_json() for name, tensor in self.rebuilt.items()}
+        if self.storage:
+            row["storage"] = dict(self.storage)
         return _canonical(row)
 
     @property
@@ -221,13 +231,26 @@ def _is_canonical(row: Mapping[str, Any], data: bytes) -> bool:
 
 def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
     """Builds the manifest, adding to `problems` whatever stands in the way."""
-    problems += [f"manifest: unknown key '{shown(key)}'" for key in sorted(set(row) - set(_ALL_KEYS))]
+    problems += [
+        f"manifest: unknown key '{shown(key)}'" for key in sorted(set(row) - {*_ALL_KEYS, *_OPTIONAL})
+    ]
     problems += [f"manifest: missing key '{key}'" for key in _ALL_KEYS if key not in row]
     for key, (right, expected) in _FIELDS.items():
         if key in row and not right(row[key]):
             problems.append(f"manifest: '{key}' is not {expected} (found {_found(row[key])})")
     profile = _section(row, "profile", ProfileSpec.from_json, problems)
     recipe = _section(row, "recipe", LearningRecipe.from_json, problems)
+    rebuilt = _section(row, "rebuilt", read_rebuilt, problems) or {}
+    storage = _section(row, "storage", read_storage, problems) or {}
+    trainables = set(row["trainables"]) if isinstance(row.get("trainables"), dict) else set()
+    problems += [
+        f"manifest: '{shown(name)}' is rebuilt from a seed and a trainable"
+        for name in sorted(trainables & set(rebuilt))
+    ]
+    problems += [
+        f"manifest: '{shown(name)}' is stored as {storage[name]} and also a trainable or rebuilt"
+        for name in sorted((trainables | set(rebuilt)) & set(storage))
+    ]
     if problems or profile is None or recipe is None:
         return None
     return Manifest(
@@ -242,6 +265,8 @@ def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
         trainables={name: tuple(shape) for name, shape in row["trainables"].items()},
         parity=row["parity"],
         blobs={name: Blob(blob["sha256"], blob["bytes"]) for name, blob in row["blobs"].items()},
+        rebuilt=rebuilt,
+        storage=storage,
     )
 
 
@@ -271,15 +296,11 @@ def is_release_id(value: object) -> bool:
         >>> is_release_id("ab" * 32), is_release_id("demo")
         (True, False)
     """
-    return _is_sha256(value)
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= _HEX
+    return is_sha256(value)
 
 
 def _is_parent(value: Any) -> bool:
-    return value is None or _is_sha256(value)
+    return value is None or is_sha256(value)
 
 
 def _is_task(value: Any) -> bool:
@@ -301,7 +322,7 @@ def _is_label(value: Any) -> bool:
 
 def _is_backbone(value: Any) -> bool:
     named = isinstance(value, dict) and set(value) == {"name", "family", "sha256"}
-    return named and all(isinstance(v, str) for v in value.values()) and _is_sha256(value["sha256"])
+    return named and all(isinstance(v, str) for v in value.values()) and is_sha256(value["sha256"])
 
 
 def _are_methods(value: Any) -> bool:
@@ -324,7 +345,7 @@ def _are_blobs(value: Any) -> bool:
 
 
 def _is_blob(value: Any) -> bool:
-    named = isinstance(value, dict) and set(value) == {"sha256", "bytes"} and _is_sha256(value["sha256"])
+    named = isinstance(value, dict) and set(value) == {"sha256", "bytes"} and is_sha256(value["sha256"])
     return named and type(value["bytes"]) is int and value["bytes"] >= 0
 
 

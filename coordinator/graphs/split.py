@@ -48,6 +48,14 @@ def weights_file(location: str, arrays: Arrays) -> WeightsFile:
     return WeightsFile(location, data, places)
 
 
+def in_no_file(arrays: Arrays) -> WeightsFile:
+    """Stands for the file of weights that a device has from elsewhere: it gives them to the graphs by name.
+
+    Its location is no file of a release, so that a graph that is not given them cannot be opened.
+    """
+    return WeightsFile("elsewhere", b"", {name: (0, array.nbytes) for name, array in arrays.items()})
+
+
 def split_graphs(
     joint: ModelProto,
     private: Iterable[str],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from umbel.coordinator.backbone import BackboneShape
 from umbel.coordinator.sites import Frame, Site
+from umbel.shared.bank import RandomTensor
+from umbel.shared.errors import ConfigError
 from umbel.shared.profile import TensorSpec
 
 _EIGENVALUE_FLOOR = 1e-4
@@ -81,6 +83,22 @@ class AbstractMethod(nn.Module, ABC):
     @abstractmethod
     def profile_tensors(self) -> tuple[TensorSpec, ...]:
         """Returns the private tensors of one user; names start with "<method>."."""
+
+    def rebuilt_tensors(self) -> Mapping[str, RandomTensor]:
+        """Returns its shared parameters that a seed stands for: own parameter name -> how it is made.
+
+        A release holds the seed instead of the values, and every device rebuilds them. Nothing may train
+        them: neither the coordinator nor a device in a round.
+        """
+        return {}
+
+    def stored_tensors(self) -> Mapping[str, str]:
+        """Returns its shared parameters that a release holds in fewer bytes: own name -> float16 or int8.
+
+        Training knows nothing of it; what is published, compared and used on devices are the rounded values.
+        Devices do not train them in rounds.
+        """
+        return {}
 
     def at_site(self, site: Site, x: Tensor, h: Tensor, frame: Frame) -> Tensor | None:
         """Returns what to add to a projection's output.
@@ -172,6 +190,20 @@ class AbstractMethod(nn.Module, ABC):
             means: What each projection of the frozen encoder gives on average over the tokens of the training
                 texts: name of the site -> (d_out,) float64.
         """
+
+    def grow_from(self, smaller: Self) -> None:
+        """Takes shared tensors over from a trained method of fewer parts, so that nobody's output changes.
+
+        This one is as the constructor made it. Private tensors have longer last axes in it; what a person
+        has of the smaller one, with nothing added, must mean the same here (see shared/growth.py).
+
+        Args:
+            smaller: The same method, trained with other options.
+
+        Raises:
+            ConfigError: The method cannot grow, or not from those options to its own.
+        """
+        raise ConfigError(f"{self.name} has nothing that could grow", hint="X-PEFT's bank can, for one.")
 
     def rebase(self, profiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Expresses the private tensors in the basis where few-shot learning goes best, changing no output.

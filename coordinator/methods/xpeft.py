@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, final
+from typing import Literal, Self, final
 
 import torch
 from pydantic import Field, model_validator
@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from umbel.coordinator.methods.base import AbstractMethod, BackboneShape, MethodConfig
 from umbel.coordinator.sites import Frame, Site
-from umbel.shared.bank import random_bank
+from umbel.shared.bank import RandomTensor
+from umbel.shared.errors import ConfigError
 from umbel.shared.profile import TensorSpec
 from umbel.shared.rng import generator
 
@@ -42,7 +43,10 @@ class XPEFTConfig(MethodConfig):
     bank: Literal["trained", "random"] = Field(
         default="trained", description="Train the adapters, or leave them as a seed made them."
     )
-    bank_seed: int = Field(default=0, ge=0, description="Seed of a random bank.")
+    bank_seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of a random bank.")
+    bank_storage: Literal["float32", "float16", "int8"] = Field(
+        default="float32", description="How a release holds a trained bank; int8 has a scale per adapter."
+    )
     activation: Literal["relu", "gelu", "tanh"] = Field(
         default="relu", description="Between the two projections of an adapter."
     )
@@ -70,6 +74,8 @@ class XPEFTConfig(MethodConfig):
     def _keeps_some_of_them(self) -> XPEFTConfig:
         if self.kept >= self.adapters:
             raise ValueError(f"kept is {self.kept}, expected fewer than adapters, which is {self.adapters}")
+        if self.bank == "random" and self.bank_storage != "float32":
+            raise ValueError(f"bank_storage is {self.bank_storage}, but a release holds no random bank")
         return self
 
 
@@ -97,28 +103,37 @@ def hard_mask(logits: Tensor, kept: int, temperature: float) -> Tensor:
     return hard + (soft - soft.detach())  # in brackets: exactly zero, so that the mask is exactly `hard`
 
 
+def _sources(site: Site, config: XPEFTConfig) -> dict[str, RandomTensor]:
+    """Returns what a random bank of one layer is made of; a trained one has the same shapes and spread."""
+    shapes = {
+        "down": (config.adapters, site.d_out, config.width),
+        "up": (config.adapters, config.width, site.d_out),
+    }
+    deviation = config.spread * config.kept**0.5  # the mean of k of them is narrower by sqrt k
+    return {
+        part: RandomTensor(config.bank_seed, f"layer {site.layer} {part}", shape, deviation)
+        for part, shape in shapes.items()
+    }
+
+
 @final
 class _Bank(nn.Module):
     """N adapters of one layer: down (N, d, b), up (N, b, d), and the LayerNorm (b,) that they share."""
 
     def __init__(self, site: Site, config: XPEFTConfig, rng: torch.Generator):
         super().__init__()
-        count, width = config.adapters, config.width
-        down, up = (count, site.d_out, width), (count, width, site.d_out)
-        deviation = config.spread * config.kept**0.5  # the mean of k of them is narrower by sqrt k
+        sources = _sources(site, config)
         if config.bank == "random":
-            values = [
-                torch.from_numpy(
-                    random_bank(config.bank_seed, f"layer {site.layer} {part}", shape, deviation)
-                )
-                for part, shape in (("down", down), ("up", up))
-            ]
+            values = [torch.from_numpy(source.values()) for source in sources.values()]
         else:
-            values = [torch.empty(shape).normal_(0.0, deviation, generator=rng) for shape in (down, up)]
+            values = [
+                torch.empty(source.shape).normal_(0.0, source.deviation, generator=rng)
+                for source in sources.values()
+            ]
             values[1] -= values[1].mean(0) if config.centred else 0.0
         self.down, self.up = nn.Parameter(values[0]), nn.Parameter(values[1])
-        self.norm_weight = nn.Parameter(torch.ones(width))
-        self.norm_bias = nn.Parameter(torch.zeros(width))
+        self.norm_weight = nn.Parameter(torch.ones(config.width))
+        self.norm_bias = nn.Parameter(torch.zeros(config.width))
 
 
 @final
@@ -156,6 +171,23 @@ class XPEFT(AbstractMethod):
         shape = (self.layers, self.config.adapters)
         return tuple(TensorSpec(name, shape, storage) for name in ("xpeft.down", "xpeft.up"))
 
+    def rebuilt_tensors(self) -> dict[str, RandomTensor]:
+        """A random bank's matrices: its seed stands for them."""
+        if self.config.bank == "trained":
+            return {}
+        return {
+            f"banks.{site.name}.{part}": source
+            for site in self.sites
+            for part, source in _sources(site, self.config).items()
+        }
+
+    def stored_tensors(self) -> dict[str, str]:
+        """A trained bank's matrices, as `bank_storage` says."""
+        if self.config.bank_storage == "float32":
+            return {}
+        names = (f"banks.{site.name}.{part}" for site in self.sites for part in ("down", "up"))
+        return dict.fromkeys(names, self.config.bank_storage)
+
     def at_site(self, site: Site, x: Tensor, h: Tensor, frame: Frame) -> Tensor | None:
         """Returns act(LN(h A_u)) B_u: (batch, seq, d)."""
         if site.name not in self.banks:
@@ -188,6 +220,21 @@ class XPEFT(AbstractMethod):
         size = logits.square().mean().sqrt()
         unit = (logits / size if size > 0 else logits).float().reshape(len(summary), *shape)
         return {"xpeft.down": unit[:, 0], "xpeft.up": unit[:, 1]}
+
+    @torch.no_grad()
+    def grow_from(self, smaller: Self) -> None:
+        """Takes over a trained bank; what is added to it has the mean of what was there, which is generic.
+
+        Raises:
+            ConfigError: The bank is random, does not grow, or something else differs too.
+        """
+        _check_growth(smaller.config, self.config)
+        for site in self.sites:
+            own, old = self._bank(site.name), smaller._bank(site.name)
+            for mine, theirs in ((own.down, old.down), (own.up, old.up)):
+                mine.copy_(_grown(theirs, mine[len(theirs) :]))
+            own.norm_weight.copy_(old.norm_weight)
+            own.norm_bias.copy_(old.norm_bias)
 
     @torch.no_grad()
     def fold_adapter(self, profile: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -229,3 +276,31 @@ class XPEFT(AbstractMethod):
 def _mix(mask: Tensor, bank: Tensor) -> Tensor:
     """Returns sum_i mask_i bank_i: (batch, N) and (N, *shape) -> (batch, *shape)."""
     return (mask @ bank.reshape(bank.shape[0], -1)).reshape(mask.shape[0], *bank.shape[1:])
+
+
+def _grown(bank: Tensor, noise: Tensor) -> Tensor:
+    """Returns N adapters and n more around their mean, spread as they are: the mean of all stays the same.
+
+    Args:
+        bank: (N, *shape).
+        noise: (n, *shape); its mean is taken out and its size is not used. One adapter alone is the mean.
+    """
+    exact, change = bank.double(), noise.double()
+    mean = exact.mean(0)
+    change = change - change.mean(0)
+    size, wanted = change.square().mean().sqrt(), (exact - mean).square().mean().sqrt()
+    more = mean + (change * (wanted / size) if size > 0 else change)
+    return torch.cat([exact, more]).to(bank.dtype)
+
+
+def _check_growth(smaller: XPEFTConfig, larger: XPEFTConfig) -> None:
+    problems = []
+    if larger.bank == "random":
+        problems.append("bank is random: it is taken relative to its mean, which would move")
+    if larger.adapters <= smaller.adapters:
+        problems.append(f"adapters is {larger.adapters}, expected more than {smaller.adapters}")
+    rest = larger.model_copy(update={"adapters": smaller.adapters})
+    same = smaller.model_dump()
+    problems += [f"{name} differs" for name, value in rest.model_dump().items() if value != same[name]]
+    if problems:
+        raise ConfigError("the bank of xpeft cannot grow like this", problems, "Change nothing but adapters.")

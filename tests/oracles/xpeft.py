@@ -119,3 +119,12 @@ class Oracle(Method):
 
     def _get(self, site: str, name: str) -> Array:
         return np.asarray(self.weights[f"{PREFIX}{site}.{name}"], np.float64)
+
+
+def grown(bank: Array, noise: Array) -> Array:
+    """Returns a bank (N, *shape) and n adapters more: its mean, and noise of its spread that sums to zero."""
+    mean = sum(adapter for adapter in bank) / len(bank)
+    change = [each - sum(noise) / len(noise) for each in noise]
+    spread = np.sqrt(sum(((adapter - mean) ** 2).sum() for adapter in bank) / bank.size)
+    size = np.sqrt(sum((each**2).sum() for each in change) / noise.size)
+    return np.array([*bank, *(mean + (each * spread / size if size else each) for each in change)])
