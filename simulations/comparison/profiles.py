@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -16,6 +18,7 @@ from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.train import begun, rebase
 from umbel.coordinator.training.calibrate import TorchGradients, relative
 from umbel.coordinator.training.data import Rows
+from umbel.shared.files import sha256_bytes
 from umbel.shared.learning import minimise
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
@@ -50,13 +53,26 @@ class Profiles(Contestant):
         data = world.cohort.table
         model = build_model(start, "classification", data.labels, config.method_configs(), world.seed)
         model.task.load_state_dict(world.generic.task.state_dict())
-        folder = world.folder / f"training-{self.own_name}"
+        fingerprint = self._fingerprint(config)
+        folder = world.folder / f"training-{self.own_name}-{fingerprint[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
-        trainer = begun(model, data, config, folder, f"{world.cohort.name} {world.seed} {config!r}")
+        trainer = begun(model, data, config, folder, fingerprint)
         trainer.run(lambda progress: on_step(progress.step, config.training.max_steps))
         learned = rebase(trainer)
         self._tasks = {name: values.numpy() for name, values in learned.items()}
         self.model = model.requires_grad_(False).eval()
+        shutil.rmtree(folder)  # a checkpoint was for a stop in between
+
+    def _fingerprint(self, config: CoordinatorConfig) -> str:
+        """Returns the hash of what the training depends on: another does not go on from its checkpoint."""
+        world = self.world
+        rows = [getattr(world.cohort.table.train, part) for part in ("text", "user", "label")]
+        row = [world.config.model_dump(mode="json"), config.model_dump(mode="json"), world.cohort.texts]
+        data = json.dumps(row).encode() + b"".join(part.tobytes() for part in rows)
+        weights = [
+            value for model in (world.generic.encoder, world.generic.task) for value in model.parameters()
+        ]
+        return sha256_bytes(data + b"".join(value.detach().numpy().tobytes() for value in weights))
 
     def _coordinator_config(self) -> CoordinatorConfig:
         world, own = self.world, self.config
