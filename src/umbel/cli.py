@@ -79,6 +79,10 @@ PARTS: Mapping[str, Part] = {
         "umbel.simulations.commands:app", "evaluate", "simulation", _TRY,
         "Measure a release on a file of your own people.",
     ),
+    "results": Part(
+        "umbel.simulations.commands:app", "results", "simulation", _TRY,
+        "Write the results page of a comparison of methods from its JSON.",
+    ),
     "data": Part(
         "umbel.simulations.data.commands:app", "", "simulation", _TRY,
         "Turn public data sets into umbel's example files.",

@@ -145,7 +145,7 @@ def test_training_moves_it_and_building_again_gives_it_back(journey: Journey) ->
 def test_the_release_knows_it(journey: Journey) -> None:
     manifest = journey.release.manifest
     assert [tensor.name for tensor in manifest.profile.tensors] in list(TENSORS.values())
-    assert manifest.methods["steer"] == {"spread": 0.5}
+    assert manifest.methods["steer"]["spread"] == 0.5
     assert manifest.parity["learn/grad.steer.gains"] <= TOLERANCE
     assert max(manifest.parity.values()) <= TOLERANCE
 
