@@ -168,6 +168,8 @@ def _tasks(
         able = np.unique(np.concatenate([own.support.label, own.query.label]))
         chooser = UserExamples(user.user, user.support[:most], user.support[most : most + asked])
         people.append(replace(own, labels=able))
+        if len(calibration) == config.calibration_users:
+            continue
         calibration.append(replace(_person(chooser, numbers, split.labels), labels=able))
     return Cohort(name, texts, data, data, tuple(people), (), tuple(calibration), tasks=True)
 

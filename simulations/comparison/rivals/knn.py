@@ -8,6 +8,7 @@ from typing import final
 
 import numpy as np
 
+from umbel.coordinator.training.data import Rows
 from umbel.shared.bias import softmax
 from umbel.shared.profile import FloatArray
 from umbel.simulations.comparison.cohort import Person
@@ -28,6 +29,10 @@ class NearestNeighbours(Contestant):
     name = "knn"
     title = "Nearest neighbours among own examples"
 
+    def __init__(self, world: World):
+        super().__init__(world)
+        self._known: dict[bytes, tuple[FloatArray, FloatArray]] = {}
+
     def options(self) -> Sequence[Options]:
         """Returns every pair of a temperature and a share; share 1 is the neighbours alone."""
         return tuple({"temperature": t, "share": s} for t, s in product((0.03, 0.1, 0.3), (0.3, 0.6, 1.0)))
@@ -41,15 +46,22 @@ class NearestNeighbours(Contestant):
         return [self._logits(person, k, options["temperature"], options["share"]) for person in people]
 
     def _logits(self, person: Person, k: int, temperature: float, share: float) -> FloatArray:
-        query, logits = embedded(self.world, self.world.generic, person.query)
+        query, logits = self._embedded(person.query)
         rows = first(person.support, k)
         if not len(rows):
-            return logits
-        support, _ = embedded(self.world, self.world.generic, rows)
+            return logits.copy()
+        support, _ = self._embedded(rows)
         votes = softmax(query @ support.T / temperature) @ np.eye(logits.shape[1])[rows.label]
         generic = softmax(logits + label_mask(person, logits.shape[1]))
         mixed = share * votes + (1.0 - share) * generic
         return np.log(np.maximum(mixed, _LEAST)).astype(np.float32)
+
+    def _embedded(self, rows: Rows) -> tuple[FloatArray, FloatArray]:
+        """Embeds rows once, however many options are tried on them."""
+        key = rows.text.tobytes()
+        if key not in self._known:
+            self._known[key] = embedded(self.world, self.world.generic, rows)
+        return self._known[key]
 
 
 def example_bytes(world: World) -> int:
