@@ -18,8 +18,9 @@ def grown_profile(
 ) -> dict[str, FloatArray]:
     """Returns a profile whose rows are longer and say the same.
 
-    New bits are zeros: what was chosen stays chosen. A row of equal values, such as zeros, says nothing about
-    the person, so it goes on with that value. Other rows of numbers go on with `fill`.
+    New bits are zeros: what was chosen stays chosen, K values or (with "top:K@Z") more. A row of equal
+    values, such as zeros, says nothing about the person, so it goes on with that value. Other rows of numbers
+    go on with `fill`.
 
     Args:
         old: The tensors that the profile has.

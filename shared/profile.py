@@ -17,8 +17,8 @@ from umbel.shared.errors import ProfileError
 FloatArray = npt.NDArray[np.float32]
 
 _STORAGE: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
-_TOP = "top:"
-_TOP_K = re.compile(r"top:[1-9][0-9]{0,5}")
+_TOP = re.compile(r"top:([1-9][0-9]{0,5})(?:@(0|0\.[0-9]{0,5}[1-9]))?")  # one spelling of each Z
+_KINDS = f"{', '.join(_STORAGE)}, top:K or top:K@Z"
 _MAGIC = b"UMBP"
 _VERSION = 1
 # Far beyond any profile, and little enough that a hostile manifest cannot fill the memory.
@@ -41,8 +41,10 @@ class TensorSpec:
     Attributes:
         name: Full name, such as "plora.user".
         shape: Shape for one user.
-        storage: How it is kept: "float16", "float32", or "top:K", which keeps a bit per value: 1 for the K
-            largest of each row (the last axis). In computations it is always float32; bits are 0.0 and 1.0.
+        storage: How it is kept: "float16", "float32", or a bit per value: "top:K", which is 1 for the K
+            largest of each row (the last axis), or "top:K@Z", for which values nearer to 0 than Z are 0 and
+            equal ones are chosen together; see `stored`. Z is a decimal of at most six places, 0 <= Z < 1.
+            In computations it is always float32; bits are 0.0 and 1.0.
     """
 
     name: str
@@ -52,7 +54,7 @@ class TensorSpec:
     def __post_init__(self) -> None:
         problems = []
         if not _is_storage(self.storage):
-            problems.append(f"storage is '{self.storage}', expected one of {', '.join(_STORAGE)} or top:K")
+            problems.append(f"storage is '{self.storage}', expected one of {_KINDS}")
         elif self.top and not (self.shape and self.top < self.shape[-1]):
             problems.append(f"storage is '{self.storage}', but shape {self.shape} has no longer rows")
         if any(size < 1 for size in self.shape):
@@ -68,7 +70,12 @@ class TensorSpec:
     @property
     def top(self) -> int:
         """How many values of a row are kept as ones; 0 where values are kept as numbers."""
-        return int(self.storage[len(_TOP) :]) if self.storage.startswith(_TOP) else 0
+        return _top(self.storage)[0]
+
+    @property
+    def dead_zone(self) -> float | None:
+        """Z of "top:K@Z"; None under every other storage."""
+        return _top(self.storage)[1]
 
     @property
     def packed_bytes(self) -> int:
@@ -80,15 +87,30 @@ class TensorSpec:
 
         With "top:K": 1 for the K largest values of a row, of equal ones the first, and 0 for the others. A
         row of equal values says nothing: it keeps zeros.
+
+        With "top:K@Z": values between -Z and Z count as 0, and 1 stands for every value that is not below the
+        K-th largest then: K ones or more. A row of which all would be chosen says nothing: it keeps zeros.
         """
         own = values.reshape(self.shape)
         if not self.top:
             with np.errstate(over="ignore"):
                 return np.asarray(own.astype(_STORAGE[self.storage]))
+        if self.dead_zone is not None:
+            return self._chosen(own, self.dead_zone)
         order = np.argsort(-own, axis=-1, kind="stable")[..., : self.top]
         bits = np.zeros(self.shape, np.uint8)
         np.put_along_axis(bits, order, 1, axis=-1)
         bits[(own == own[..., :1]).all(-1)] = 0
+        return bits
+
+    def _chosen(self, own: npt.NDArray[Any], dead_zone: float) -> npt.NDArray[Any]:
+        """Returns the bits of "top:K@Z"; it compares in float32, as the graphs do."""
+        with np.errstate(over="ignore"):
+            clear = own.astype(np.float32)
+        clear[np.abs(clear) < np.float32(dead_zone)] = 0
+        least = np.sort(clear, axis=-1)[..., -self.top, None]
+        bits = (clear >= least).astype(np.uint8)
+        bits[bits.all(-1)] = 0
         return bits
 
     def to_bytes(self, values: npt.NDArray[Any]) -> bytes:
@@ -159,8 +181,33 @@ class ProfileSpec:
         return cls(tuple(tensors))
 
 
+def top_storage(kept: int, dead_zone: float = 0.0) -> str:
+    """Returns the storage that keeps a bit per value: "top:K", or "top:K@Z" where there is a dead zone.
+
+    Args:
+        kept: K.
+        dead_zone: Z, a decimal of at most six places.
+
+    Raises:
+        ProfileError: `dead_zone` is not such a number from 0 to below 1.
+    """
+    places = f"{dead_zone:.6f}".rstrip("0").rstrip(".")
+    if not (0 <= dead_zone < 1 and float(places) == dead_zone):
+        problem = f"it is {dead_zone}, expected a decimal of at most six places from 0 to below 1"
+        raise ProfileError("the dead zone cannot be written into a storage", [problem])
+    return f"top:{kept}@{places}" if dead_zone else f"top:{kept}"
+
+
 def _is_storage(storage: str) -> bool:
-    return storage in _STORAGE or _TOP_K.fullmatch(storage) is not None
+    return storage in _STORAGE or _TOP.fullmatch(storage) is not None
+
+
+def _top(storage: str) -> tuple[int, float | None]:
+    """Returns K and Z of a storage that keeps bits; 0 and None of another one."""
+    found = _TOP.fullmatch(storage)
+    if found is None:
+        return 0, None
+    return int(found[1]), None if found[2] is None else float(found[2])
 
 
 def _row_problems(row: object) -> list[str]:
@@ -176,8 +223,8 @@ def _row_problems(row: object) -> list[str]:
     elif not all(type(size) is int and 1 <= size <= _MAX_VALUES for size in shape):
         problems.append(f"each size of its shape must be a whole number from 1 to {_MAX_VALUES:,}")
     if not isinstance(storage, str) or not _is_storage(storage):
-        problems.append(f"storage must be one of {', '.join(_STORAGE)} or top:K")
-    elif not problems and storage.startswith(_TOP) and not (shape and int(storage[len(_TOP) :]) < shape[-1]):
+        problems.append(f"storage must be one of {_KINDS}")
+    elif not problems and _top(storage)[0] and not (shape and _top(storage)[0] < shape[-1]):
         problems.append("storage top:K needs rows longer than K")
     return problems
 
@@ -263,5 +310,8 @@ def _values(spec: ProfileSpec, data: bytes) -> dict[str, FloatArray]:
 def _damage(tensor: TensorSpec, values: FloatArray, part: bytes) -> list[str]:
     if tensor.top:
         whole = tensor.to_bytes(values) == part
-        return [] if whole else [f"{tensor.name}: rows that have neither {tensor.top} ones nor none"]
+        ones = str(tensor.top)
+        if tensor.dead_zone is not None:
+            ones += f" to {tensor.shape[-1] - 1}"
+        return [] if whole else [f"{tensor.name}: rows that have neither {ones} ones nor none"]
     return [] if np.isfinite(values).all() else [f"{tensor.name}: values that are not finite"]

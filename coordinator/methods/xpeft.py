@@ -15,7 +15,7 @@ from umbel.coordinator.methods.base import AbstractMethod, BackboneShape, Method
 from umbel.coordinator.sites import Frame, Site
 from umbel.shared.bank import RandomTensor
 from umbel.shared.errors import ConfigError
-from umbel.shared.profile import TensorSpec
+from umbel.shared.profile import TensorSpec, top_storage
 from umbel.shared.rng import generator
 
 _EPSILON = 1e-5
@@ -35,6 +35,12 @@ class XPEFTConfig(MethodConfig):
     width: int = Field(default=16, ge=1, description="Bottleneck of an adapter [b]; the paper uses 48.")
     kept: int = Field(
         default=50, ge=1, description="Adapters that a hard mask chooses in each layer [k]; fewer than N."
+    )
+    dead_zone: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Logits nearer to 0 than this count as 0 in a hard mask; up to six decimal places.",
     )
     mask: Literal["hard", "soft"] = Field(
         default="hard",
@@ -74,6 +80,10 @@ class XPEFTConfig(MethodConfig):
     def _keeps_some_of_them(self) -> XPEFTConfig:
         if self.kept >= self.adapters:
             raise ValueError(f"kept is {self.kept}, expected fewer than adapters, which is {self.adapters}")
+        if self.dead_zone and self.mask == "soft":
+            raise ValueError(f"dead_zone is {self.dead_zone}, but a soft mask has none")
+        if self.dead_zone != round(self.dead_zone, 6):
+            raise ValueError(f"dead_zone is {self.dead_zone}, expected at most six decimal places")
         if self.bank == "random" and self.bank_storage != "float32":
             raise ValueError(f"bank_storage is {self.bank_storage}, but a release holds no random bank")
         return self
@@ -84,7 +94,7 @@ def soft_mask(logits: Tensor, temperature: float) -> Tensor:
     return functional.softmax(logits / temperature, dim=-1)
 
 
-def hard_mask(logits: Tensor, kept: int, temperature: float) -> Tensor:
+def hard_mask(logits: Tensor, kept: int, temperature: float, dead_zone: float = 0.0) -> Tensor:
     """Returns 1/k for the k largest of each row and 0 for the others; gradients are those of `soft_mask`.
 
     Equal values are chosen together and share alike: a row of zeros gives 1/N everywhere, and the bits 0.0
@@ -92,10 +102,14 @@ def hard_mask(logits: Tensor, kept: int, temperature: float) -> Tensor:
 
     Args:
         logits: (..., N).
-        kept: How many to choose: k.
+        kept: How many to choose: k; more where values are equal to the k-th.
         temperature: Of the softmax that gradients go through.
+        dead_zone: Logits between -dead_zone and dead_zone are chosen as if they were 0; below 1, so that the
+            bits stay what they are. Gradients do not depend on it.
     """
     fixed = logits.detach()
+    if dead_zone:
+        fixed = torch.where(fixed.abs() < dead_zone, 0.0, fixed)
     least = torch.topk(fixed, kept, dim=-1).values[..., -1:]
     chosen = (fixed >= least).to(logits.dtype)
     hard = chosen / chosen.sum(-1, keepdim=True)
@@ -167,7 +181,8 @@ class XPEFT(AbstractMethod):
 
     def profile_tensors(self) -> tuple[TensorSpec, ...]:
         """The logits of both masks, (L, N) each; of a hard mask only the bits are kept."""
-        storage = f"top:{self.config.kept}" if self.config.mask == "hard" else "float16"
+        hard = self.config.mask == "hard"
+        storage = top_storage(self.config.kept, self.config.dead_zone) if hard else "float16"
         shape = (self.layers, self.config.adapters)
         return tuple(TensorSpec(name, shape, storage) for name in ("xpeft.down", "xpeft.up"))
 
@@ -265,7 +280,7 @@ class XPEFT(AbstractMethod):
     def _mask(self, logits: Tensor) -> Tensor:
         if self.config.mask == "soft":
             return soft_mask(logits, self.config.temperature)
-        return hard_mask(logits, self.config.kept, self.config.temperature)
+        return hard_mask(logits, self.config.kept, self.config.temperature, self.config.dead_zone)
 
     def _bank(self, name: str) -> _Bank:
         bank = self.banks[name]

@@ -101,7 +101,13 @@ def test_what_is_stored_as_bits_is_rounded_to_bits_user_by_user() -> None:
     assert sorted(found[0].tolist()) == sorted(found[1].tolist()) == [0, 1]
 
 
-@pytest.mark.parametrize("storage", ["float16", "top:1"])
+def test_a_dead_zone_rounds_what_is_not_clear_to_nothing() -> None:
+    bits = with_profile(TensorSpec(PRIVATE, (2,), "top:1@0.25"))
+    values = np.array([[0.1, 0.2], [3.0, -3.0], [-0.3, 0.2], [0.25, 0.2]], np.float32)
+    assert rounded(bits, {PRIVATE: values})[PRIVATE].tolist() == [[0, 0], [1, 0], [0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("storage", ["float16", "top:1", "top:1@0.25"])
 def test_values_that_are_not_finite_are_found_before_they_are_bits(storage: str) -> None:
     engine = with_profile(TensorSpec(PRIVATE, (2,), storage))
     start = {PRIVATE: np.array([[np.inf, 0.0]], np.float32)}

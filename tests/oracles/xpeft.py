@@ -97,11 +97,16 @@ class Oracle(Method):
             self.grads[f"xpeft.{name}"][user, layer] += of_logits
 
     def _masks(self, logits: Array) -> Array:
-        """Returns a mask per row of (batch, N): a softmax, or equal shares where fewer than k are larger."""
+        """Returns a mask per row of (batch, N): a softmax, or equal shares where fewer than k are larger.
+
+        Before that a hard mask takes logits for 0 that are nearer to it than the dead zone, in float32.
+        """
         if self.options["mask"] == "soft":
             return softmax(logits / self.options["temperature"])
         masks = np.zeros_like(logits)
-        for number, row in enumerate(logits):
+        zone = float(np.float32(self.options.get("dead_zone", 0.0)))
+        for number, raw in enumerate(logits):
+            row = [0.0 if -zone < value < zone else value for value in raw]
             chosen = np.array([sum(other > own for other in row) < self.options["kept"] for own in row])
             masks[number] = chosen / chosen.sum()
         return masks

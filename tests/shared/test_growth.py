@@ -84,6 +84,27 @@ def softmax(logits: Any) -> Any:
     return weights / np.cumsum(weights, -1)[..., -1:]
 
 
+@given(
+    sizes=st.integers(2, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1))),
+    more=st.integers(1, 40),
+    scale=st.sampled_from([0.1, 0.5, 2.0]),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=80, deadline=None)
+def test_bits_of_a_dead_zone_move_into_longer_rows(
+    sizes: tuple[int, int], more: int, scale: float, seed: int
+) -> None:
+    """A row has as many ones as before, K or more or none, and the longer file is whole."""
+    count, kept = sizes
+    old, new = (spec_of(4, size, f"top:{kept}@0.25") for size in (count, count + more))
+    learned = {name: np.float32(scale) * values for name, values in logits_of(old, seed).items()}
+    before = pack_profile(old, learned, OLD)
+    now = unpack_profile(new, grown_file(old, new, before, (OLD, NEW)), NEW)
+    for name, was in unpack_profile(old, before, OLD).items():
+        assert np.array_equal(now[name][..., :count], was)
+        assert not now[name][..., count:].any()
+
+
 def test_what_does_not_grow_stays_as_it_is() -> None:
     spec = ProfileSpec(
         (TensorSpec("a", (3,)), TensorSpec("b", (), "float32"), TensorSpec("c", (2, 4), "top:2"))
@@ -102,6 +123,7 @@ def test_what_does_not_grow_stays_as_it_is() -> None:
     [
         (TensorSpec("y", (2, 9), "top:3"), "the releases have different private tensors"),
         (TensorSpec("x", (2, 9), "top:4"), "x: kept as top:3, in the other release as top:4"),
+        (TensorSpec("x", (2, 9), "top:3@0.5"), "x: kept as top:3, in the other release as top:3@0.5"),
         (TensorSpec("x", (3, 9), "top:3"), "x: shape is (2, 8), in the other release (3, 9)"),
         (TensorSpec("x", (2, 7), "top:3"), "x: shape is (2, 8), in the other release (2, 7)"),
         (TensorSpec("x", (2, 1, 9), "top:3"), "x: shape is (2, 8), in the other release (2, 1, 9)"),

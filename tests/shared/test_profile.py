@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from umbel.shared.errors import ProfileError
-from umbel.shared.profile import ProfileSpec, TensorSpec, pack_profile, unpack_profile
+from umbel.shared.profile import ProfileSpec, TensorSpec, pack_profile, top_storage, unpack_profile
 
 RELEASE = "ab" * 32
 HEADER_BYTES = 4 + 2 + 2 + 32  # magic, version, flags, release id
@@ -25,7 +25,12 @@ PROFILE = {
 _shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
 _numbers = st.tuples(_shapes, st.sampled_from(["float16", "float32"]))
 _bits = st.tuples(st.integers(1, 3), st.integers(2, 21)).flatmap(
-    lambda shape: st.tuples(st.just(shape), st.integers(1, shape[1] - 1).map(lambda k: f"top:{k}"))
+    lambda shape: st.tuples(
+        st.just(shape),
+        st.builds(
+            "top:{}{}".format, st.integers(1, shape[1] - 1), st.sampled_from(["", "@0", "@0.3", "@0.000001"])
+        ),
+    )
 )
 _specs = st.lists(_numbers | _bits, min_size=1, max_size=4).map(
     lambda rows: ProfileSpec(tuple(TensorSpec(f"t{n}", shape, kind) for n, (shape, kind) in enumerate(rows)))
@@ -68,6 +73,17 @@ def largest(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.float
     return bits
 
 
+def chosen(values: npt.NDArray[np.float32], count: int, zone: str) -> npt.NDArray[np.float32]:
+    """Ones at what fewer than `count` of its row are above, once what is nearer to 0 than Z is 0; or none."""
+    bits = np.zeros_like(values)
+    width = values.shape[-1]
+    for row, out in zip(values.reshape(-1, width), bits.reshape(-1, width), strict=True):
+        clear = [0.0 if abs(value) < np.float32(zone) else value for value in row]
+        ones = [sum(other > own for other in clear) < count for own in clear]
+        out[:] = 0 if all(ones) else ones
+    return bits
+
+
 @given(profiles())
 def test_round_trip(case: tuple[ProfileSpec, dict[str, npt.NDArray[np.float32]]]) -> None:
     """float32 comes back as it was; float16 rounded once, bits as ones; and then as it was for ever."""
@@ -80,7 +96,8 @@ def test_round_trip(case: tuple[ProfileSpec, dict[str, npt.NDArray[np.float32]]]
         assert back[tensor.name].dtype == np.float32
         values = profile[tensor.name]
         if tensor.storage.startswith("top:"):
-            wanted = largest(values, int(tensor.storage[4:]))
+            count, at, zone = tensor.storage[4:].partition("@")
+            wanted = chosen(values, int(count), zone) if at else largest(values, int(count))
         else:
             wanted = values.astype(np.float16 if tensor.storage == "float16" else np.float32)
         np.testing.assert_array_equal(back[tensor.name], wanted)
@@ -212,7 +229,75 @@ def test_bits_that_nobody_packed(bits: tuple[int, int]) -> None:
     )
 
 
-@pytest.mark.parametrize(("shape", "storage"), [((2, 5), "top:5"), ((), "top:1"), ((4,), "top:-1")])
+ZONED = ProfileSpec((TensorSpec("mask", (3, 5), "top:2@0.3"),))
+
+
+def test_the_bits_of_a_dead_zone() -> None:
+    """Clear ones; all but what is clearly unwanted; nothing clear. The float32 next to 0.3 is the edge."""
+    edge = np.float32(0.3)
+    below = np.nextafter(edge, np.float32(0))
+    rows = [[edge, 0.9, below, -edge, 0.5], [0.1, -edge, 0.0, below, -below], [below, -below, 0.0, -0.0, 0.1]]
+    data = pack_profile(ZONED, {"mask": np.array([rows], np.float32)}, RELEASE)
+    assert data[HEADER_BYTES:] == bytes([0b01001_101, 0b11_00000_0])
+    read = unpack_profile(ZONED, data, RELEASE)["mask"]
+    assert read.tolist() == [[[0, 1, 0, 0, 1], [1, 0, 1, 1, 1], [0, 0, 0, 0, 0]]]
+
+
+def test_a_dead_zone_is_compared_in_float32() -> None:
+    """float32's 0.3 lies above 0.3: a float64 between the two is as clear as its float32 is."""
+    (tensor,) = ZONED.tensors
+    between = np.full(5, 0.3)
+    assert float(np.float32(0.3)) > 0.3
+    rows = np.stack([between * [1, 1, 0, 0, 0]] * 3)
+    np.testing.assert_array_equal(tensor.stored(rows), tensor.stored(rows.astype(np.float32)))
+    assert tensor.stored(rows).sum() == 6
+
+
+@given(st.integers(0, 2**5 - 1))
+def test_bits_of_a_dead_zone_that_nobody_packed(row: int) -> None:
+    """Fewer than 2 ones, but for none, and all five are what no row of logits gives."""
+    whole = pack_profile(ZONED, ZONED.zeros(), RELEASE)
+    data = whole[:HEADER_BYTES] + (row << 11).to_bytes(2, "big")
+    if row.bit_count() in (0, 2, 3, 4):
+        assert pack_profile(ZONED, unpack_profile(ZONED, data, RELEASE), RELEASE) == data
+    else:
+        assert refused(ZONED, data).problems == ("mask: rows that have neither 2 to 4 ones nor none",)
+
+
+@given(st.integers(1, 999_999), st.integers(0, 999_999))
+def test_a_storage_that_is_written_is_read(kept: int, millionths: int) -> None:
+    storage = top_storage(kept, millionths / 1_000_000)
+    tensor = TensorSpec("mask", (1 << 20,), storage)
+    assert tensor.top == kept
+    assert tensor.dead_zone == (millionths / 1_000_000 if millionths else None)
+    assert tensor.packed_bytes == 1 << 17
+    assert top_storage(kept) == f"top:{kept}"
+
+
+@pytest.mark.parametrize("zone", [-0.1, 1.0, 0.999_999_9, 1e-7, 0.1 + 0.2, np.nan, np.inf])
+def test_a_dead_zone_that_has_no_storage(zone: float) -> None:
+    with pytest.raises(ProfileError, match="cannot be written into a storage"):
+        top_storage(3, zone)
+
+
+@pytest.mark.parametrize(
+    "zone",
+    ["", "0.", ".5", "0.0", "0.50", "1", "1.0", "-0.5", "5e-1", "0.0000001", "00.5", "0.5 ", "0,5", "0.٣"],
+)
+def test_a_dead_zone_that_is_spelt_otherwise(zone: str) -> None:
+    """There is one spelling of each, of at most six places."""
+    row = {"name": "a", "shape": [5], "storage": f"top:2@{zone}"}
+    with pytest.raises(ProfileError) as caught:
+        ProfileSpec.from_json([row])
+    assert caught.value.problems == ("tensor 0: storage must be one of float16, float32, top:K or top:K@Z",)
+    with pytest.raises(ProfileError, match="cannot be described"):
+        TensorSpec("a", (5,), f"top:2@{zone}")
+
+
+@pytest.mark.parametrize(
+    ("shape", "storage"),
+    [((2, 5), "top:5"), ((), "top:1"), ((4,), "top:-1"), ((4,), "top:4@0.5"), ((), "top:1@0.5")],
+)
 def test_bits_that_cannot_be_described(shape: tuple[int, ...], storage: str) -> None:
     with pytest.raises(ProfileError, match="cannot be described"):
         TensorSpec("mask", shape, storage)
@@ -223,7 +308,7 @@ def test_a_tensor_that_cannot_be_described() -> None:
         TensorSpec("gate", (2, 0), "int8")
     assert caught.value.headline == "private tensor 'gate' cannot be described"
     assert caught.value.problems == (
-        "storage is 'int8', expected one of float16, float32 or top:K",
+        "storage is 'int8', expected one of float16, float32, top:K or top:K@Z",
         "shape (2, 0) has a size below 1",
     )
 
@@ -268,10 +353,17 @@ NOT_A_NAME = "tensor 0: name must be text of 1 to 200 characters"
         ([{**ROW, "shape": ["2"]}], NOT_A_SIZE),
         ([{**ROW, "shape": [10**30]}], NOT_A_SIZE),
         ([{**ROW, "shape": [1 << 24, 2]}], "it has more than 16,777,216 values"),
-        ([{**ROW, "storage": "float64"}], "tensor 0: storage must be one of float16, float32 or top:K"),
-        ([{**ROW, "storage": []}], "tensor 0: storage must be one of float16, float32 or top:K"),
-        ([{**ROW, "storage": "top:0"}], "tensor 0: storage must be one of float16, float32 or top:K"),
+        (
+            [{**ROW, "storage": "float64"}],
+            "tensor 0: storage must be one of float16, float32, top:K or top:K@Z",
+        ),
+        ([{**ROW, "storage": []}], "tensor 0: storage must be one of float16, float32, top:K or top:K@Z"),
+        (
+            [{**ROW, "storage": "top:0"}],
+            "tensor 0: storage must be one of float16, float32, top:K or top:K@Z",
+        ),
         ([{**ROW, "storage": "top:2"}], "tensor 0: storage top:K needs rows longer than K"),
+        ([{**ROW, "storage": "top:2@0.5"}], "tensor 0: storage top:K needs rows longer than K"),
         ([{**ROW, "shape": [], "storage": "top:2"}], "tensor 0: storage top:K needs rows longer than K"),
         ([ROW, ROW], "more than once: a"),
     ],

@@ -29,7 +29,11 @@ from umbel.shared.recipe import LearningRecipe
 from umbel.shared.rng import generator
 
 SMALL, LARGE = "a" * 64, "b" * 64
-forms = pytest.mark.parametrize("mask", ["hard", "soft"])
+forms = pytest.mark.parametrize(
+    ("mask", "zone"),
+    [("hard", 0.0), ("hard", 0.5), ("soft", 0.0)],
+    ids=["hard", "hard with a dead zone", "soft"],
+)
 
 
 def trained_of(tiny: TinyBackbone, methods: dict[str, Any]) -> TrainedModel:
@@ -65,9 +69,9 @@ def logits_of(model: PersonalModel, profile: dict[str, Any], seed: int) -> Any:
 
 @forms
 @pytest.mark.parametrize("adapters", [8, 9, 20])
-def test_nobodys_logits_change(tiny_backbone: TinyBackbone, mask: str, adapters: int) -> None:
+def test_nobodys_logits_change(tiny_backbone: TinyBackbone, mask: str, zone: float, adapters: int) -> None:
     """A person's packed file taken along, and nobody's zeros: the rounding of a mean in float32 is left."""
-    trained = small(tiny_backbone, mask=mask)
+    trained = small(tiny_backbone, mask=mask, dead_zone=zone)
     _, before = rebuild(trained)
     _, after = rebuild(grow(trained, {"xpeft": {"adapters": adapters}}))
     specs = before.profile_spec(), after.profile_spec()
@@ -85,9 +89,9 @@ def test_nobodys_logits_change(tiny_backbone: TinyBackbone, mask: str, adapters:
 
 
 @forms
-def test_the_oracle_says_the_same(tiny_backbone: TinyBackbone, mask: str) -> None:
+def test_the_oracle_says_the_same(tiny_backbone: TinyBackbone, mask: str, zone: float) -> None:
     """In float64 only the rounding of the new adapters to float32 is left."""
-    trained = small(tiny_backbone, mask=mask)
+    trained = small(tiny_backbone, mask=mask, dead_zone=zone)
     _, before = rebuild(trained)
     _, after = rebuild(grow(trained, {"xpeft": {"adapters": 15}}))
     batch = random_batch(0, 4, 8, 2, len(VOCABULARY))
@@ -174,6 +178,7 @@ def test_growth_gives_the_same_bits_again_and_never_adds_the_same(tiny_backbone:
     [
         ({}, {"adapters": 6}, ["adapters is 6, expected more than 7"]),
         ({}, {"adapters": 9, "kept": 4}, ["kept differs"]),
+        ({"dead_zone": 0.5}, {"adapters": 9, "dead_zone": 0.25}, ["dead_zone differs"]),
         ({}, {"mask": "soft"}, ["adapters is 7, expected more than 7", "mask differs"]),
         (
             {"bank": "random"},
