@@ -74,7 +74,6 @@ class _Place:
             own,
             self.seed,
             config.batch_size,
-            config.personal_layers,
             self.backbone.sha256,
             cohort.texts,
             _digest(cohort.data.train, cohort.data.validation),
@@ -111,7 +110,7 @@ class _Place:
                 replace(self.backbone, module=full.generic.encoder),
                 full.generic,
                 self.cohort.data.tokens,
-                self.config.personal_layers,
+                self.section.personal_layers,
                 full.bfloat16,
             )
             data, table = (replace(part, tokens=tokens) for part in (self.cohort.data, self.cohort.table))

@@ -36,6 +36,9 @@ class DataSetConfig(Strict):
     more_people: int = Field(default=0, ge=0, description="Further ones, where nothing is learned for them.")
     query: int = Field(default=30, ge=1, description="Examples to predict per person, at most.")
     k: tuple[int, ...] = Field(default=(4, 16, 32), min_length=1, description="Counts of own examples.")
+    personal_layers: int = Field(
+        default=3, ge=1, description="Last layers in which personal parts act; prompts act before the first."
+    )
     max_tokens: int = Field(default=32, ge=4, le=512, description="Texts are cut to so many tokens.")
     generic_steps: int = Field(default=300, ge=1, description="Steps of the generic model, batches of 64.")
     generic_rate: float = Field(
@@ -85,9 +88,6 @@ class ComparisonConfig(Strict):
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     backbone: BackboneConfig = BackboneConfig.model_construct()
-    personal_layers: int = Field(
-        default=3, ge=1, description="Last layers in which personal parts act; prompts act before the first."
-    )
     batch_size: int = Field(default=64, ge=1, description="Examples per training step.")
     rivals: tuple[str, ...] = Field(
         description="Names of simulations/comparison/rivals, all without profiles."

@@ -182,13 +182,17 @@ def test_tasks_take_the_profiles_that_training_learned(backbone: Backbone, tmp_p
 def config(backbone: Backbone) -> ComparisonConfig:
     row = {
         "seeds": [0, 1],
-        "personal_layers": 1,
         "batch_size": 8,
         "backbone": {"name": backbone.name},
         "rivals": ["generic", "headbias"],
         "data": {
             "made-up": community(
-                calibration_share=0.2, generic_steps=3, steps=3, learning_steps=2, max_tokens=16
+                calibration_share=0.2,
+                generic_steps=3,
+                steps=3,
+                learning_steps=2,
+                max_tokens=16,
+                personal_layers=1,
             ).model_dump(mode="json"),
             "films": {"source": "movielens", "folder": "films"},
         },
