@@ -162,7 +162,8 @@ def _tasks(
     later = [e for u in split.seen.values() for e in (*u.support[most : most + asked], *u.query)]
     data, texts = _encoded(train, later, split.labels, encoder, 0.0, seed)
     numbers = {text: number for number, text in enumerate(texts)}
-    people, calibration = [], []
+    people: list[Person] = []
+    calibration: list[Person] = []
     for user in split.seen.values():
         own = _person(user, numbers, split.labels, support=most)
         able = np.unique(np.concatenate([own.support.label, own.query.label]))
