@@ -85,7 +85,8 @@ def test_wheel_holds_types_licence_and_the_experiments_data(repository: Path, wh
 
 def test_nothing_but_the_package_is_shipped(built: Path, wheel_files: set[str]) -> None:
     assert {name.partition("/")[0].partition("-")[0] for name in wheel_files} == {"umbel"}
-    assert not [name for name in wheel_files if "test" in Path(name).name and name.endswith(".py")]
+    names = [Path(name).name for name in wheel_files]
+    assert not [name for name in names if name.startswith(("test_", "conftest")) or name.endswith("_test.py")]
     (sdist,) = built.glob("umbel-*.tar.gz")
     with tarfile.open(sdist) as archive:
         members = archive.getmembers()
