@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -25,6 +25,7 @@ from umbel.shared.rng import generator, integer_seed
 OnStep = Callable[[int, int], None]
 _WARM_SHARE = 0.1
 _LOOKS = 6
+_CHUNK_BATCHES = 16
 _HEAD_RATE = 3e-3
 _DECAY = 0.01
 _CLIP = 1.0
@@ -94,14 +95,14 @@ def train_generic(
     )
     everything = [parameter for own, _ in parts for parameter in own]
     said = opinions(data.train, len(data.labels))
-    rng = generator(seed, 0, "", "comparison: generic")
+    drawn = _batches(said, data, batch_size, generator(seed, 0, "", "comparison: generic"))
     best, kept = math.inf, [parameter.detach().clone() for parameter in everything]
     for step in range(steps):
         torch.manual_seed(integer_seed(seed, step, "", "comparison: dropout"))
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * _schedule(step, steps)
-        loss = _loss(model, data, said, rng, batch_size, precision)
+        loss = _loss(model, data, said, next(drawn), precision)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(everything, _CLIP)
@@ -123,19 +124,29 @@ def _schedule(step: int, steps: int) -> float:
     return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
+def _batches(
+    said: Opinions, data: TrainingData, size: int, rng: np.random.Generator
+) -> Iterator[npt.NDArray[np.intp]]:
+    """Draws places in `said.text` without end; texts of like length share a batch, which saves padding."""
+    root = np.sqrt(said.counts.sum(1))
+    lengths = data.tokens.mask.sum(1)[said.text]
+    while True:
+        drawn = rng.choice(len(root), size * _CHUNK_BATCHES, p=root / root.sum())
+        drawn = drawn[np.argsort(lengths[drawn], kind="stable")].reshape(_CHUNK_BATCHES, size)
+        yield from drawn[rng.permutation(_CHUNK_BATCHES)]
+
+
 def _loss(
     model: PersonalModel,
     data: TrainingData,
     said: Opinions,
-    rng: np.random.Generator,
-    batch_size: int,
+    chosen: npt.NDArray[np.intp],
     precision: Callable[[], Any],
 ) -> Tensor:
     root = np.sqrt(said.counts.sum(1))
-    chosen = rng.choice(len(root), batch_size, p=root / root.sum())
     tokens = data.tokens.rows(said.text[chosen])
     shares = said.counts[chosen] / said.counts[chosen].sum(1, keepdims=True)
-    weights = root[chosen] / root[chosen].mean()
+    weights = root[chosen] / ((root**2).sum() / root.sum())  # the mean over what is drawn
     with precision():
         logits = _plain(model, torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask))
     target = torch.from_numpy(shares).float()

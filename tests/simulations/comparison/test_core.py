@@ -79,11 +79,13 @@ def test_opinions_count_every_judgement(rows: list[tuple[int, int]]) -> None:
 
 def test_generic_model_learns_and_is_read_back(backbone: Backbone, world: World, tmp_path: Path) -> None:
     heard: list[int] = []
+    # Judged by what it was trained on: 144 made-up judgements are too few for others.
+    data = replace(world.cohort.data, validation=world.cohort.data.train)
 
     def made(rate: float, steps: int, kept: str) -> Any:
         return generic_model(
             backbone,
-            world.cohort.data,
+            data,
             steps=steps,
             rate=rate,
             batch_size=16,
@@ -99,8 +101,6 @@ def test_generic_model_learns_and_is_read_back(backbone: Backbone, world: World,
     assert len(heard) == 40  # it was read
     for name, value in first.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
-    # Judged by what it was trained on: 144 made-up judgements are too few for others.
-    data = replace(world.cohort.data, validation=world.cohort.data.train)
     untrained = made(1e-9, 1, "b")
     assert held_out_loss(first, data, world.precision) < held_out_loss(untrained, data, world.precision)
     head = made(0.0, 5, "c")
