@@ -15,7 +15,7 @@ from umbel.simulations.report.words import NBSP, interval, percent, points
 from umbel.simulations.results import Machine
 
 PAGE = "methods.md"
-COMMAND = "umbel simulate methods --data DATA"
+COMMAND = "umbel simulate methods --data DATA\numbel results runs/methods/result.json --out docs/results"
 
 _WIDTH = 130
 _NONE = "–"
@@ -112,7 +112,7 @@ def _head(comparison: Comparison, summary: Summary, command: str) -> list[str]:
         "# Methods compared",
         _prose(what),
         _prose(_machine(comparison.machine)),
-        "This command runs what is missing and writes this page:",
+        "These commands run what is missing and write this page:",
         f"```bash\n{command}\n```",
         *_incomplete(summary),
         _table(

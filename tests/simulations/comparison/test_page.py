@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from tests.simulations.comparison.example_comparison import KINDS, comparison, config, random_comparison
 
-from umbel.simulations.comparison.page import page, write_page
+from umbel.simulations.comparison.page import PAGE, page, write_page
 from umbel.simulations.comparison.plots import spread
 from umbel.simulations.comparison.results import read_comparison, write_comparison
 from umbel.simulations.comparison.summary import Summary
@@ -149,3 +149,12 @@ def test_the_terminal_has_a_table_per_data_set_with_every_contestant() -> None:
     assert len(re.findall(r" LOPA +│ +2/3 ", text)) == 1
     assert len(re.findall(r" GENERIC +│.* - │ +1.1 │", text)) == 2
     assert re.search(r"[+\u2212]?\d+\.\d \[[^\]]+ to [^\]]+\]", text)
+
+
+def test_the_page_in_the_docs_is_that_of_the_results_in_the_repository(tmp_path: Path) -> None:
+    top = Path(__file__).parents[3]
+    found = read_comparison(top / "simulations" / "experiments" / "methods" / "result.json")
+    written = write_page(found, tmp_path)
+    assert (top / "docs" / "results" / PAGE).read_bytes() == written[0].read_bytes()
+    there = {path.name for path in (top / "docs" / "results").iterdir()}
+    assert there == {path.name for path in written}
