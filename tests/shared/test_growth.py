@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from umbel.shared.errors import ProfileError
@@ -64,6 +64,7 @@ def test_packed_bits_move_into_longer_rows(layers: int, sizes: tuple[int, int], 
     temperature=st.sampled_from([0.1, 1.0, 100.0, 500.0]),
     seed=st.integers(0, 2**32),
 )
+@example(count=2, more=1, temperature=0.1, seed=44234246)
 @settings(max_examples=60, deadline=None)
 def test_logits_keep_their_distribution(count: int, more: int, temperature: float, seed: int) -> None:
     """To the bit where something was learned; the mean of all where nothing was. Also once packed."""
@@ -72,10 +73,12 @@ def test_logits_keep_their_distribution(count: int, more: int, temperature: floa
     after = unpack_profile(new, grown_file(old, new, before, (OLD, NEW), LOW_LOGIT), NEW)
     for name, values in unpack_profile(old, before, OLD).items():
         was, now = (softmax(part / np.float32(temperature)) for part in (values, after[name]))
-        np.testing.assert_array_equal(now[:, 1:3, :count], was[:, 1:3])
-        assert not now[:, 1:3, count:].any()
+        nothing = (values == values[..., :1]).all(-1)  # two learned logits may be one float16, too
+        assert nothing[:, ::3].all()
+        np.testing.assert_array_equal(now[~nothing][:, :count], was[~nothing])
+        assert not now[~nothing][:, count:].any()
         assert not after[name][:, ::3].any()
-        np.testing.assert_allclose(now[:, ::3], 1 / (count + more), rtol=1e-6)
+        np.testing.assert_allclose(now[nothing], 1 / (count + more), rtol=1e-6)
 
 
 def softmax(logits: Any) -> Any:
