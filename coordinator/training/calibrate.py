@@ -146,8 +146,8 @@ def _learn_some(
     twin: TorchGradients, users: Sequence[Rows], recipe: LearningRecipe, k: int, most: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Learns some users' profiles side by side; returns nll and hits of their query examples."""
-    support = _side_by_side([rows.take(np.arange(k)) for rows in users])
-    query = _side_by_side([_query(rows, most) for rows in users])
+    support = side_by_side([rows.take(np.arange(k)) for rows in users])
+    query = side_by_side([_query(rows, most) for rows in users])
     zeros = twin.model.profile_spec().zeros(len(users))
     logits = twin.logits(query, minimise(lambda profile: twin.learn(support, profile), zeros, recipe))
     return _nll(logits, query), logits.argmax(1) == query.label
@@ -173,7 +173,8 @@ def _choose_bias_prior(twin: TorchGradients, users: Sequence[Rows], config: Reci
     return float(config.bias_prior[int(np.argmin(losses))])
 
 
-def _side_by_side(parts: Sequence[Rows]) -> Rows:
+def side_by_side(parts: Sequence[Rows]) -> Rows:
+    """Stacks people's rows, numbering the people as they come."""
     owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return Rows(np.concatenate([p.text for p in parts]), owner, np.concatenate([p.label for p in parts]))
 

@@ -16,8 +16,7 @@ from umbel.coordinator.methods import method_class
 from umbel.coordinator.methods.base import AbstractMethod
 from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.train import begun, rebase
-from umbel.coordinator.training.calibrate import TorchGradients, relative
-from umbel.coordinator.training.data import Rows
+from umbel.coordinator.training.calibrate import TorchGradients, relative, side_by_side
 from umbel.shared.files import sha256_bytes
 from umbel.shared.learning import minimise
 from umbel.shared.profile import FloatArray
@@ -137,13 +136,13 @@ class Profiles(Contestant):
                 rates=rates,
                 priors=priors,
             )
-            support = _owned([person.support.take(np.arange(k)) for person in people])
+            support = side_by_side([person.support.take(np.arange(k)) for person in people])
             profile = minimise(lambda values: twin.learn(support, values), profile, recipe)
         profile = {
             t.name: np.stack([t.stored(own) for own in profile[t.name]]).astype(np.float32)
             for t in model.profile_spec().tensors
         }
-        query = _owned([person.query for person in people])
+        query = side_by_side([person.query for person in people])
         logits = twin.logits(query, profile)
         ends = np.cumsum([len(person.query) for person in people])
         return [np.asarray(part) for part in np.split(logits, ends[:-1])]
@@ -158,8 +157,3 @@ def needs_whole(config: ContestantConfig) -> bool:
     """Says whether a method acts before the first layer, as prompts do."""
     kinds = [method_class(name) for name in config.methods]
     return any(kind.prompt_rows is not AbstractMethod.prompt_rows for kind in kinds)
-
-
-def _owned(parts: Sequence[Rows]) -> Rows:
-    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return Rows(np.concatenate([p.text for p in parts]), owner, np.concatenate([p.label for p in parts]))
