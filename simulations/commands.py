@@ -36,7 +36,12 @@ def simulate(
     ] = None,
     threads: _Threads = 2,
     workers: Annotated[
-        int, typer.Option(min=1, max=256, help="Processes that devices run in (flower engine).")
+        int,
+        typer.Option(
+            min=1,
+            max=256,
+            help="Processes that devices run in (flower engine), or that measure a comparison's data sets.",
+        ),
     ] = 1,
     training: Annotated[
         Path | None,
@@ -74,7 +79,7 @@ def simulate(
     if is_comparison(folder):
         refused = {"--users": users, "--rounds": rounds, "--engine": engine, "--training": training}
         _refuse(refused, "this experiment is a comparison of methods")
-        _compare(folder, data, out, seed, only or [], threads, restart, as_json)
+        _compare(folder, data, out, seed, only or [], threads, workers, restart, as_json)
         return
     _refuse({"--only": only}, "this experiment is not a comparison of methods")
     changes = _changes(data=data, users=users, rounds=rounds, seed=seed, engine=engine)
@@ -124,6 +129,7 @@ def _compare(
     seed: int | None,
     only: list[str],
     threads: int,
+    workers: int,
     restart: bool,
     as_json: bool,
 ) -> None:
@@ -143,7 +149,15 @@ def _compare(
     begun = time.perf_counter()
     seeds = () if seed is None else (seed,)
     found = compare(
-        config, target, data, only=only, seeds=seeds, threads=threads, restart=restart, progress=progress
+        config,
+        target,
+        data,
+        only=only,
+        seeds=seeds,
+        threads=threads,
+        workers=workers,
+        restart=restart,
+        progress=progress,
     )
     write_page(found, target)
     if as_json:

@@ -53,8 +53,10 @@ class Bar:
 class Progress:
     """Phases of a run, shown on stderr, so that stdout holds nothing but the result."""
 
-    def __init__(self, *, quiet: bool = False):
+    def __init__(self, *, quiet: bool = False, lines: bool = False):
+        """Args: quiet shows nothing; lines draws no bars, as for processes that share a terminal."""
         self.console = Console(stderr=True, quiet=quiet)
+        self._draws = self.console.is_terminal and not lines
 
     def say(self, words: str) -> None:
         """Prints a line between phases."""
@@ -72,7 +74,7 @@ class Progress:
             TimeElapsedColumn(),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=not self._draws,
         ) as rich:
             bar = Bar(rich, rich.add_task(name, total=None, words=""))
             yield bar

@@ -1,149 +1,62 @@
-"""Runs a comparison cell by cell; a cell that is finished is not run again."""
+"""Runs a comparison cell by cell, in one process or in several; a cell that is finished is not run again."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
-import numpy as np
-
-from umbel.coordinator.backbone import Backbone, load_backbone
+from umbel.coordinator.backbone import load_backbone
 from umbel.coordinator.config import read_toml, validated
 from umbel.coordinator.train import arithmetic
-from umbel.coordinator.training.data import Rows
-from umbel.coordinator.training.trainer import uses_bfloat16
-from umbel.shared.bias import softmax
 from umbel.shared.errors import ConfigError
-from umbel.shared.files import sha256_bytes, sole_use
-from umbel.shared.profile import FloatArray
-from umbel.shared.text import TextEncoder
-from umbel.simulations.comparison.cache import upper_model
-from umbel.simulations.comparison.cohort import Cohort, Person, gather_cohort
+from umbel.shared.files import sole_use
 from umbel.simulations.comparison.config import ComparisonConfig
-from umbel.simulations.comparison.contestant import Contestant, Options, World, mixed, restricted
-from umbel.simulations.comparison.generic import generic_model
-from umbel.simulations.comparison.profiles import Profiles, needs_whole
+from umbel.simulations.comparison.measuring import measured_cell
+from umbel.simulations.comparison.place import Place, settings_of
 from umbel.simulations.comparison.results import (
     Cell,
     Comparison,
     ComparisonError,
-    Measured,
     cell_name,
     read_cell,
     write_cell,
     write_comparison,
 )
-from umbel.simulations.comparison.rivals import REGISTRY
 from umbel.simulations.experiment import CONFIG
 from umbel.simulations.progress import Progress
 from umbel.simulations.simulate import machine
 
 RESULT = "result.json"
-_CHOICE_K = (4, 16)
 
 
 @final
-class _Place:
-    """One data set under one seed: its people and its generic model, made when the first cell wants them."""
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every process of a run has to know.
 
-    def __init__(
-        self, name: str, seed: int, config: ComparisonConfig, folder: Path, out: Path, backbone: Backbone
-    ):
-        self.name, self.seed, self.config, self.out = name, seed, config, out
-        self.backbone = backbone
-        self.section = config.data[name]
-        encoder = TextEncoder(backbone.tokenizer_json, self.section.max_tokens)
-        self.cohort: Cohort = gather_cohort(
-            name, self.section, folder / self.section.folder, encoder, max(self.section.k), seed
-        )
-        self._worlds: tuple[World, World] | None = None
+    Attributes:
+        config: What is compared.
+        contestants: Who takes part.
+        out: The run's folder.
+        folder: Folder of the public data sets.
+        threads: Torch's threads in each process.
+        restart: Run finished cells again.
+        owner: The process that holds the run's folder.
+    """
 
-    def identity(self, contestant: str) -> str:
-        """Returns the hash of all that a cell's figures depend on."""
-        cohort, config = self.cohort, self.config
-        own: Any = contestant
-        if contestant in config.contestants:
-            own = config.contestants[contestant].model_dump(mode="json")
-        people = [_digest(p.support, p.query) for p in (*cohort.people, *cohort.more, *cohort.calibration)]
-        row = [
-            self.section.model_dump(mode="json"),
-            own,
-            self.seed,
-            config.batch_size,
-            self.backbone.sha256,
-            cohort.texts,
-            _digest(cohort.data.train, cohort.data.validation),
-            people,
-            uses_bfloat16("auto"),
-        ]
-        return sha256_bytes(json.dumps(row).encode())
-
-    def _generic_identity(self) -> str:
-        section, data = self.section, self.cohort.data
-        row: list[Any] = [
-            section.generic_steps,
-            section.generic_rate,
-            section.max_tokens,
-            self.seed,
-            self.config.batch_size,
-        ]
-        row += [
-            self.backbone.sha256,
-            self.cohort.texts,
-            _digest(data.train, data.validation),
-            uses_bfloat16("auto"),
-        ]
-        return sha256_bytes(json.dumps(row).encode())
-
-    def world(self, whole: bool, progress: Progress) -> World:
-        """Returns what all contestants share: over the whole encoder, or over its personal layers alone.
-
-        The generic model is trained at the first call.
-        """
-        if self._worlds is None:
-            full = self._whole(progress)
-            backbone, generic, tokens = upper_model(
-                replace(self.backbone, module=full.generic.encoder),
-                full.generic,
-                self.cohort.data.tokens,
-                self.section.personal_layers,
-                full.bfloat16,
-            )
-            data, table = (replace(part, tokens=tokens) for part in (self.cohort.data, self.cohort.table))
-            cohort = replace(self.cohort, data=data, table=table)
-            self._worlds = full, replace(full, cohort=cohort, backbone=backbone, generic=generic)
-        return self._worlds[0 if whole else 1]
-
-    def _whole(self, progress: Progress) -> World:
-        bfloat16 = uses_bfloat16("auto")
-        folder = self.out / "work" / f"{self.name}-{self.seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with progress.phase(f"{self.name}, seed {self.seed}: generic model") as bar:
-            generic = generic_model(
-                self.backbone,
-                self.cohort.data,
-                steps=self.section.generic_steps,
-                rate=self.section.generic_rate,
-                batch_size=self.config.batch_size,
-                seed=self.seed,
-                precision=lambda: mixed(bfloat16),
-                kept=folder / f"generic-{self._generic_identity()[:12]}.safetensors",
-                on_step=bar.step,
-            )
-        return World(
-            self.cohort,
-            self.section,
-            self.backbone,
-            generic,
-            self.seed,
-            self.config.batch_size,
-            folder,
-            bfloat16,
-        )
+    config: ComparisonConfig
+    contestants: tuple[str, ...]
+    out: Path
+    folder: Path
+    threads: int
+    restart: bool
+    owner: int
 
 
 def compare(
@@ -154,6 +67,7 @@ def compare(
     only: Sequence[str] = (),
     seeds: Sequence[int] = (),
     threads: int = 2,
+    workers: int = 1,
     restart: bool = False,
     progress: Progress,
 ) -> Comparison:
@@ -165,41 +79,61 @@ def compare(
         folder: Folder of the public data sets; those that are not there are left out.
         only: Names of data sets and contestants to which the run is limited; empty for all.
         seeds: Only these; empty for all.
-        threads: Torch's threads.
+        threads: Torch's threads in each process.
+        workers: Processes; each takes a data set under a seed at a time.
         restart: Run finished cells again.
         progress: Shows people how it goes.
 
     Raises:
         BusyError: Another process is at work in `out`.
+        ComparisonError: A worker was stopped from outside.
         ConfigError: A name is not known, or no data set is there.
     """
     names, numbers, contestants = _chosen(config, folder, only, seeds, progress)
-    backbone = load_backbone(config.backbone.name, sha256=config.backbone.sha256)
-    with sole_use(out), arithmetic(threads):
-        places = _places(names, numbers)
-        for at, (name, seed) in enumerate(places):
-            place = _Place(name, seed, config, folder or Path(), out, backbone)
-            for number, contestant in enumerate(contestants, at * len(contestants) + 1):
-                words = f"[{number}/{len(places) * len(contestants)}] {name}, seed {seed}"
-                _cell(place, contestant, out, restart, words, progress)
+    run = _Run(config, tuple(contestants), out, folder or Path(), threads, restart, os.getpid())
+    places = [(name, seed) for seed in numbers for name in names]  # a first seed of everything comes first
+    with sole_use(out):
+        if min(workers, len(places)) > 1:
+            _side_by_side(run, places, min(workers, len(places)), progress)
+        else:
+            for number, (name, seed) in enumerate(places, 1):
+                _measure(run, name, seed, f"{number}/{len(places)}", progress)
         found = Comparison(
             schema="umbel.comparison/1",
             config=config.model_dump(mode="json"),
             machine=machine(threads),
-            cells=tuple(finished_cells(config, out)),
+            cells=tuple(finished_cells(config, out, progress)),
         )
         write_comparison(out / RESULT, found)
     return found
 
 
-def finished_cells(config: ComparisonConfig, out: Path) -> Iterator[Cell]:
-    """Gives the cells that are there, in the configuration's order."""
+def finished_cells(config: ComparisonConfig, out: Path, progress: Progress) -> list[Cell]:
+    """Returns the cells that are there and were run with this configuration, in its order.
+
+    Those that cannot be read are told of and left out: they are run again when they are asked for.
+    """
+    found, damaged, stale = [], [], 0
     for name in config.data:
         for seed in config.seeds:
             for contestant in (*config.rivals, *config.contestants):
                 path = out / "cells" / cell_name(name, seed, contestant)
-                if path.is_file():
-                    yield read_cell(path)
+                if not path.is_file():
+                    continue
+                try:
+                    cell = read_cell(path)
+                except ComparisonError:
+                    damaged.append(path.name)
+                    continue
+                if cell.settings == settings_of(config, name, seed, contestant):
+                    found.append(cell)
+                else:
+                    stale += 1
+    for path_name in damaged:
+        progress.say(f"left out: cells/{path_name} cannot be read; run it again")
+    if stale:
+        progress.say(f"left out: {stale} cells of another configuration; run them again")
+    return found
 
 
 def read_comparison_config(folder: Path) -> ComparisonConfig:
@@ -212,9 +146,53 @@ def read_comparison_config(folder: Path) -> ComparisonConfig:
     return validated(ComparisonConfig, read_toml(path), str(path))
 
 
-def _places(names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """A first seed of everything comes before the second one of anything."""
-    return [(name, seed) for seed in seeds for name in names]
+def _side_by_side(run: _Run, places: Sequence[tuple[str, int]], workers: int, progress: Progress) -> None:
+    """Measures places in processes of their own; what they tell comes out line by line."""
+    quiet = progress.console.quiet
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        jobs = [
+            pool.submit(_measure_apart, run, name, seed, f"{number}/{len(places)}", quiet)
+            for number, (name, seed) in enumerate(places, 1)
+        ]
+        for job in as_completed(jobs):
+            job.result()
+    except BrokenProcessPool as error:
+        hint = (
+            "Finished cells are kept: give the same command again, with fewer --workers if memory is short."
+        )
+        raise ComparisonError("a worker of the comparison was stopped from outside", hint=hint) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _measure_apart(run: _Run, name: str, seed: int, number: str, quiet: bool) -> None:
+    _measure(run, name, seed, number, Progress(quiet=quiet, lines=True))
+
+
+def _measure(run: _Run, name: str, seed: int, number: str, progress: Progress) -> None:
+    """Runs what is missing of one data set under one seed."""
+    backbone = load_backbone(run.config.backbone.name, sha256=run.config.backbone.sha256)
+    with arithmetic(run.threads):
+        place = Place(name, seed, run.config, run.folder, run.out, backbone)
+        for at, contestant in enumerate(run.contestants, 1):
+            if os.getpid() != run.owner != os.getppid():
+                return  # whoever holds the folder is gone: another run may begin
+            path = run.out / "cells" / cell_name(name, seed, contestant)
+            if not run.restart and _is_finished(path, place.identity(contestant)):
+                continue
+            words = f"[{number}] {name}, seed {seed}: {contestant} ({at}/{len(run.contestants)})"
+            cell = measured_cell(place, contestant, words, progress)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_cell(path, cell)
+
+
+def _is_finished(path: Path, identity: str) -> bool:
+    """Says whether a cell is there and would come out the same; one that cannot be read is not."""
+    try:
+        return path.is_file() and read_cell(path).identity == identity
+    except ComparisonError:
+        return False
 
 
 def _chosen(
@@ -251,117 +229,3 @@ def _chosen(
 def _is_there(config: ComparisonConfig, name: str, folder: Path | None) -> bool:
     section = config.data[name]
     return section.source == "community" or (folder is not None and (folder / section.folder).is_dir())
-
-
-def _cell(place: _Place, name: str, out: Path, restart: bool, words: str, progress: Progress) -> None:
-    path = out / "cells" / cell_name(place.name, place.seed, name)
-    identity = place.identity(name)
-    if path.is_file() and not restart:
-        try:
-            if read_cell(path).identity == identity:
-                return
-        except ComparisonError:
-            pass  # it is run again and written anew
-    contestant = _contestant(place, name, progress)
-    with progress.phase(f"{words}: {name}") as bar:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_cell(path, _run(contestant, name, place.config, identity, bar))
-
-
-def _contestant(place: _Place, name: str, progress: Progress) -> Contestant:
-    own = place.config.contestants.get(name)
-    if own is not None:
-        return Profiles(place.world(needs_whole(own), progress), name, own)
-    kind = REGISTRY[name]
-    return kind(place.world(kind.whole, progress))
-
-
-def _run(contestant: Contestant, name: str, config: ComparisonConfig, identity: str, bar: Any) -> Cell:
-    world = contestant.world
-    begun = time.perf_counter()
-    contestant.prepare(bar.step)
-    trained = time.perf_counter()
-    options = _choose(contestant, world)
-    chosen = time.perf_counter()
-    cohort = world.cohort
-    people = (*cohort.people, *cohort.more) if contestant.more_people else cohort.people
-    ks = world.config.k if contestant.learns else (0,)
-    if contestant.learns and not cohort.tasks:
-        ks = (0, *ks)
-    costs = contestant.costs()
-    return Cell(
-        schema="umbel.cell/1",
-        identity=identity,
-        data=cohort.name,
-        seed=world.seed,
-        contestant=name,
-        title=_title(contestant, name, config),
-        group=_group(name, config),
-        labels=len(cohort.data.labels),
-        people=len(people),
-        learned=contestant.learns,
-        private_bytes=costs.private_bytes,
-        private_numbers=costs.private_numbers,
-        shared_numbers=costs.shared_numbers,
-        chosen=dict(options),
-        k={str(k): _measured(contestant, people, k, options) for k in ks},
-        best=cohort.best,
-        best_generic=cohort.best_generic,
-        train_seconds=round(trained - begun, 3),
-        choose_seconds=round(chosen - trained, 3),
-    )
-
-
-def _title(contestant: Contestant, name: str, config: ComparisonConfig) -> str:
-    own = config.contestants.get(name)
-    return own.title if own is not None and own.title else getattr(contestant, "title", name)
-
-
-def _group(name: str, config: ComparisonConfig) -> Any:
-    if name not in config.contestants:
-        return "rival"
-    return "method" if len(config.contestants[name].methods) == 1 else "combination"
-
-
-def _choose(contestant: Contestant, world: World) -> Options:
-    """Returns the options with the lowest mean nll on calibration people; the first of equals."""
-    options = list(contestant.options())
-    people = world.cohort.calibration
-    if len(options) == 1 or not people or not contestant.learns:
-        return options[0]
-    ks = (
-        [k for k in _CHOICE_K if k <= max(world.config.k)]
-        if not world.cohort.tasks
-        else [max(world.config.k)]
-    )
-    losses = [
-        np.mean([np.mean(_measured(contestant, people, k, tried).nll) for k in ks]) for tried in options
-    ]
-    return options[int(np.nanargmin(losses))]
-
-
-def _measured(contestant: Contestant, people: Sequence[Person], k: int, options: Options) -> Measured:
-    begun = time.perf_counter()
-    found = contestant.logits(people, k, options)
-    seconds = (time.perf_counter() - begun) / max(len(people), 1)
-    right, nll = [], []
-    for person, logits in zip(people, found, strict=True):
-        allowed = restricted(logits, person)
-        right.append(int((allowed.argmax(1) == person.query.label).sum()))
-        nll.append(_nll(allowed, person.query))
-    return Measured(
-        right=tuple(right),
-        asked=tuple(len(person.query) for person in people),
-        nll=tuple(nll),
-        seconds=round(seconds, 6),
-    )
-
-
-def _nll(logits: FloatArray, query: Rows) -> float:
-    chance = softmax(logits)[np.arange(len(query)), query.label]
-    return round(float(-np.log(np.maximum(chance, 1e-12)).mean()), 6)
-
-
-def _digest(*parts: Rows) -> str:
-    data = b"".join(array.tobytes() for rows in parts for array in (rows.text, rows.user, rows.label))
-    return sha256_bytes(data)

@@ -43,7 +43,8 @@ class Cell(Strict):
     """One contestant on one data set under one seed.
 
     Attributes:
-        identity: Hash of the configuration and the examples that the figures depend on.
+        settings: Hash of all in the configuration that the figures depend on.
+        identity: Hash of the settings and of the weights and examples that the figures depend on.
         group: "rival" learns without umbel; "method" is one of umbel's, "combination" several.
         people: New people measured (tasks, where profiles are tasks), the same for all contestants.
         learned: Whether anything was learned for a person; if not, `k` holds "0" alone.
@@ -59,6 +60,7 @@ class Cell(Strict):
     """
 
     schema_: Literal["umbel.cell/1"] = Field(default="umbel.cell/1", alias="schema")
+    settings: str
     identity: str
     data: str
     seed: int

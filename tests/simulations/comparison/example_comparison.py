@@ -44,6 +44,7 @@ def cell(
     known = tuple(asked or (ASKED,) * people)
     row: dict[str, Any] = {
         "schema": "umbel.cell/1",
+        "settings": "0",
         "identity": "0",
         "data": data,
         "seed": seed,

@@ -226,8 +226,39 @@ def test_cells_are_run_once_and_again_where_something_changed(
     after = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
     assert [name for name in after if after[name] != before[name]] == ["made-up-0-plora.json"]
     (cells / "made-up-0-generic.json").write_text("{")
+    # What is of another configuration, or cannot be read, is no part of the result until it is run again.
+    row["contestants"]["plora"]["shared_rate"] = 6e-3
+    compare(
+        ComparisonConfig.model_validate(row),
+        tmp_path,
+        None,
+        only=["headbias"],
+        seeds=[0],
+        progress=Progress(quiet=True),
+    )
+    assert [cell.contestant for cell in read_comparison(tmp_path / RESULT).cells] == ["headbias"]
     compare(changed, tmp_path, None, only=["generic"], seeds=[0], progress=Progress(quiet=True))
     assert len(read_comparison(tmp_path / RESULT).cells) == 3
+
+
+def test_workers_give_the_same_figures(config: ComparisonConfig, tmp_path: Path) -> None:
+    alone, apart = (
+        compare(
+            config,
+            tmp_path / str(workers),
+            None,
+            only=["headbias", "plora"],
+            threads=1,
+            workers=workers,
+            progress=Progress(quiet=True),
+        )
+        for workers in (1, 2)
+    )
+    assert len(apart.cells) == 4
+    for one, other in zip(alone.cells, apart.cells, strict=True):
+        assert (one.identity, one.chosen) == (other.identity, other.chosen)
+        for k, figures in one.k.items():
+            assert (figures.right, figures.nll) == (other.k[k].right, other.k[k].nll)
 
 
 def test_what_is_not_there_is_told(config: ComparisonConfig, tmp_path: Path) -> None:

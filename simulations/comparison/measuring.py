@@ -1,0 +1,121 @@
+"""Measures one contestant: trains what it shares, chooses its options, and asks it about the new people."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from umbel.coordinator.training.data import Rows
+from umbel.shared.bias import softmax
+from umbel.shared.profile import FloatArray
+from umbel.simulations.comparison.cohort import Person
+from umbel.simulations.comparison.config import ComparisonConfig
+from umbel.simulations.comparison.contestant import Contestant, Options, World, restricted
+from umbel.simulations.comparison.place import Place, settings_of
+from umbel.simulations.comparison.results import Cell, Measured
+from umbel.simulations.progress import Progress
+
+_CHOICE_K = (4, 16)
+
+
+def measured_cell(place: Place, name: str, words: str, progress: Progress) -> Cell:
+    """Runs one contestant on one data set under one seed.
+
+    Args:
+        place: The data set and the seed.
+        name: The contestant.
+        words: What people are told that is done.
+        progress: Where they are told.
+    """
+    contestant = place.contestant(name, progress)
+    with progress.phase(words) as bar:
+        return _run(contestant, place, name, bar.step)
+
+
+def _run(contestant: Contestant, place: Place, name: str, on_step: Callable[[int, int], None]) -> Cell:
+    world, config = contestant.world, place.config
+    begun = time.perf_counter()
+    contestant.prepare(on_step)
+    trained = time.perf_counter()
+    options = _choose(contestant, world)
+    chosen = time.perf_counter()
+    cohort = world.cohort
+    people = (*cohort.people, *cohort.more) if contestant.more_people else cohort.people
+    ks = world.config.k if contestant.learns else (0,)
+    if contestant.learns and not cohort.tasks:
+        ks = (0, *ks)
+    costs = contestant.costs()
+    return Cell(
+        schema="umbel.cell/1",
+        settings=settings_of(config, place.name, place.seed, name),
+        identity=place.identity(name),
+        data=cohort.name,
+        seed=world.seed,
+        contestant=name,
+        title=_title(contestant, name, config),
+        group=_group(name, config),
+        labels=len(cohort.data.labels),
+        people=len(people),
+        learned=contestant.learns,
+        private_bytes=costs.private_bytes,
+        private_numbers=costs.private_numbers,
+        shared_numbers=costs.shared_numbers,
+        chosen=dict(options),
+        k={str(k): measured(contestant, people, k, options) for k in ks},
+        best=cohort.best,
+        best_generic=cohort.best_generic,
+        train_seconds=round(trained - begun, 3),
+        choose_seconds=round(chosen - trained, 3),
+    )
+
+
+def _title(contestant: Contestant, name: str, config: ComparisonConfig) -> str:
+    own = config.contestants.get(name)
+    return own.title if own is not None and own.title else getattr(contestant, "title", name)
+
+
+def _group(name: str, config: ComparisonConfig) -> Literal["rival", "method", "combination"]:
+    if name not in config.contestants:
+        return "rival"
+    return "method" if len(config.contestants[name].methods) == 1 else "combination"
+
+
+def _choose(contestant: Contestant, world: World) -> Options:
+    """Returns the options with the lowest mean nll on calibration people; the first of equals."""
+    options = list(contestant.options())
+    people = world.cohort.calibration
+    if len(options) == 1 or not people or not contestant.learns:
+        return options[0]
+    ks = (
+        [k for k in _CHOICE_K if k <= max(world.config.k)]
+        if not world.cohort.tasks
+        else [max(world.config.k)]
+    )
+    losses = [np.mean([np.mean(measured(contestant, people, k, tried).nll) for k in ks]) for tried in options]
+    return options[int(np.nanargmin(losses))]
+
+
+def measured(contestant: Contestant, people: Sequence[Person], k: int, options: Options) -> Measured:
+    """Lets every person learn from k examples, and counts what is right of their query."""
+    begun = time.perf_counter()
+    found = contestant.logits(people, k, options)
+    seconds = (time.perf_counter() - begun) / max(len(people), 1)
+    right, nll = [], []
+    for person, logits in zip(people, found, strict=True):
+        allowed = restricted(logits, person)
+        right.append(int((allowed.argmax(1) == person.query.label).sum()))
+        nll.append(_nll(allowed, person.query))
+    return Measured(
+        right=tuple(right),
+        asked=tuple(len(person.query) for person in people),
+        nll=tuple(nll),
+        seconds=round(seconds, 6),
+    )
+
+
+def _nll(logits: FloatArray, query: Rows) -> float:
+    chance = softmax(logits)[np.arange(len(query)), query.label]
+    return round(float(-np.log(np.maximum(chance, 1e-12)).mean()), 6)

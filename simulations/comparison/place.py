@@ -1,0 +1,129 @@
+"""One data set under one seed: its people, its generic model, and what a cell's figures depend on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+from umbel.coordinator.backbone import Backbone
+from umbel.coordinator.training.data import Rows
+from umbel.coordinator.training.trainer import uses_bfloat16
+from umbel.shared.files import sha256_bytes
+from umbel.shared.text import TextEncoder
+from umbel.simulations.comparison.cache import upper_model
+from umbel.simulations.comparison.cohort import Cohort, gather_cohort
+from umbel.simulations.comparison.config import ComparisonConfig
+from umbel.simulations.comparison.contestant import Contestant, World, mixed
+from umbel.simulations.comparison.generic import generic_model
+from umbel.simulations.comparison.profiles import Profiles, needs_whole
+from umbel.simulations.comparison.rivals import REGISTRY
+from umbel.simulations.progress import Progress
+
+
+def settings_of(config: ComparisonConfig, data: str, seed: int, contestant: str) -> str:
+    """Returns the hash of all in the configuration that a cell's figures depend on."""
+    own: Any = contestant
+    if contestant in config.contestants:
+        own = config.contestants[contestant].model_dump(mode="json")
+    return _hashed(
+        config.data[data].model_dump(mode="json"),
+        own,
+        seed,
+        config.batch_size,
+        config.backbone.model_dump(mode="json"),
+    )
+
+
+@final
+class Place:
+    """One data set under one seed; its generic model is trained when the first contestant wants it."""
+
+    def __init__(
+        self, name: str, seed: int, config: ComparisonConfig, folder: Path, out: Path, backbone: Backbone
+    ):
+        self.name, self.seed, self.config, self.out = name, seed, config, out
+        self.backbone = backbone
+        self.section = config.data[name]
+        encoder = TextEncoder(backbone.tokenizer_json, self.section.max_tokens)
+        self.cohort: Cohort = gather_cohort(
+            name, self.section, folder / self.section.folder, encoder, max(self.section.k), seed
+        )
+        self._full: World | None = None
+        self._upper: World | None = None
+
+    def identity(self, contestant: str) -> str:
+        """Returns the hash of all that a cell's figures depend on: settings, weights, examples, precision."""
+        cohort = self.cohort
+        people = [_digest(p.support, p.query) for p in (*cohort.people, *cohort.more, *cohort.calibration)]
+        return _hashed(settings_of(self.config, self.name, self.seed, contestant), people, *self._seen())
+
+    def contestant(self, name: str, progress: Progress) -> Contestant:
+        """Makes a contestant: methods of umbel's, or a rival."""
+        own = self.config.contestants.get(name)
+        if own is not None:
+            return Profiles(self.world(needs_whole(own), progress), name, own)
+        kind = REGISTRY[name]
+        return kind(self.world(kind.whole, progress))
+
+    def world(self, whole: bool, progress: Progress) -> World:
+        """Returns what all contestants share: over the whole encoder, or over its personal layers alone.
+
+        The generic model is trained at the first call, and the layers cut off at the first that wants it.
+        """
+        if self._full is None:
+            with progress.phase(f"{self.name}, seed {self.seed}: generic model") as bar:
+                self._full = self._trained(bar.step)
+        if whole:
+            return self._full
+        if self._upper is None:
+            self._upper = self._cut(self._full)
+        return self._upper
+
+    def _seen(self) -> list[Any]:
+        """What the generic model's training reads."""
+        data = self.cohort.data
+        examples = _digest(data.train, data.validation)
+        return [self.backbone.sha256, self.cohort.texts, examples, uses_bfloat16("auto")]
+
+    def _trained(self, on_step: Any) -> World:
+        section, config = self.section, self.config
+        bfloat16 = uses_bfloat16("auto")
+        folder = self.out / "work" / f"{self.name}-{self.seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        own = [section.generic_steps, section.generic_rate, section.max_tokens, self.seed, config.batch_size]
+        generic = generic_model(
+            self.backbone,
+            self.cohort.data,
+            steps=section.generic_steps,
+            rate=section.generic_rate,
+            batch_size=config.batch_size,
+            seed=self.seed,
+            precision=lambda: mixed(bfloat16),
+            kept=folder / f"generic-{_hashed(*own, *self._seen())[:12]}.safetensors",
+            on_step=on_step,
+        )
+        batch = config.batch_size
+        return World(self.cohort, section, self.backbone, generic, self.seed, batch, folder, bfloat16)
+
+    def _cut(self, full: World) -> World:
+        backbone, generic, tokens = upper_model(
+            replace(self.backbone, module=full.generic.encoder),
+            full.generic,
+            self.cohort.data.tokens,
+            self.section.personal_layers,
+            full.bfloat16,
+        )
+        data, table = (replace(part, tokens=tokens) for part in (self.cohort.data, self.cohort.table))
+        cohort = replace(self.cohort, data=data, table=table)
+        return replace(full, cohort=cohort, backbone=backbone, generic=generic)
+
+
+def _hashed(*row: Any) -> str:
+    return sha256_bytes(json.dumps(row).encode())
+
+
+def _digest(*parts: Rows) -> str:
+    data = b"".join(array.tobytes() for rows in parts for array in (rows.text, rows.user, rows.label))
+    return sha256_bytes(data)
