@@ -127,7 +127,7 @@ class RecipeConfig(Strict):
     steps: tuple[Annotated[int, Field(ge=0, le=10_000)], ...] = (16,)
     learning_rate: tuple[Annotated[float, Field(ge=0, le=100)], ...] = (0.3,)
     prior_strength: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = (0.5, 1.0, 2.0)
-    second_moment: tuple[Literal["tensor", "element"], ...] = ("tensor",)
+    second_moment: tuple[Literal["tensor", "element", "none"], ...] = ("tensor",)
     bias_prior: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     k: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (4, 16), description="Support sizes over which the loss is averaged."

@@ -18,7 +18,8 @@ class AdamW:
         m <- b1 m + (1 - b1) g          v <- b2 v + (1 - b2) g^2
         x <- x - rate (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) - rate decay x
 
-    With `second_moment = "tensor"`, g^2 is the mean of g^2 over one user's tensor.
+    With `second_moment = "tensor"`, g^2 is the mean of g^2 over one user's tensor. With "none", nothing
+    divides the mean gradient: x <- x - rate m / (1 - b1^t) - rate decay x.
     """
 
     def __init__(self, recipe: LearningRecipe):
@@ -40,15 +41,22 @@ class AdamW:
 
     def _moved(self, name: str, value: FloatArray, gradient: FloatArray, rate: float) -> FloatArray:
         recipe = self.recipe
-        square: FloatArray = np.square(gradient)
-        if recipe.second_moment == "tensor":
-            square = np.mean(square, axis=tuple(range(1, gradient.ndim)), keepdims=True)
         self._mean[name] = _mixed(self._mean.get(name), gradient, recipe.beta1)
-        self._square[name] = _mixed(self._square.get(name), square, recipe.beta2)
-        mean = self._mean[name] / np.float32(1 - recipe.beta1**self.step_count)
-        root = np.sqrt(self._square[name] / np.float32(1 - recipe.beta2**self.step_count))
-        direction = mean / (root + np.float32(recipe.epsilon)) + np.float32(recipe.weight_decay) * value
+        direction: FloatArray = self._mean[name] / np.float32(1 - recipe.beta1**self.step_count)
+        if recipe.moment_of(name) != "none":
+            direction = direction / (self._root(name, gradient) + np.float32(recipe.epsilon))
+        direction = direction + np.float32(recipe.weight_decay) * value
         return np.asarray(value - np.float32(rate) * direction, np.float32)
+
+    def _root(self, name: str, gradient: FloatArray) -> FloatArray:
+        """Takes a squared gradient in; returns the root of their mean, one per value or one per tensor."""
+        recipe = self.recipe
+        square: FloatArray = np.square(gradient)
+        if recipe.moment_of(name) == "tensor":
+            square = np.mean(square, axis=tuple(range(1, gradient.ndim)), keepdims=True)
+        self._square[name] = _mixed(self._square.get(name), square, recipe.beta2)
+        root: FloatArray = np.sqrt(self._square[name] / np.float32(1 - recipe.beta2**self.step_count))
+        return root
 
 
 def _mixed(old: FloatArray | None, new: FloatArray, decay: float) -> FloatArray:

@@ -19,6 +19,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "bias_prior": (1e-6, 1e6),
 }
 _FACTORS = (0.0, 1e6)
+_MOMENTS = ("tensor", "element", "none")
 _MOST_TENSORS = 1000
 
 
@@ -37,10 +38,12 @@ class LearningRecipe:
         beta2: Decay of the mean squared gradient.
         epsilon: Added to its root.
         second_moment: "tensor": one squared gradient per private tensor, so that a step keeps the gradient's
-            direction; "element": one per value, as in the original AdamW.
+            direction; "element": one per value, as in the original AdamW; "none": nothing divides the
+            gradient, so that a step is as long as the examples say, and few of them move a profile little.
         bias_prior: Precision of the private bias's prior, for the baseline "generic + private bias".
         rates: Private tensor -> its rate relative to `learning_rate`; 1 where it is not named.
         priors: Private tensor -> its pull relative to `prior_strength`; 1 where it is not named.
+        moments: Private tensor -> its own `second_moment`, where it is named.
     """
 
     steps: int = 16
@@ -54,6 +57,7 @@ class LearningRecipe:
     bias_prior: float = 1.0
     rates: Mapping[str, float] = field(default_factory=dict)
     priors: Mapping[str, float] = field(default_factory=dict)
+    moments: Mapping[str, str] = field(default_factory=dict)
 
     def rate_of(self, tensor: str) -> float:
         """Returns the first step's rate of a private tensor."""
@@ -63,16 +67,19 @@ class LearningRecipe:
         """Returns how strongly a private tensor is pulled to where it started."""
         return self.prior_strength * self.priors.get(tensor, 1.0)
 
+    def moment_of(self, tensor: str) -> str:
+        """Returns what divides the gradient of a private tensor."""
+        return self.moments.get(tensor, self.second_moment)
+
     def problems(self) -> list[str]:
         """Returns what is out of range, one line each."""
         wrong = count_problems("steps", self.steps, 0, 10_000)
         for name, (low, high) in _RANGES.items():
             wrong += number_problems(name, getattr(self, name), low, high)
-        if self.second_moment not in ("tensor", "element"):
-            wrong.append(f"second_moment is {shown(self.second_moment)}, expected 'tensor' or 'element'")
+        wrong += _moment_problems("second_moment", self.second_moment)
         for name in ("rates", "priors"):
             wrong += _factor_problems(name, getattr(self, name))
-        return wrong
+        return wrong + _own_moment_problems(self.moments)
 
     def as_json(self) -> dict[str, Any]:
         """Returns the recipe as the manifest holds it."""
@@ -102,14 +109,30 @@ class LearningRecipe:
 
 
 def _factor_problems(name: str, found: object) -> list[str]:
-    if (
-        not isinstance(found, dict)
-        or len(found) > _MOST_TENSORS
-        or not all(isinstance(k, str) for k in found)
-    ):
+    if not isinstance(found, dict) or not _names_tensors(found):
         return [f"{name} is {shown(found)}, expected an object: private tensor -> factor"]
     return [
         problem
         for tensor, value in found.items()
         for problem in number_problems(f"{name}, {shown(tensor)}", value, *_FACTORS)
     ]
+
+
+def _own_moment_problems(found: object) -> list[str]:
+    if not isinstance(found, dict) or not _names_tensors(found):
+        return [f"moments is {shown(found)}, expected an object: private tensor -> second moment"]
+    return [
+        problem
+        for tensor, value in found.items()
+        for problem in _moment_problems(f"moments, {shown(tensor)}", value)
+    ]
+
+
+def _names_tensors(found: dict[Any, Any]) -> bool:
+    return len(found) <= _MOST_TENSORS and all(isinstance(name, str) for name in found)
+
+
+def _moment_problems(name: str, found: object) -> list[str]:
+    if isinstance(found, str) and found in _MOMENTS:
+        return []
+    return [f"{name} is {shown(found)}, expected 'tensor', 'element' or 'none'"]

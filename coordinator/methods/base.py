@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -48,6 +48,9 @@ class MethodConfig(BaseModel):
     )
     device_prior: float = Field(
         default=1.0, ge=0, le=1e6, description="Pull on a device, as a factor on the recipe's prior_strength."
+    )
+    device_moment: Literal["recipe", "tensor", "element", "none"] = Field(
+        default="recipe", description="What divides its gradients on a device; none: nothing does."
     )
 
 

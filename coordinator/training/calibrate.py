@@ -82,15 +82,14 @@ def choose_recipe(
     Returns:
         The recipe, and a row for each combination: its options, nll and accuracy by k.
     """
-    rates, priors = relative(model)
+    own = relative(model)
     recipes = [
         LearningRecipe(
             steps=s,
             learning_rate=rate,
             prior_strength=prior,
             second_moment=moment,
-            rates=rates,
-            priors=priors,
+            **own,
         )
         for s, rate, prior, moment in product(
             config.steps, config.learning_rate, config.prior_strength, config.second_moment
@@ -111,16 +110,19 @@ def choose_recipe(
     return chosen, trials
 
 
-def relative(model: PersonalModel) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns the rates and the priors of private tensors that their methods want to differ from 1."""
-    rates, priors = {}, {}
+def relative(model: PersonalModel) -> dict[str, Any]:
+    """Returns what methods want of a recipe for their private tensors: `rates`, `priors` and `moments`."""
+    own: dict[str, Any] = {"rates": {}, "priors": {}, "moments": {}}
     for method in model.method_list():
+        config = method.config
         for tensor in method.profile_tensors():
-            if method.config.device_rate != 1.0:
-                rates[tensor.name] = method.config.device_rate
-            if method.config.device_prior != 1.0:
-                priors[tensor.name] = method.config.device_prior
-    return rates, priors
+            if config.device_rate != 1.0:
+                own["rates"][tensor.name] = config.device_rate
+            if config.device_prior != 1.0:
+                own["priors"][tensor.name] = config.device_prior
+            if config.device_moment != "recipe":
+                own["moments"][tensor.name] = config.device_moment
+    return own
 
 
 def _trial(

@@ -128,13 +128,11 @@ class Profiles(Contestant):
             index = [world.cohort.table.users.index(person.user) for person in people]
             profile = {name: values[index] for name, values in self._tasks.items()}
         elif k > 0:
-            rates, priors = relative(model)
             recipe = LearningRecipe(
                 steps=world.config.learning_steps,
                 learning_rate=options["rate"],
                 prior_strength=options["prior"],
-                rates=rates,
-                priors=priors,
+                **relative(model),
             )
             support = side_by_side([person.support.take(np.arange(k)) for person in people])
             profile = minimise(lambda values: twin.learn(support, values), profile, recipe)

@@ -63,7 +63,7 @@ def test_every_problem_at_once_each_by_its_path(tmp_path: Path) -> None:
         "methods.plora.user_size: must be a valid integer, unable to parse string as an integer (found 'x')",
         "recipe.bias_prior.1: must be greater than or equal to 0.000001 (found 0.0)",
         "recipe.k: expected at least one value to try (found [])",
-        "recipe.second_moment.0: must be 'tensor' or 'element' (found 'row')",
+        "recipe.second_moment.0: must be 'tensor', 'element' or 'none' (found 'row')",
         "seed: must be a valid integer, unable to parse string as an integer (found 'three')",
         "task.kind: unknown task, expected one of classification (found 'poetry')",
         "task.labels: expected two or more different names (found ['yes', 'yes'])",

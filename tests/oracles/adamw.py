@@ -26,5 +26,6 @@ def adamw_oracle(
             v[i] = recipe.beta2 * v[i] + (1 - recipe.beta2) * square[i]
             m_hat = m[i] / (1 - recipe.beta1**t)
             v_hat = v[i] / (1 - recipe.beta2**t)
-            x[i] -= rate * m_hat / (v_hat**0.5 + recipe.epsilon) + rate * recipe.weight_decay * x[i]
+            divisor = 1.0 if recipe.second_moment == "none" else v_hat**0.5 + recipe.epsilon
+            x[i] -= rate * m_hat / divisor + rate * recipe.weight_decay * x[i]
     return x

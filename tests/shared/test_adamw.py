@@ -20,7 +20,7 @@ recipes = st.builds(
     beta1=st.sampled_from([0.0, 0.9]),
     beta2=st.sampled_from([0.0, 0.99]),
     epsilon=st.sampled_from([1e-8, 0.1]),
-    second_moment=st.sampled_from(["tensor", "element"]),
+    second_moment=st.sampled_from(["tensor", "element", "none"]),
 )
 
 
@@ -75,9 +75,17 @@ def test_one_second_moment_for_a_tensor_keeps_the_direction_of_the_gradient() ->
     assert bent[0].tolist() == pytest.approx([-0.3, -0.3])
 
 
+def test_without_a_second_moment_a_step_is_as_long_as_the_gradient() -> None:
+    start, gradient = np.zeros((1, 2), np.float32), np.array([[3.0, 0.04]], np.float32)
+    once = run(LearningRecipe(steps=1, second_moment="none"), start, [gradient])
+    assert once[0].tolist() == pytest.approx([-0.9, -0.012])
+    named = run(LearningRecipe(steps=1, moments={"p": "none", "q": "element"}), start, [gradient])
+    assert np.array_equal(named, once)
+
+
 def test_values_without_a_gradient_stay() -> None:
     start = np.array([[1.5, -2.0]], np.float32)
-    for moment in ("tensor", "element"):
+    for moment in ("tensor", "element", "none"):
         recipe = LearningRecipe(steps=2, second_moment=moment)
         assert np.array_equal(run(recipe, start, [np.zeros_like(start)] * 2), start)
 

@@ -41,7 +41,7 @@ def test_all_problems_at_once() -> None:
         "recipe: steps is -1, expected an integer from 0 to 10000",
         "recipe: beta1 is 0.9, expected a number from 0 to 0.9999",
         "recipe: epsilon is 0, expected a number from 1e-12 to 1",
-        "recipe: second_moment is row, expected 'tensor' or 'element'",
+        "recipe: second_moment is row, expected 'tensor', 'element' or 'none'",
     ]
 
 
