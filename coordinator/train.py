@@ -204,8 +204,9 @@ def begun(
 ) -> Trainer:
     """Returns a trainer whose shared and private tensors have the first values that their methods want."""
     trainer = Trainer(model, data, config, out, fingerprint)
-    start_shared(model, data)
-    start_users(model, trainer.table, data)
+    with trainer.precision():
+        start_shared(model, data)
+        start_users(model, trainer.table, data)
     return trainer
 
 

@@ -9,6 +9,7 @@ learned is free to move.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,19 @@ def start_users(model: PersonalModel, table: UserTable, data: TrainingData) -> N
     makers = [method for method in model.method_list() if method.starts_users()]
     if not makers or len(data.labels) > _MOST_LABELS or len(data.users) < 2:
         return
-    embedded = embeddings(model, data.tokens)
-    summary = torch.from_numpy(summaries(embedded, data.train, len(data.users), len(data.labels)))
+    texts = _seen_texts(data)
+    embedded = embeddings(model, data.tokens.rows(texts))
+    rows = replace(data.train, text=np.searchsorted(texts, data.train.text))
+    summary = torch.from_numpy(summaries(embedded, rows, len(data.users), len(data.labels)))
     values = table.as_profile()
     for method in makers:
         for name, start in method.start_users(summary).items():
             values[name].copy_(start)
+
+
+def _seen_texts(data: TrainingData) -> npt.NDArray[np.int64]:
+    """Returns the texts that seen users judged, ascending; `data.tokens` may hold others' texts, too."""
+    return np.unique(np.concatenate([rows.text for rows in (data.train, data.validation, *data.calibration)]))
 
 
 @torch.no_grad()
@@ -63,9 +71,9 @@ def embeddings(model: PersonalModel, tokens: TokenBatch) -> Matrix:
     """Returns the mean token state of every text, without any profile: (texts, d)."""
     found: list[npt.NDArray[np.float64] | None] = [None] * len(tokens)
     for index, mask, states in _passes(model, tokens):
-        weights = mask.unsqueeze(-1).to(states.dtype)
-        pooled = (states * weights).sum(1) / weights.sum(1)
-        for number, row in zip(index, pooled.double().cpu().numpy(), strict=True):
+        weights = mask.unsqueeze(-1).double()
+        pooled = (states.double() * weights).sum(1) / weights.sum(1)
+        for number, row in zip(index, pooled.cpu().numpy(), strict=True):
             found[int(number)] = row
     return np.stack([row for row in found if row is not None])
 

@@ -103,7 +103,7 @@ class Trainer:
         torch.manual_seed(integer_seed(config.seed, number, "", "dropout"))
         set_rates(self.optimizer, number, config.training)
         self.model.train()
-        with self._precision():
+        with self.precision():
             loss, nll = batch_loss(self.model, self.table, self._batch(rows), config.training.private_prior)
         if not torch.isfinite(loss):
             raise _diverged(number)
@@ -153,7 +153,7 @@ class Trainer:
         losses, right = 0.0, 0
         for start in range(0, len(rows), 256):
             batch = self._batch(rows.take(order[start : start + 256]), training=False)
-            with self._precision():
+            with self.precision():
                 logits = self.model(batch.ids, batch.mask, batch.owner, profile)
             losses += float(self.model.task.nll(logits.float(), batch.labels).sum())
             right += int((logits.argmax(-1) == batch.labels).sum())
@@ -178,7 +178,8 @@ class Trainer:
         rows = [json.dumps(row) + "\n" for row in self.progress.curve]
         atomic_write(self.folder / METRICS, "".join(rows).encode())
 
-    def _precision(self) -> Any:
+    def precision(self) -> Any:
+        """Returns the context in which the model runs."""
         return torch.autocast(self.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
 
 

@@ -116,7 +116,7 @@ def finished_cells(config: ComparisonConfig, out: Path, progress: Progress) -> l
     found, damaged, stale = [], [], 0
     for name in config.data:
         for seed in config.seeds:
-            for contestant in (*config.rivals, *config.contestants):
+            for contestant in config.on(name):
                 path = out / "cells" / cell_name(name, seed, contestant)
                 if not path.is_file():
                     continue
@@ -175,13 +175,14 @@ def _measure(run: _Run, name: str, seed: int, number: str, progress: Progress) -
     backbone = load_backbone(run.config.backbone.name, sha256=run.config.backbone.sha256)
     with arithmetic(run.threads):
         place = Place(name, seed, run.config, run.folder, run.out, backbone)
-        for at, contestant in enumerate(run.contestants, 1):
+        here = [contestant for contestant in run.config.on(name) if contestant in run.contestants]
+        for at, contestant in enumerate(here, 1):
             if os.getpid() != run.owner != os.getppid():
                 return  # whoever holds the folder is gone: another run may begin
             path = run.out / "cells" / cell_name(name, seed, contestant)
             if not run.restart and _is_finished(path, place.identity(contestant)):
                 continue
-            words = f"[{number}] {name}, seed {seed}: {contestant} ({at}/{len(run.contestants)})"
+            words = f"[{number}] {name}, seed {seed}: {contestant} ({at}/{len(here)})"
             cell = measured_cell(place, contestant, words, progress)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_cell(path, cell)

@@ -163,16 +163,27 @@ def _tasks(
     data, texts = _encoded(train, later, split.labels, encoder, 0.0, seed)
     numbers = {text: number for number, text in enumerate(texts)}
     people: list[Person] = []
-    calibration: list[Person] = []
+    choosers: list[Person] = []
     for user in split.seen.values():
         own = _person(user, numbers, split.labels, support=most)
         able = np.unique(np.concatenate([own.support.label, own.query.label]))
         chooser = UserExamples(user.user, user.support[:most], user.support[most : most + asked])
         people.append(replace(own, labels=able))
-        if len(calibration) == config.calibration_users:
-            continue
-        calibration.append(replace(_person(chooser, numbers, split.labels), labels=able))
-    return Cohort(name, texts, data, data, tuple(people), (), tuple(calibration), tasks=True)
+        choosers.append(replace(_person(chooser, numbers, split.labels), labels=able))
+    data = _all_trained(data, choosers)
+    chosen = tuple(choosers[: config.calibration_users])
+    return Cohort(name, texts, data, data, tuple(people), (), chosen, tasks=True)
+
+
+def _all_trained(data: TrainingData, choosers: Sequence[Person]) -> TrainingData:
+    """Trains on all of a task's examples, as whoever learns one task alone does; holds `choosers` out."""
+    held = [(person.query, data.users.index(person.user)) for person in choosers]
+    own = [replace(query, user=np.full(len(query), number)) for query, number in held]
+    return replace(data, train=_stacked(data.train, data.validation), validation=_stacked(*own))
+
+
+def _stacked(*parts: Rows) -> Rows:
+    return Rows(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("text", "user", "label")))
 
 
 def _encoded(

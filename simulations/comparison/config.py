@@ -61,6 +61,7 @@ class ContestantConfig(Strict):
     """[contestants.NAME]: methods that are on together, and how their shared part is trained."""
 
     title: str = Field(default="", description="Its name for people.")
+    data: tuple[str, ...] = Field(default=(), description="Data sets on which it takes part; empty: on all.")
     methods: Mapping[str, Mapping[str, Any]] = Field(min_length=1, description="Method -> its options.")
     shared_rate: float = Field(default=1e-3, gt=0, le=10, description="Rate of the shared tensors.")
     private_rate: float = Field(
@@ -94,3 +95,16 @@ class ComparisonConfig(Strict):
     )
     contestants: Mapping[str, ContestantConfig]
     data: Mapping[str, DataSetConfig]
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for name, own in self.contestants.items():
+            wrong = [data for data in own.data if data not in self.data]
+            if wrong:
+                raise ValueError(f"contestants.{name}.data: there is no data set '{wrong[0]}'")
+        return self
+
+    def on(self, data: str) -> tuple[str, ...]:
+        """Returns who takes part on a data set: rivals, then umbel's."""
+        own = (name for name, found in self.contestants.items() if not found.data or data in found.data)
+        return (*self.rivals, *own)

@@ -26,7 +26,7 @@ def settings_of(config: ComparisonConfig, data: str, seed: int, contestant: str)
     """Returns the hash of all in the configuration that a cell's figures depend on."""
     own: Any = contestant
     if contestant in config.contestants:
-        own = config.contestants[contestant].model_dump(mode="json")
+        own = config.contestants[contestant].model_dump(mode="json", exclude={"title", "data"})
     return _hashed(
         config.data[data].model_dump(mode="json"),
         own,

@@ -25,6 +25,7 @@ from umbel.simulations.comparison.cohort import Person
 from umbel.simulations.comparison.config import ContestantConfig
 from umbel.simulations.comparison.contestant import Contestant, Costs, Options, World
 
+_LOOKS = 2  # at held-out examples while training; the best one's weights are kept
 _TOGETHER = 160  # examples in one batch of people who learn side by side
 
 
@@ -87,7 +88,7 @@ class Profiles(Contestant):
                     "personalised_dropout": own.personalised_dropout,
                     "head_rate": own.shared_rate,
                     "warmup_steps": max(world.config.steps // 10, 1),
-                    "evaluate_every": max(world.config.steps // 3, 1),
+                    "evaluate_every": -(-world.config.steps // _LOOKS),
                     "checkpoint_every": world.config.steps,
                     "validation_examples": 600,
                     "precision": "bfloat16" if world.bfloat16 else "float32",

@@ -66,6 +66,26 @@ def test_new_people_are_not_seen_and_have_enough_examples(backbone: Backbone) ->
     assert all(len(person.support) == 8 for person in cohort.calibration)
 
 
+def test_tasks_are_trained_on_all_their_examples_and_on_no_others(backbone: Backbone) -> None:
+    encoder = TextEncoder(backbone.tokenizer_json, 16)
+    section = community(tasks=True, k=[8], calibration_query=4, calibration_users=2)
+    cohort = gather_cohort("tasks", section, None, encoder, 8, 1)
+    assert len(cohort.calibration) == 2
+    assert len(cohort.people) == len(cohort.data.users) == 24
+    for number, person in enumerate(cohort.people):
+        assert person.user == cohort.data.users[number]
+        train, held = (
+            rows.take(np.flatnonzero(rows.user == number))
+            for rows in (cohort.data.train, cohort.data.validation)
+        )
+        assert sorted(train.text) == sorted(person.support.text)
+        assert len(train) == 8
+        assert len(held) == 4
+        assert not set(held.text) & (set(train.text) | set(person.query.text))
+        if number < 2:
+            assert np.array_equal(cohort.calibration[number].query.text, held.text)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=40))
 def test_opinions_count_every_judgement(rows: list[tuple[int, int]]) -> None:
     text, label = (np.array(column, np.int64) for column in zip(*rows, strict=True))
@@ -259,6 +279,17 @@ def test_workers_give_the_same_figures(config: ComparisonConfig, tmp_path: Path)
         assert (one.identity, one.chosen) == (other.identity, other.chosen)
         for k, figures in one.k.items():
             assert (figures.right, figures.nll) == (other.k[k].right, other.k[k].nll)
+
+
+def test_a_contestant_takes_part_where_the_configuration_says(config: ComparisonConfig) -> None:
+    row = config.model_dump(mode="json")
+    row["contestants"]["plora"]["data"] = ["films"]
+    narrowed = ComparisonConfig.model_validate(row)
+    assert narrowed.on("films") == ("generic", "headbias", "plora")
+    assert narrowed.on("made-up") == ("generic", "headbias")
+    row["contestants"]["plora"]["data"] = ["books"]
+    with pytest.raises(ValueError, match="there is no data set 'books'"):
+        ComparisonConfig.model_validate(row)
 
 
 def test_what_is_not_there_is_told(config: ComparisonConfig, tmp_path: Path) -> None:

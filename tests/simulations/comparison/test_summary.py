@@ -146,6 +146,13 @@ def test_a_pair_uses_the_seeds_that_both_have() -> None:
     assert ("movielens", "lora", (0, 1, 2)) in summary.missing()
 
 
+def test_a_contestant_is_missing_only_where_it_takes_part() -> None:
+    asked = config({"movielens": (4,), "crehate": (4,)})
+    asked["contestants"]["plora"]["data"] = ["crehate"]
+    summary = Summary(comparison([], asked), draws=DRAWS)
+    assert [data for data, name, _ in summary.missing() if name == "plora"] == ["crehate"]
+
+
 def test_people_who_were_asked_nothing_are_left_out() -> None:
     cells = [
         cell("generic", {0: [500, 0]}, asked=[1000, 0]),
