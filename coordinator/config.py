@@ -45,6 +45,12 @@ class BackboneConfig(Strict):
     train: str = Field(
         "none", description="What of the encoder is trained: none, top:N (its last N layers), all."
     )
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Dropout in the encoder while training; by default as it was pretrained.",
+    )
 
     @field_validator("train")
     @classmethod

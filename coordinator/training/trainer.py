@@ -24,6 +24,7 @@ from umbel.coordinator.training.step import (
     UserTable,
     batch_loss,
     make_optimizer,
+    set_dropout,
     set_rates,
     trained_parameters,
 )
@@ -53,6 +54,8 @@ class Trainer:
         self.device = _device(config.training.device)
         self.model = model.to(self.device)
         self.table = UserTable(model.profile_spec(), len(data.users)).to(self.device)
+        if config.backbone.dropout is not None:
+            set_dropout(model.encoder, config.backbone.dropout)
         trained = trained_parameters(model, config.backbone)
         self.optimizer = make_optimizer(trained, self.table, config.training, config.methods)
         self.weights: dict[str, Tensor] = dict(trained)

@@ -1,16 +1,17 @@
 """One training step: what the methods' training terms get to see."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from tests.coordinator.conftest import VOCABULARY, TinyBackbone
+from tests.coordinator.conftest import FAMILIES, VOCABULARY, TinyBackbone
 from tests.coordinator.personal import TINY_PLORA, random_batch, random_users, trained_model
 from torch import Tensor
 
 from umbel.coordinator.methods.plora import PLoRA
 from umbel.coordinator.sites import Frame
-from umbel.coordinator.training.step import Batch, UserTable, batch_loss
+from umbel.coordinator.training.step import Batch, UserTable, batch_loss, set_dropout
 
 
 @pytest.mark.parametrize("agreement", [0.1, 0.0])
@@ -43,3 +44,17 @@ def test_training_terms_know_the_owners_and_the_states_without_profiles(
     assert not frame.generic_states.requires_grad
     wanted = model.states(ids, mask, model.frame(mask, owner, zeros))
     torch.testing.assert_close(frame.generic_states, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_of_an_encoder_can_be_taken_out(tiny_backbone: TinyBackbone, family: str) -> None:
+    encoder = copy.deepcopy(tiny_backbone(family).module)
+    ids = torch.arange(5, 13)[None]
+    encoder.train()
+    before = [encoder(input_ids=ids).last_hidden_state for _ in range(2)]
+    assert not torch.equal(*before)
+    set_dropout(encoder, 0.0)
+    encoder.train()
+    found = encoder(input_ids=ids).last_hidden_state
+    encoder.eval()
+    torch.testing.assert_close(found, encoder(input_ids=ids).last_hidden_state, rtol=0, atol=1e-6)
