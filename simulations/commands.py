@@ -53,6 +53,13 @@ def simulate(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin again, whatever the run's folder holds.")
     ] = False,
+    take: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a comparison: result.json of an earlier run, whose cells are not run again unless "
+            "something has changed that they depend on."
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(help="Of a comparison: only this data set or contestant; may be given repeatedly."),
@@ -79,9 +86,9 @@ def simulate(
     if is_comparison(folder):
         refused = {"--users": users, "--rounds": rounds, "--engine": engine, "--training": training}
         _refuse(refused, "this experiment is a comparison of methods")
-        _compare(folder, data, out, seed, only or [], threads, workers, restart, as_json)
+        _compare(folder, data, out, seed, only or [], threads, workers, restart, take, as_json)
         return
-    _refuse({"--only": only}, "this experiment is not a comparison of methods")
+    _refuse({"--only": only, "--take": take}, "this experiment is not a comparison of methods")
     changes = _changes(data=data, users=users, rounds=rounds, seed=seed, engine=engine)
     config = read_experiment(folder, changes)
     target = out or Path("runs") / folder.name
@@ -131,6 +138,7 @@ def _compare(
     threads: int,
     workers: int,
     restart: bool,
+    take: Path | None,
     as_json: bool,
 ) -> None:
     from rich.console import Console
@@ -157,6 +165,7 @@ def _compare(
         threads=threads,
         workers=workers,
         restart=restart,
+        taken=take,
         progress=progress,
     )
     write_page(found, target)

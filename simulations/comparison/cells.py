@@ -25,6 +25,7 @@ from umbel.simulations.comparison.results import (
     ComparisonError,
     cell_name,
     read_cell,
+    read_comparison,
     write_cell,
     write_comparison,
 )
@@ -69,6 +70,7 @@ def compare(
     threads: int = 2,
     workers: int = 1,
     restart: bool = False,
+    taken: Path | None = None,
     progress: Progress,
 ) -> Comparison:
     """Runs what is missing of a comparison, and writes all cells as result.json.
@@ -82,17 +84,21 @@ def compare(
         threads: Torch's threads in each process.
         workers: Processes; each takes a data set under a seed at a time.
         restart: Run finished cells again.
+        taken: result.json of an earlier run, whose cells need not be run again where nothing has changed that
+            they depend on.
         progress: Shows people how it goes.
 
     Raises:
         BusyError: Another process is at work in `out`.
-        ComparisonError: A worker was stopped from outside.
+        ComparisonError: A worker was stopped from outside, or `taken` is no result.
         ConfigError: A name is not known, or no data set is there.
     """
     names, numbers, contestants = _chosen(config, folder, only, seeds, progress)
     run = _Run(config, tuple(contestants), out, folder or Path(), threads, restart, os.getpid())
     places = [(name, seed) for seed in numbers for name in names]  # a first seed of everything comes first
+    earlier = read_comparison(taken).cells if taken is not None else ()
     with sole_use(out):
+        _take(earlier, out)
         if min(workers, len(places)) > 1:
             _side_by_side(run, places, min(workers, len(places)), progress)
         else:
@@ -144,6 +150,15 @@ def read_comparison_config(folder: Path) -> ComparisonConfig:
     """
     path = folder / CONFIG
     return validated(ComparisonConfig, read_toml(path), str(path))
+
+
+def _take(cells: Sequence[Cell], out: Path) -> None:
+    """Puts an earlier run's cells where finished ones lie; those that do not fit are run again."""
+    for cell in cells:
+        path = out / "cells" / cell_name(cell.data, cell.seed, cell.contestant)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_cell(path, cell)
 
 
 def _side_by_side(run: _Run, places: Sequence[tuple[str, int]], workers: int, progress: Progress) -> None:

@@ -45,6 +45,9 @@ class DataSetConfig(Strict):
         default=1e-4, ge=0, le=1, description="Its encoder's rate; 0 trains its head alone."
     )
     steps: int = Field(default=150, ge=1, description="Steps in which a method's shared part is trained.")
+    rival_steps: int = Field(
+        default=150, ge=1, description="Steps in which rivals train what they share, if anything."
+    )
     learning_steps: int = Field(
         default=10, ge=1, description="Full-batch steps of few-shot learning, everybody's."
     )

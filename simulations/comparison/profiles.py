@@ -87,7 +87,8 @@ class Profiles(Contestant):
                     "batch_size": world.batch_size,
                     "shared_rate": own.shared_rate,
                     "private_rate": own.private_rate,
-                    "personalised_dropout": own.personalised_dropout,
+                    # Where profiles are tasks, nobody comes without one.
+                    "personalised_dropout": 0.0 if world.cohort.tasks else own.personalised_dropout,
                     "head_rate": own.shared_rate,
                     "warmup_steps": max(world.config.steps // 10, 1),
                     "evaluate_every": -(-world.config.steps // _LOOKS),

@@ -15,6 +15,8 @@ from umbel.shared.errors import UmbelError
 from umbel.shared.files import atomic_write
 from umbel.simulations.results import Machine
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$"  # a cell's file is named by them
+
 
 @final
 class ComparisonError(UmbelError):
@@ -62,9 +64,9 @@ class Cell(Strict):
     schema_: Literal["umbel.cell/1"] = Field(default="umbel.cell/1", alias="schema")
     settings: str
     identity: str
-    data: str
+    data: str = Field(pattern=_NAME)
     seed: int
-    contestant: str
+    contestant: str = Field(pattern=_NAME)
     title: str
     group: Literal["rival", "method", "combination"]
     labels: int

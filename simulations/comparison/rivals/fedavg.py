@@ -42,7 +42,7 @@ class FedAvg(Learner):
         """Runs the rounds."""
         world, rows = self.world, self.world.cohort.table.train
         able = np.unique(rows.user)
-        rounds = max(1, world.config.steps // 10)
+        rounds = max(1, world.config.rival_steps // 10)
         for round_ in range(rounds):
             rng = generator(world.seed, round_, "", "rival fedavg clients")
             chosen = rng.permutation(able)[:CLIENTS]

@@ -63,9 +63,8 @@ class Retrieval(Contestant):
         data = world.cohort.table
         embeddings = embedded_texts(world, world.generic, data.train)
         owned = [np.flatnonzero(data.train.user == user) for user in range(len(data.users))]
-        rows_of_step = list(
-            islice(batches(data, max(1, world.batch_size // 2), world.seed), world.config.steps)
-        )
+        steps = world.config.rival_steps
+        rows_of_step = list(islice(batches(data, max(1, world.batch_size // 2), world.seed), steps))
         nobody = torch.zeros(len(data.labels))
 
         def loss(step: int) -> Tensor:
@@ -80,7 +79,7 @@ class Retrieval(Contestant):
             return masked_nll(logits, torch.from_numpy(rows.label), nobody)
 
         groups = [(list(model.encoder.parameters()), ENCODER_RATE), (head_of(model), HEAD_RATE)]
-        train(world, model, groups, world.config.steps, loss, on_step)
+        train(world, model, groups, steps, loss, on_step)
 
     def costs(self) -> Costs:
         """The examples' bytes; for everyone, all weights."""

@@ -43,7 +43,7 @@ class SharedAdapter(Contestant):
     def prepare(self, on_step: Callable[[int, int], None]) -> None:
         """Trains adapters and head."""
         world, model, data = self.world, self._model, self.world.cohort.data
-        steps = world.config.generic_steps
+        steps = world.config.rival_steps
         rows_of_step = list(islice(batches(data, world.batch_size, world.seed), steps))
         nobody = torch.zeros(len(data.labels))
 

@@ -42,6 +42,7 @@ def small_world(
             "k": K,
             "max_tokens": 16,
             "generic_steps": steps,
+            "rival_steps": steps,
             "steps": steps,
             "learning_steps": 6,
         }

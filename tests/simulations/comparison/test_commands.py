@@ -76,8 +76,10 @@ def test_options_of_the_other_kind_of_experiment_are_refused(
     told = capsys.readouterr().err
     assert "--users does not apply" in told
     assert "--rounds does not apply" in told
-    assert run("simulate", "demo", "--out", out, "--only", "plora") == 2
-    assert "--only does not apply" in capsys.readouterr().err
+    assert run("simulate", "demo", "--out", out, "--only", "plora", "--take", "result.json") == 2
+    told = capsys.readouterr().err
+    assert "--only does not apply" in told
+    assert "--take does not apply" in told
     assert run("simulate", experiment, "--out", out, "--only", "nobody") == 2
     assert "there is no 'nobody'" in capsys.readouterr().err
     assert not out.exists()

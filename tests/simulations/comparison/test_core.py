@@ -24,7 +24,7 @@ from umbel.simulations.comparison.config import ComparisonConfig, ContestantConf
 from umbel.simulations.comparison.contestant import World, restricted
 from umbel.simulations.comparison.generic import generic_logits, generic_model, held_out_loss, opinions
 from umbel.simulations.comparison.profiles import Profiles, needs_whole
-from umbel.simulations.comparison.results import read_comparison
+from umbel.simulations.comparison.results import ComparisonError, read_comparison
 from umbel.simulations.progress import Progress
 
 
@@ -259,6 +259,24 @@ def test_cells_are_run_once_and_again_where_something_changed(
     assert [cell.contestant for cell in read_comparison(tmp_path / RESULT).cells] == ["headbias"]
     compare(changed, tmp_path, None, only=["generic"], seeds=[0], progress=Progress(quiet=True))
     assert len(read_comparison(tmp_path / RESULT).cells) == 3
+
+
+def test_cells_of_an_earlier_result_are_taken_where_they_fit(
+    config: ComparisonConfig, tmp_path: Path
+) -> None:
+    quiet = Progress(quiet=True)
+    names = ["generic", "headbias"]
+    first = compare(config, tmp_path / "a", None, only=names, seeds=[0], progress=quiet)
+    changed = config.model_copy(update={"batch_size": 4})
+    taken = tmp_path / "a" / RESULT
+    again = compare(config, tmp_path / "b", None, only=["generic"], seeds=[0], taken=taken, progress=quiet)
+    assert again.cells == first.cells
+    other = compare(changed, tmp_path / "c", None, only=["generic"], seeds=[0], taken=taken, progress=quiet)
+    (cell,) = other.cells
+    assert cell.identity != first.cells[0].identity
+    with pytest.raises(ComparisonError, match="is not a comparison"):
+        compare(config, tmp_path / "d", None, taken=tmp_path / "nothing", progress=quiet)
+    assert not (tmp_path / "d").exists()
 
 
 def test_workers_give_the_same_figures(config: ComparisonConfig, tmp_path: Path) -> None:
