@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Self, final
+from typing import Any, Literal, Self, final
 
 import torch
 from pydantic import Field, model_validator
@@ -26,6 +26,8 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
+_SOFT = {"dead_zone": 0.0, "device_moment": "recipe", "device_rate": 1.0, "device_prior": 0.01}
+
 
 @final
 class XPEFTConfig(MethodConfig):
@@ -37,10 +39,10 @@ class XPEFTConfig(MethodConfig):
         default=50, ge=1, description="Adapters that a hard mask chooses in each layer [k]; fewer than N."
     )
     dead_zone: float = Field(
-        default=0.0,
+        default=0.25,
         ge=0,
         lt=1,
-        description="Logits nearer to 0 than this count as 0 in a hard mask; up to six decimal places.",
+        description="Logits nearer to 0 than this count as 0 in a hard mask; up to six decimals; 0 if soft.",
     )
     mask: Literal["hard", "soft"] = Field(
         default="hard",
@@ -69,12 +71,30 @@ class XPEFTConfig(MethodConfig):
     private_prior: float = Field(
         default=0.0, ge=0, le=1e6, description="As in every method: 2 L N logits, each worth about 1 / N."
     )
+    device_moment: Literal["recipe", "tensor", "element", "none"] = Field(
+        default="none",
+        description="As in every method: few examples leave most logits in the dead zone; 'recipe' if soft.",
+    )
+    device_rate: float = Field(
+        default=50.0,
+        ge=0,
+        le=1e6,
+        description="As in every method: of undivided gradients, which are about 0.005; 1 if soft.",
+    )
     device_prior: float = Field(
-        default=0.01, ge=0, le=1e6, description="As in every method: a logit's gradient is about 1 / N."
+        default=0.001, ge=0, le=1e6, description="As in every method: seen beside those; 0.01 if soft."
     )
     start: Literal["embeddings", "zeros"] = Field(
         default="embeddings", description="Where training starts seen users; new users start at zeros."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_soft_mask(cls, given: Any) -> Any:
+        """A soft mask has no dead zone: its logits are learned as other private tensors are."""
+        if isinstance(given, Mapping) and given.get("mask") == "soft":
+            return {**_SOFT, **given}
+        return given
 
     @model_validator(mode="after")
     def _keeps_some_of_them(self) -> XPEFTConfig:

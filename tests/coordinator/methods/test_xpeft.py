@@ -211,7 +211,7 @@ def test_a_hard_mask_is_equal_shares_of_the_k_largest(
 def test_the_bits_that_are_kept_give_the_very_same_mask(sizes: tuple[int, int, int]) -> None:
     """Logits -> packed file -> bits 0.0 and 1.0 -> mask, for layers of any width and number of choices."""
     count, kept, seed = sizes
-    config = XPEFTConfig(adapters=count, kept=kept, width=1)
+    config = XPEFTConfig(adapters=count, kept=kept, width=1, dead_zone=0.0)
     site = Site(0, "feed_forward", 1, 1, "x", 0)
     method = XPEFT(config, BackboneShape(1, 4, 1, 9, 9), [site], torch.Generator())
     spec = ProfileSpec(method.profile_tensors())
@@ -387,7 +387,7 @@ def test_a_new_model_is_the_backbone(tiny_backbone: TinyBackbone, family: str, b
 @pytest.mark.parametrize("bank", ["trained", "random"])
 def test_a_new_model_can_learn_both_masks(tiny_backbone: TinyBackbone, mask: str, bank: str) -> None:
     """At birth the up-masks have a gradient, since the B_i differ; once they moved, the down-masks too."""
-    config = changed(mask=mask, bank=bank)
+    config = changed(mask=mask, bank=bank, dead_zone=0.0)
     model = build_model(tiny_backbone("bert"), "classification", ("a", "b"), {"xpeft": config}, 0).eval()
     batch = random_batch(0, 6, 8, 1, len(VOCABULARY))
     profile = {name: torch.zeros(1, 2, 7, requires_grad=True) for name in MASKS}
@@ -564,7 +564,7 @@ def test_counts_at_the_papers_size() -> None:
     with torch.device("meta"):
         method = XPEFT(XPEFTConfig(width=48), shape, sites, torch.Generator())
     spec = ProfileSpec(method.profile_tensors())
-    assert [(tensor.shape, tensor.storage) for tensor in spec.tensors] == [((12, 100), "top:50")] * 2
+    assert [(tensor.shape, tensor.storage) for tensor in spec.tensors] == [((12, 100), "top:50@0.25")] * 2
     adapter = 12 * 2 * 768 * 48 * 4
     assert (spec.packed_bytes, adapter) == (300, 3_538_944)
     assert spec.packed_bytes == 2 * -(-12 * 100 // 8)
@@ -693,3 +693,11 @@ def test_from_a_configuration_to_a_person(tmp_path: Path, bank: str, zone: float
     texts = [example.text for example in own]
     mine, plain = (predict_texts(release, texts, path) for path in (tmp_path / "profile.umbel", None))
     assert [row.probability for row in mine] != [row.probability for row in plain]
+
+
+def test_a_soft_mask_learns_as_other_tensors_do() -> None:
+    soft = XPEFTConfig.model_validate({"mask": "soft"})
+    assert (soft.dead_zone, soft.device_moment, soft.device_rate, soft.device_prior) == (0, "recipe", 1, 0.01)
+    assert XPEFTConfig.model_validate({"mask": "soft", "device_rate": 2}).device_rate == 2
+    hard = XPEFTConfig.model_validate({})
+    assert (hard.dead_zone, hard.device_moment, hard.device_rate) == (0.25, "none", 50)
