@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import final
 
 import numpy as np
+import numpy.typing as npt
 
 from umbel.coordinator.config import CoordinatorConfig
 from umbel.coordinator.methods import method_class
@@ -17,16 +18,19 @@ from umbel.coordinator.methods.base import AbstractMethod
 from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.train import begun, rebase
 from umbel.coordinator.training.calibrate import TorchGradients, relative, side_by_side
+from umbel.coordinator.training.data import Rows
 from umbel.shared.files import sha256_bytes
 from umbel.shared.learning import minimise
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
+from umbel.shared.text import TokenBatch
 from umbel.simulations.comparison.cohort import Person
 from umbel.simulations.comparison.config import ContestantConfig
 from umbel.simulations.comparison.contestant import Contestant, Costs, Options, World
 
 _LOOKS = 2  # at held-out examples while training; the best one's weights are kept
-_TOGETHER = 160  # examples in one batch of people who learn side by side
+_TOGETHER = 640  # examples of people who learn side by side
+_BATCH = 64  # examples in one pass
 
 
 @final
@@ -139,13 +143,16 @@ class Profiles(Contestant):
                 **relative(model),
             )
             support = side_by_side([person.support.take(np.arange(k)) for person in people])
-            profile = minimise(lambda values: twin.learn(support, values), profile, recipe)
+            parts = _by_length(support, world.cohort.data.tokens)
+            profile = minimise(lambda values: _learn(twin, support, parts, values), profile, recipe)
         profile = {
             t.name: np.stack([t.stored(own) for own in profile[t.name]]).astype(np.float32)
             for t in model.profile_spec().tensors
         }
         query = side_by_side([person.query for person in people])
-        logits = twin.logits(query, profile)
+        logits = np.empty((len(query), len(world.cohort.data.labels)), np.float32)
+        for part in _by_length(query, world.cohort.data.tokens):
+            logits[part] = twin.logits(query.take(part), profile)
         ends = np.cumsum([len(person.query) for person in people])
         return [np.asarray(part) for part in np.split(logits, ends[:-1])]
 
@@ -153,6 +160,28 @@ class Profiles(Contestant):
         if self.model is None:
             raise RuntimeError("prepare() comes first")
         return self.model
+
+
+def _by_length(rows: Rows, tokens: TokenBatch) -> list[npt.NDArray[np.intp]]:
+    """Returns places in `rows`, in batches of texts of like length, which saves padding."""
+    order = np.argsort(tokens.mask.sum(1)[rows.text], kind="stable")
+    return [order[at : at + _BATCH] for at in range(0, len(order), _BATCH)]
+
+
+def _learn(
+    twin: TorchGradients,
+    rows: Rows,
+    parts: Sequence[npt.NDArray[np.intp]],
+    profile: Mapping[str, FloatArray],
+) -> tuple[FloatArray, dict[str, FloatArray]]:
+    """Returns what `twin.learn` does, batch by batch: gradients of a sum add up."""
+    nll = np.empty(len(rows), np.float32)
+    total = {name: np.zeros_like(values) for name, values in profile.items()}
+    for part in parts:
+        nll[part], gradients = twin.learn(rows.take(part), profile)
+        for name, gradient in gradients.items():
+            total[name] += gradient
+    return nll, total
 
 
 def needs_whole(config: ContestantConfig) -> bool:
