@@ -108,7 +108,7 @@ def learn_profiles(
 
     with np.errstate(over="ignore", invalid="ignore"):  # one error below says it, and no warning before
         exact = minimise(gradients_at, origin, recipe, on_step=on_step)
-        learned = rounded(engine, exact)
+        learned = engine.release.manifest.profile.rounded(exact)
     # Of values that are not finite there are finite bits, so both are looked at.
     broken = [name for name in learned if not np.isfinite([exact[name], learned[name]]).all()]
     if broken:
@@ -129,18 +129,7 @@ def _pieces(supports: Sequence[Encoded]) -> list[tuple[TokenBatch, IntArray, Int
     tokens = join([support.tokens for support in supports])
     labels = np.concatenate([support.labels for support in supports])
     owner = np.repeat(np.arange(len(supports)), [len(support) for support in supports])
-    order = np.argsort(tokens.mask.sum(1), kind="stable")
-    parts = [order[start : start + _ROWS] for start in range(0, len(order), _ROWS)]
-    return [(tokens.rows(part), labels[part], owner[part]) for part in parts]
-
-
-def rounded(engine: Engine, profile: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    """Rounds everyone's private tensors (users, *shape) to what their storage holds."""
-    specs = {tensor.name: tensor for tensor in engine.release.manifest.profile.tensors}
-    return {
-        name: np.stack([specs[name].stored(own) for own in values]).astype(np.float32)
-        for name, values in profile.items()
-    }
+    return [(tokens.rows(part), labels[part], owner[part]) for part in tokens.like_length(_ROWS)]
 
 
 def _kept(
@@ -171,8 +160,6 @@ def predict_logits(
     """
     owners = np.zeros(len(tokens), np.int64) if owner is None else owner
     logits = np.zeros((len(tokens), len(engine.labels)), np.float32)
-    order = np.argsort(tokens.mask.sum(1), kind="stable")
-    for start in range(0, len(order), batch_size):
-        index = order[start : start + batch_size]
+    for index in tokens.like_length(batch_size):
         logits[index] = engine.predict(tokens.rows(index), owners[index], profile, shared)
     return logits

@@ -156,6 +156,14 @@ class ProfileSpec:
         """Returns the profile of `users` people about whom nothing is known: name -> (users, *shape)."""
         return {tensor.name: np.zeros((users, *tensor.shape), np.float32) for tensor in self.tensors}
 
+    def rounded(self, profile: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """Returns everyone's private tensors (users, *shape) as their storage holds them."""
+        specs = {tensor.name: tensor for tensor in self.tensors}
+        return {
+            name: np.stack([specs[name].stored(own) for own in values]).astype(np.float32)
+            for name, values in profile.items()
+        }
+
     def as_json(self) -> list[dict[str, Any]]:
         """Returns the spec as the manifest holds it."""
         return [{"name": t.name, "shape": list(t.shape), "storage": t.storage} for t in self.tensors]

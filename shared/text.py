@@ -36,6 +36,20 @@ class TokenBatch:
         longest = max(int(mask.sum(1).max(initial=0)), 2)
         return TokenBatch(self.ids[index][:, :longest], mask[:, :longest])
 
+    def like_length(self, size: int, texts: IntArray | None = None) -> list[npt.NDArray[np.intp]]:
+        """Cuts texts into pieces of like length, which saves padding.
+
+        Args:
+            size: Texts in a piece, at most.
+            texts: (n,) row numbers of this batch; all of its rows if None.
+
+        Returns:
+            Places in `texts`, each once, the shortest texts first; texts of one length stay in their order.
+        """
+        lengths = self.mask.sum(1)
+        order = np.argsort(lengths if texts is None else lengths[texts], kind="stable")
+        return [order[at : at + size] for at in range(0, len(order), size)]
+
 
 @final
 class TextEncoder:

@@ -114,9 +114,7 @@ def _passes(
     """Gives, batch by batch of like length: which texts, their mask (batch, seq) and their token states."""
     device = next(model.parameters()).device
     model.eval()
-    order = np.argsort(tokens.mask.sum(1), kind="stable")
-    for at in range(0, len(order), _BATCH):
-        index = order[at : at + _BATCH]
+    for index in tokens.like_length(_BATCH):
         part = tokens.rows(index)
         ids, mask = (torch.from_numpy(array).to(device) for array in (part.ids, part.mask))
         zeros = {

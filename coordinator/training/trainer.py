@@ -152,10 +152,9 @@ class Trainer:
         """Returns mean nll and accuracy of seen users' held-out examples under their own private tensors."""
         self.model.eval()
         rows, profile = self.data.validation, self.table.as_profile()
-        order = np.argsort(self.data.tokens.mask.sum(1)[rows.text], kind="stable")
         losses, right = 0.0, 0
-        for start in range(0, len(rows), 256):
-            batch = self._batch(rows.take(order[start : start + 256]), training=False)
+        for part in self.data.tokens.like_length(256, rows.text):
+            batch = self._batch(rows.take(part), training=False)
             with self.precision():
                 logits = self.model(batch.ids, batch.mask, batch.owner, profile)
             losses += float(self.model.task.nll(logits.float(), batch.labels).sum())

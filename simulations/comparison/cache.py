@@ -80,9 +80,7 @@ def upper_encoder(
     lower.encoder.layer = lower.encoder.layer[: len(stack) - layers]
     kind = torch.bfloat16 if bfloat16 else torch.float32
     table = torch.empty(int(lengths.sum()), whole.config.hidden_size, dtype=kind)
-    order = np.argsort(lengths, kind="stable")
-    for at in range(0, len(order), _BATCH):
-        part = order[at : at + _BATCH]
+    for part in tokens.like_length(_BATCH):
         rows = tokens.rows(part)
         with mixed(bfloat16):
             states = lower(

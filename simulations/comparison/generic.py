@@ -170,10 +170,8 @@ def generic_logits(
 ) -> Tensor:
     """Returns logits (texts, labels), float32, without profiles, in batches of like length."""
     model.eval()
-    order = np.argsort(data.tokens.mask[texts].sum(1), kind="stable")
     found = torch.empty(len(texts), len(data.labels))
-    for at in range(0, len(order), 256):
-        part = order[at : at + 256]
+    for part in data.tokens.like_length(256, texts):
         tokens = data.tokens.rows(texts[part])
         with precision():
             logits = _plain(model, torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask))

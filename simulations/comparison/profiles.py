@@ -23,7 +23,6 @@ from umbel.shared.files import sha256_bytes
 from umbel.shared.learning import minimise
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
-from umbel.shared.text import TokenBatch
 from umbel.simulations.comparison.cohort import Person
 from umbel.simulations.comparison.config import ContestantConfig
 from umbel.simulations.comparison.contestant import Contestant, Costs, Options, World
@@ -130,7 +129,8 @@ class Profiles(Contestant):
 
     def _side_by_side(self, people: Sequence[Person], k: int, options: Options) -> list[FloatArray]:
         model, world = self._trained(), self.world
-        twin = TorchGradients(model, world.cohort.data.tokens, bfloat16=world.bfloat16)
+        tokens = world.cohort.data.tokens
+        twin = TorchGradients(model, tokens, bfloat16=world.bfloat16)
         profile = model.profile_spec().zeros(len(people))
         if world.cohort.tasks:
             index = [world.cohort.table.users.index(person.user) for person in people]
@@ -143,15 +143,12 @@ class Profiles(Contestant):
                 **relative(model),
             )
             support = side_by_side([person.support.take(np.arange(k)) for person in people])
-            parts = _by_length(support, world.cohort.data.tokens)
+            parts = tokens.like_length(_BATCH, support.text)
             profile = minimise(lambda values: _learn(twin, support, parts, values), profile, recipe)
-        profile = {
-            t.name: np.stack([t.stored(own) for own in profile[t.name]]).astype(np.float32)
-            for t in model.profile_spec().tensors
-        }
+        profile = model.profile_spec().rounded(profile)
         query = side_by_side([person.query for person in people])
         logits = np.empty((len(query), len(world.cohort.data.labels)), np.float32)
-        for part in _by_length(query, world.cohort.data.tokens):
+        for part in tokens.like_length(_BATCH, query.text):
             logits[part] = twin.logits(query.take(part), profile)
         ends = np.cumsum([len(person.query) for person in people])
         return [np.asarray(part) for part in np.split(logits, ends[:-1])]
@@ -160,12 +157,6 @@ class Profiles(Contestant):
         if self.model is None:
             raise RuntimeError("prepare() comes first")
         return self.model
-
-
-def _by_length(rows: Rows, tokens: TokenBatch) -> list[npt.NDArray[np.intp]]:
-    """Returns places in `rows`, in batches of texts of like length, which saves padding."""
-    order = np.argsort(tokens.mask.sum(1)[rows.text], kind="stable")
-    return [order[at : at + _BATCH] for at in range(0, len(order), _BATCH)]
 
 
 def _learn(

@@ -1,4 +1,4 @@
-"""Few-shot learning on softmax regression: each user alone, from their own examples, rounded as stored."""
+"""Few-shot learning on softmax regression: each user alone, from their own examples as stored."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,6 @@ from umbel.device_client.learning import (
     encode_examples,
     learn_profiles,
     predict_logits,
-    rounded,
 )
 from umbel.shared.errors import ExampleError, ProfileError
 from umbel.shared.examples import Example
@@ -88,14 +87,15 @@ def test_a_profile_is_rounded_to_what_is_stored() -> None:
     assert found.dtype == np.float32
     assert np.array_equal(found, found.astype(np.float16).astype(np.float32))
     exact = with_profile(TensorSpec(PRIVATE, (2,), "float32"))
-    assert rounded(exact, {PRIVATE: np.full((1, 2), 1 / 3, np.float32)})[PRIVATE][0, 0] == np.float32(1 / 3)
-    assert rounded(ENGINE, {PRIVATE: np.full((1, 2), 1 / 3, np.float32)})[PRIVATE][0, 0] == np.float16(1 / 3)
+    thirds = {PRIVATE: np.full((1, 2), 1 / 3, np.float32)}
+    assert spec_of(exact).rounded(thirds)[PRIVATE][0, 0] == np.float32(1 / 3)
+    assert spec_of(ENGINE).rounded(thirds)[PRIVATE][0, 0] == np.float16(1 / 3)
 
 
 def test_what_is_stored_as_bits_is_rounded_to_bits_user_by_user() -> None:
     bits = with_profile(TensorSpec(PRIVATE, (2,), "top:1"))
     values = np.array([[0.1, 0.2], [3.0, -3.0], [0.0, 0.0]], np.float32)
-    assert rounded(bits, {PRIVATE: values})[PRIVATE].tolist() == [[0, 1], [1, 0], [0, 0]]
+    assert spec_of(bits).rounded({PRIVATE: values})[PRIVATE].tolist() == [[0, 1], [1, 0], [0, 0]]
     found = learn_profiles(bits, [support(0, 4), support(1, 4)], LearningRecipe(), shared=shared())[PRIVATE]
     assert found.dtype == np.float32
     assert sorted(found[0].tolist()) == sorted(found[1].tolist()) == [0, 1]
@@ -104,7 +104,7 @@ def test_what_is_stored_as_bits_is_rounded_to_bits_user_by_user() -> None:
 def test_a_dead_zone_rounds_what_is_not_clear_to_nothing() -> None:
     bits = with_profile(TensorSpec(PRIVATE, (2,), "top:1@0.25"))
     values = np.array([[0.1, 0.2], [3.0, -3.0], [-0.3, 0.2], [0.25, 0.2]], np.float32)
-    assert rounded(bits, {PRIVATE: values})[PRIVATE].tolist() == [[0, 0], [1, 0], [0, 1], [1, 0]]
+    assert spec_of(bits).rounded({PRIVATE: values})[PRIVATE].tolist() == [[0, 0], [1, 0], [0, 1], [1, 0]]
 
 
 @pytest.mark.parametrize("storage", ["float16", "top:1", "top:1@0.25"])
@@ -113,6 +113,10 @@ def test_values_that_are_not_finite_are_found_before_they_are_bits(storage: str)
     start = {PRIVATE: np.array([[np.inf, 0.0]], np.float32)}
     with pytest.raises(ProfileError, match="did not converge"):
         learn_profiles(engine, [support(0, 4)], LearningRecipe(), start=start, shared=shared())
+
+
+def spec_of(engine: Engine) -> ProfileSpec:
+    return engine.release.manifest.profile
 
 
 def with_profile(spec: TensorSpec) -> Engine:

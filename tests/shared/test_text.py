@@ -82,3 +82,20 @@ def test_half_a_surrogate_pair_is_told_by_number_only() -> None:
 def test_bytes_that_are_no_tokenizer(data: bytes) -> None:
     with pytest.raises(ReleaseError, match=r"^the tokenizer cannot be read"):
         TextEncoder(data, 8)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.integers(1, 4), st.data())
+def test_pieces_of_like_length_hold_every_text_once(
+    lengths: list[int], size: int, data: st.DataObject
+) -> None:
+    mask = (np.arange(5) < np.array(lengths)[:, None]).astype(np.int64)
+    batch = TokenBatch(mask, mask)
+    chosen = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=9)), np.int64)
+    for texts in (None, chosen):
+        own = np.arange(len(lengths)) if texts is None else texts
+        pieces = batch.like_length(size, texts)
+        assert all(1 <= len(piece) <= size for piece in pieces)
+        places = [int(place) for piece in pieces for place in piece]
+        assert sorted(places) == list(range(len(own)))
+        found = [lengths[own[place]] for place in places]
+        assert found == sorted(found)

@@ -186,13 +186,10 @@ def embedded(world: World, model: PersonalModel, rows: Rows) -> tuple[FloatArray
 def embedded_texts(world: World, model: PersonalModel, rows: Rows) -> FloatArray:
     """Returns the unit mean token state of every text of the rows: (all texts, d), zeros for the others."""
     texts = np.unique(rows.text)
-    lengths = world.cohort.data.tokens.mask.sum(1)[texts]
-    texts = texts[np.argsort(lengths, kind="stable")]
     found = np.zeros((len(world.cohort.texts), head_of(model)[0].shape[1]), np.float32)
-    for at in range(0, len(texts), _EMBEDDING_BATCH):
-        part = texts[at : at + _EMBEDDING_BATCH]
+    for part in world.cohort.data.tokens.like_length(_EMBEDDING_BATCH, texts):
         nothing = np.zeros(len(part), np.int64)
-        found[part] = embedded(world, model, Rows(part, nothing, nothing))[0]
+        found[texts[part]] = embedded(world, model, Rows(texts[part], nothing, nothing))[0]
     return found
 
 
