@@ -91,6 +91,7 @@ class ComparisonConfig(Strict):
     """A whole comparison: every contestant on every data set under every seed."""
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    notes: tuple[str, ...] = Field(default=(), description="What readers of the results should know.")
     backbone: BackboneConfig = BackboneConfig.model_construct()
     batch_size: int = Field(default=64, ge=1, description="Examples per training step.")
     rivals: tuple[str, ...] = Field(

@@ -15,7 +15,10 @@ from umbel.simulations.report.words import NBSP, interval, percent, points
 from umbel.simulations.results import Machine
 
 PAGE = "methods.md"
-COMMAND = "umbel simulate methods --data DATA\numbel results runs/methods/result.json --out docs/results"
+COMMAND = (
+    "umbel simulate methods --data DATA --workers 2 --threads 1\n"
+    "umbel results runs/methods/result.json --out docs/results"
+)
 
 _WIDTH = 130
 _NONE = "–"
@@ -101,17 +104,17 @@ def _figure_name(data: str, kind: str) -> str:
 
 
 def _head(comparison: Comparison, summary: Summary, command: str) -> list[str]:
-    entries = summary.entries(summary.data_sets[0]) if summary.data_sets else ()
-    own = sum(entry.group != "rival" for entry in entries)
+    own = sum(group != "rival" for group in summary.groups)
     seeds = ", ".join(str(seed) for seed in summary.seeds)
     what = (
-        f"{own} of umbel's methods and combinations and {len(entries) - own} other ways to fit a model to a "
-        f"person, on the same people of {len(summary.data_sets)} data sets, seeds {seeds}."
+        f"{own} of umbel's methods and combinations and {len(summary.groups) - own} other ways to fit a model to "
+        f"a person, on the same people of {len(summary.data_sets)} data sets, seeds {seeds}."
     )
     return [
         "# Methods compared",
         _prose(what),
-        _prose(_machine(comparison.machine)),
+        _prose(_machine(comparison.machine) + _work(summary)),
+        *(_prose(note) for note in summary.notes),
         "These commands run what is missing and write this page:",
         f"```bash\n{command}\n```",
         *_incomplete(summary),
@@ -127,6 +130,14 @@ def _machine(machine: Machine) -> str:
     return (
         f"Measured on {machine.cpus} CPUs with {machine.threads} threads, {machine.gpu or 'no GPU'}, "
         f"Python {machine.python}{', ' if versions else ''}{versions}."
+    )
+
+
+def _work(summary: Summary) -> str:
+    minutes = summary.work_seconds / 60
+    return (
+        f" Training, choosing, learning and predicting of all cells took {minutes:.0f} minutes in all, one "
+        "process after another, without the generic models."
     )
 
 

@@ -127,6 +127,27 @@ class Summary:
             (c.contestant for c in comparison.cells),
         )
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the configuration wants readers to know."""
+        return tuple(str(note) for note in _listed(self._config, "notes"))
+
+    @property
+    def work_seconds(self) -> float:
+        """Seconds of all cells that are in: training, choosing options, learning and predicting."""
+        return sum(
+            cell.train_seconds
+            + cell.choose_seconds
+            + sum(figures.seconds * len(figures.asked) for figures in cell.k.values())
+            for cell in self._cells.values()
+        )
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """What kind each contestant is, whichever data sets it takes part on."""
+        every = (entry for data in self.data_sets for entry in self.entries(data))
+        return tuple({entry.contestant: entry.group for entry in every}.values())
+
     def entries(self, data: str) -> tuple[Entry, ...]:
         """Returns all contestants on a data set: rivals, single methods, combinations."""
         found = [self.entry(data, name) for name in self._contestants if self._takes_part(data, name)]
