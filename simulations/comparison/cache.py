@@ -13,7 +13,6 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.model import PersonalModel
@@ -22,31 +21,26 @@ from umbel.shared.text import TokenBatch
 from umbel.simulations.comparison.contestant import mixed
 
 _BATCH = 256
-_DROPOUT = 0.1
 
 
 @final
 class StateTable(nn.Module):
-    """Stands for an encoder's embeddings: row number (batch, seq) -> state (batch, seq, d).
+    """Stands for an encoder's embeddings: row number (batch, seq) -> state (batch, seq, d)."""
 
-    While training, states are dropped as embeddings are: without, the same few texts are soon known by heart.
-    """
-
-    def __init__(self, states: Tensor, dropout: float):
+    def __init__(self, states: Tensor):
         super().__init__()
-        self.dropout = dropout
         self.register_buffer("states", states, persistent=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StateTable:
         """Copies of a model share the states, which nothing changes."""
         states: Any = self.states
-        return StateTable(states, self.dropout).train(self.training)
+        return StateTable(states).train(self.training)
 
     def forward(self, input_ids: Tensor, **_: Any) -> Tensor:
         """Looks states up as float32."""
         states: Any = self.states
         found: Tensor = states[input_ids].float()
-        return functional.dropout(found, self.dropout, self.training)
+        return found
 
 
 @torch.no_grad()
@@ -90,7 +84,7 @@ def upper_encoder(
             length = int(lengths[number])
             table[int(starts[number]) : int(starts[number]) + length] = own[:length]
     upper: Any = copy.deepcopy(encoder)
-    upper.embeddings = StateTable(table, _DROPOUT)
+    upper.embeddings = StateTable(table)
     upper.encoder.layer = upper.encoder.layer[len(stack) - layers :]
     upper.config = copy.deepcopy(upper.config)
     upper.config.num_hidden_layers = layers
