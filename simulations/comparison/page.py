@@ -107,8 +107,8 @@ def _head(comparison: Comparison, summary: Summary, command: str) -> list[str]:
     own = sum(group != "rival" for group in summary.groups)
     seeds = ", ".join(str(seed) for seed in summary.seeds)
     what = (
-        f"{own} of umbel's methods and combinations and {len(summary.groups) - own} other ways to fit a model "
-        f"to a person, on the same people of {len(summary.data_sets)} data sets, seeds {seeds}."
+        f"{own} of umbel's methods and combinations and {len(summary.groups) - own} other ways to fit a "
+        f"model to a person, on the same people of {len(summary.data_sets)} data sets, seeds {seeds}."
     )
     return [
         "# Methods compared",
