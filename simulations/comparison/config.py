@@ -46,7 +46,7 @@ class DataSetConfig(Strict):
     )
     steps: int = Field(default=150, ge=1, description="Steps in which a method's shared part is trained.")
     rival_steps: int = Field(
-        default=150, ge=1, description="Steps in which rivals train what they share, if anything."
+        default=100, ge=1, description="Steps in which rivals train what they share, if anything."
     )
     learning_steps: int = Field(
         default=10, ge=1, description="Full-batch steps of few-shot learning, everybody's."

@@ -25,10 +25,15 @@ from umbel.simulations.progress import Progress
 def settings_of(config: ComparisonConfig, data: str, seed: int, contestant: str) -> str:
     """Returns the hash of all in the configuration that a cell's figures depend on."""
     own: Any = contestant
+    unread = {"rival_steps"}
     if contestant in config.contestants:
         own = config.contestants[contestant].model_dump(mode="json", exclude={"title", "data"})
+    elif REGISTRY[contestant].prepare is not Contestant.prepare:
+        unread = {"steps"}
+    else:
+        unread |= {"steps"}
     return _hashed(
-        config.data[data].model_dump(mode="json"),
+        config.data[data].model_dump(mode="json", exclude=unread),
         own,
         seed,
         config.batch_size,

@@ -16,7 +16,7 @@ from umbel.simulations.comparison.contestant import World
 from umbel.simulations.comparison.rivals.common import Learner, logits_of, masked_nll, plain_copy, seeded
 
 RATE = 5e-5
-CLIENTS = 8
+CLIENTS = 4
 LOCAL_STEPS = 4
 LOCAL_BATCH = 16
 
@@ -25,7 +25,7 @@ LOCAL_BATCH = 16
 class FedAvg(Learner):
     """FedAvg from the generic model over seen people, then each person fine-tunes the encoder's layers alone.
 
-    A round: 8 people, 4 Adam steps each from the round's weights, the mean of their weights. What a person's
+    A round: 4 people, 4 Adam steps each from the round's weights, the mean of their weights. What a person's
     device keeps is every layer and the head.
     """
 

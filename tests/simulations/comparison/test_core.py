@@ -23,6 +23,7 @@ from umbel.simulations.comparison.cohort import gather_cohort
 from umbel.simulations.comparison.config import ComparisonConfig, ContestantConfig, DataSetConfig
 from umbel.simulations.comparison.contestant import World, restricted
 from umbel.simulations.comparison.generic import generic_logits, generic_model, held_out_loss, opinions
+from umbel.simulations.comparison.place import settings_of
 from umbel.simulations.comparison.profiles import Profiles, needs_whole
 from umbel.simulations.comparison.results import ComparisonError, read_comparison
 from umbel.simulations.progress import Progress
@@ -259,6 +260,21 @@ def test_cells_are_run_once_and_again_where_something_changed(
     assert [cell.contestant for cell in read_comparison(tmp_path / RESULT).cells] == ["headbias"]
     compare(changed, tmp_path, None, only=["generic"], seeds=[0], progress=Progress(quiet=True))
     assert len(read_comparison(tmp_path / RESULT).cells) == 3
+
+
+def test_a_cell_depends_on_the_steps_of_its_own_training_alone(config: ComparisonConfig) -> None:
+    row = config.model_dump(mode="json")
+
+    def changed(name: str) -> set[str]:
+        other = row | {"data": row["data"] | {"made-up": row["data"]["made-up"] | {name: 77}}}
+        names = ("generic", "lora", "fedavg", "plora")
+        configs = (config, ComparisonConfig.model_validate(other))
+        hashes = [[settings_of(each, "made-up", 0, name) for name in names] for each in configs]
+        return {name for name, one, two in zip(names, *hashes, strict=True) if one != two}
+
+    assert changed("steps") == {"plora"}
+    assert changed("rival_steps") == {"fedavg"}
+    assert changed("generic_steps") == {"generic", "lora", "fedavg", "plora"}
 
 
 def test_cells_of_an_earlier_result_are_taken_where_they_fit(
