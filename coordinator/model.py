@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from umbel.coordinator.backbone import Backbone, BackboneShape
 from umbel.coordinator.methods import method_class
 from umbel.coordinator.methods.base import AbstractMethod, MethodConfig
-from umbel.coordinator.sites import Frame, FrameHolder, InjectedLinear, find_sites, inject
+from umbel.coordinator.sites import Frame, FrameHolder, InjectedLinear, find_sites, inject, rows_of
 from umbel.coordinator.tasks import task_class
 from umbel.coordinator.tasks.base import AbstractTask
 from umbel.shared.bank import RandomTensor
@@ -60,7 +60,9 @@ class PersonalModel(nn.Module):
             owner: (batch,) int64 index of each row's user.
             profile: Private tensors by full name: (users, *shape).
         """
-        return self.run(input_ids, attention_mask, self.frame(attention_mask, owner, profile))
+        frame = self.frame(attention_mask, owner, profile)
+        frame.users = profile
+        return self.run(input_ids, attention_mask, frame)
 
     def frame(self, attention_mask: Tensor, owner: Tensor, profile: Mapping[str, Tensor]) -> Frame:
         """Gives each example the private tensors of its owner: (users, *shape) -> (batch, *shape)."""
@@ -176,20 +178,6 @@ class PersonalModel(nn.Module):
                     bias[rows] += change[1]
         linear.bias = nn.Parameter(bias)
         return linear
-
-
-def rows_of(owner: Tensor, values: Tensor) -> Tensor:
-    """Returns values[owner] as a matrix product, whose gradient is one too and so has an ONNX form.
-
-    Args:
-        owner: (batch,) int64, each below users.
-        values: (users, *shape).
-
-    Returns:
-        (batch, *shape).
-    """
-    choice = (owner.unsqueeze(1) == torch.arange(values.shape[0], device=owner.device)).to(values.dtype)
-    return (choice @ values.reshape(values.shape[0], -1)).reshape(owner.shape[0], *values.shape[1:])
 
 
 def build_model(

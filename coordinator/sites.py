@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, final
 
@@ -73,6 +73,8 @@ class Frame:
         owner: (batch,) int64 whose text each row is; None where the caller gave a row per example itself.
         generic_states: (batch, seq, d) the last token states of the same texts without profiles, without a
             gradient; None unless a method that is on needs the generic pass.
+        users: Private tensors as the caller gave them, (users, *shape); None where there may be more users
+            than examples, as in training.
     """
 
     profile: Mapping[str, Tensor]
@@ -82,6 +84,22 @@ class Frame:
     records: dict[str, list[Tensor]] | None = None
     owner: Tensor | None = None
     generic_states: Tensor | None = None
+    users: Mapping[str, Tensor] | None = None
+
+    def per_user(self, make: Callable[..., tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
+        """Returns tensors made of private ones, a row per example, but made once per user where that can be.
+
+        Args:
+            make: Private tensors (n, *shape), in the order of `names` -> tensors (n, ...), row by row.
+            names: Full names of private tensors.
+        """
+        if self.users is not None and self.owner is not None and self.keep is None:
+            owner = self.owner
+            return tuple(rows_of(owner, made) for made in make(*(self.users[name] for name in names)))
+        own = [self.profile[name] for name in names]
+        if self.keep is not None:
+            own = [values * self.keep.reshape(-1, *[1] * (values.ndim - 1)) for values in own]
+        return make(*own)
 
     def record(self, key: str, value: Tensor) -> None:
         """Notes a tensor for a training term; does nothing outside training."""
@@ -140,6 +158,20 @@ class InjectedLinear(nn.Module):
             if delta is not None:
                 total = total + delta
         return total
+
+
+def rows_of(owner: Tensor, values: Tensor) -> Tensor:
+    """Returns values[owner] as a matrix product, whose gradient is one too and so has an ONNX form.
+
+    Args:
+        owner: (batch,) int64, each below users.
+        values: (users, *shape).
+
+    Returns:
+        (batch, *shape).
+    """
+    choice = (owner.unsqueeze(1) == torch.arange(values.shape[0], device=owner.device)).to(values.dtype)
+    return (choice @ values.reshape(values.shape[0], -1)).reshape(owner.shape[0], *values.shape[1:])
 
 
 def find_sites(encoder: nn.Module) -> tuple[Site, ...]:

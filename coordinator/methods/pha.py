@@ -189,9 +189,14 @@ class PHA(AbstractMethod):
         """Returns what the written adapter makes of the feed-forward block's input: (batch, seq, d)."""
         if site.role != "feed_forward":
             return None
-        own = frame.profile["pha.prototype"]
-        k = self.prototype(own if frame.keep is None else own * frame.keep)
-        adapter: Adapter = self.hypernetwork(site.layer, k)
+        entry = self.hypernetwork.inputs[site.layer]
+
+        def written(own: Tensor) -> tuple[Tensor, ...]:
+            adapter: Adapter = self.hypernetwork(site.layer, self.prototype(own))
+            return adapter.down, adapter.down_bias, adapter.up, adapter.up_bias
+
+        assert isinstance(entry, nn.LayerNorm)
+        adapter = Adapter(entry.weight, entry.bias, *frame.per_user(written, "pha.prototype"))
         return adapter(frame.block_inputs[site.layer])
 
     def generic_prototype(self) -> Tensor:

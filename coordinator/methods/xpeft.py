@@ -227,11 +227,12 @@ class XPEFT(AbstractMethod):
         """Returns act(LN(h A_u)) B_u: (batch, seq, d)."""
         if site.name not in self.banks:
             return None
-        logits = [frame.profile[name][:, site.layer] for name in ("xpeft.down", "xpeft.up")]  # (batch, N)
-        if frame.keep is not None:
-            logits = [values * frame.keep for values in logits]
         bank = self._bank(site.name)
-        down, up = self._mixed(bank, logits[0], logits[1])
+
+        def mixed(of_down: Tensor, of_up: Tensor) -> tuple[Tensor, ...]:
+            return self._mixed(bank, of_down[:, site.layer], of_up[:, site.layer])
+
+        down, up = frame.per_user(mixed, "xpeft.down", "xpeft.up")
         width = (self.config.width,)
         inner = functional.layer_norm(h @ down, width, bank.norm_weight, bank.norm_bias, _EPSILON)
         return _ACTIVATIONS[self.config.activation](inner) @ up

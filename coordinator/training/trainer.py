@@ -156,7 +156,9 @@ class Trainer:
         for part in self.data.tokens.like_length(256, rows.text):
             batch = self._batch(rows.take(part), training=False)
             with self.precision():
-                logits = self.model(batch.ids, batch.mask, batch.owner, profile)
+                # Not the model's own call, which makes everybody's adapters: there may be many users.
+                frame = self.model.frame(batch.mask, batch.owner, profile)
+                logits = self.model.run(batch.ids, batch.mask, frame)
             losses += float(self.model.task.nll(logits.float(), batch.labels).sum())
             right += int((logits.argmax(-1) == batch.labels).sum())
         return losses / len(rows), right / len(rows)

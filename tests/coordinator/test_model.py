@@ -10,7 +10,8 @@ from torch import Tensor
 
 from umbel.coordinator.graphs.joint import parameter_arrays
 from umbel.coordinator.methods.plora import PLoRA, PLoRAConfig
-from umbel.coordinator.model import PersonalModel, build_model, rows_of
+from umbel.coordinator.model import PersonalModel, build_model
+from umbel.coordinator.sites import rows_of
 from umbel.shared.errors import ConfigError
 from umbel.shared.profile import ProfileSpec, TensorSpec
 

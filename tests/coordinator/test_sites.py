@@ -142,3 +142,26 @@ def test_records_are_kept_only_when_asked_for() -> None:
     assert quiet.records is None
     assert loud.records is not None
     assert [value.item() for value in loud.records["key"]] == [1.0, 0.0]
+
+
+def test_what_is_made_of_private_tensors_is_made_once_per_user() -> None:
+    users = {"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.tensor([[5.0], [6.0]])}
+    owner, mask = torch.tensor([1, 0, 1, 1]), torch.ones(4, 1)
+    rows = {name: values[owner] for name, values in users.items()}
+    sizes: list[int] = []
+
+    def make(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        sizes.append(len(a))
+        return (a * b).sum(-1, keepdim=True), torch.stack([a, a], dim=-1)
+
+    once = Frame(rows, mask, owner=owner, users=users).per_user(make, "a", "b")
+    each = Frame(rows, mask, owner=owner).per_user(make, "a", "b")
+    assert sizes == [2, 4]
+    for one, other in zip(once, each, strict=True):
+        assert torch.equal(one, other)
+    # Whom personalised dropout hides has zeros, which is nobody's own row.
+    keep = torch.tensor([[1.0], [0.0], [1.0], [1.0]])
+    hidden = Frame(rows, mask, owner=owner, users=users, keep=keep).per_user(make, "a", "b")
+    assert sizes == [2, 4, 4]
+    assert not hidden[0][1].any()
+    assert torch.equal(hidden[1][2], each[1][2])
