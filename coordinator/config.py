@@ -139,6 +139,15 @@ class RecipeConfig(Strict):
         (4, 16), description="Support sizes over which the loss is averaged."
     )
     users: int = Field(24, ge=1, description="Calibration users at most.")
+    folds: int = Field(
+        0, ge=0, le=100, description="Folds in which a device cross-validates a profile; 0 uses all of it."
+    )
+    trust: float = Field(
+        2.0,
+        ge=-1000,
+        le=1000,
+        description="Nats that speak for all of a profile, beside cross-validation.",
+    )
 
     @field_validator("steps", "learning_rate", "prior_strength", "second_moment", "bias_prior", "k")
     @classmethod

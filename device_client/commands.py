@@ -63,6 +63,7 @@ def learn(
         "steps": checked.manifest.recipe.steps,
         "nll_generic": round(learned.nll_generic, 6),
         "nll_personal": round(learned.nll_personal, 6),
+        "strength": round(learned.strength, 6),
         "seconds": round(time.perf_counter() - begun, 3),
         "notes": list(learned.notes),
     }
@@ -73,11 +74,19 @@ def learn(
         typer.echo(f"Note: {note}")
     typer.echo(
         f"Learned from {len(rows)} examples in {found['seconds']:.1f} s. On them the loss went from "
-        f"{learned.nll_generic:.3f} to {learned.nll_personal:.3f}.\n"
+        f"{learned.nll_generic:.3f} to {learned.nll_personal:.3f}.\n{_strength(learned.strength)}"
         f"The profile is in {profile} ({learned.file_bytes} bytes). "
         f"Use it: umbel device predict --release {release} "
         f'--profile {profile} "some text"'
     )
+
+
+def _strength(strength: float) -> str:
+    if strength == 1.0:
+        return ""
+    if strength == 0.0:
+        return "On examples held out it did not help, so predictions stay as they are for everybody.\n"
+    return f"By how it did on examples held out, {strength:.0%} of it is used.\n"
 
 
 @app.command()

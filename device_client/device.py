@@ -9,8 +9,9 @@ from typing import Any, final
 
 import numpy as np
 
+from umbel.device_client.caution import cautious_profiles
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import encode_examples, learn_profiles, predict_logits
+from umbel.device_client.learning import encode_examples, predict_logits
 from umbel.shared.bias import softmax
 from umbel.shared.errors import ExampleError, ProfileError, ReleaseError
 from umbel.shared.examples import Example
@@ -29,12 +30,15 @@ class Learned:
         file_bytes: Size of the profile's file.
         nll_generic: Mean negative log-likelihood of the owner's examples without a profile, in nats.
         nll_personal: The same with the new profile.
+        strength: Share of what was learned that is used, from 0 (generic) to 1: by cross-validation on the
+            owner's examples, where the release asks for it.
         notes: What the owner should know about their examples.
     """
 
     file_bytes: int
     nll_generic: float
     nll_personal: float
+    strength: float
     notes: tuple[str, ...]
 
 
@@ -89,12 +93,18 @@ def learn_profile(
     _check_one_owner(examples)
     engine = Engine(release, threads=threads)
     support = encode_examples(engine, examples)
-    profile = learn_profiles(engine, [support], release.manifest.recipe, on_step=on_step)
+    profile, strengths = cautious_profiles(engine, [support], release.manifest.recipe, on_step=on_step)
     data = pack_profile(release.manifest.profile, profile, release.release_id)
     before = predict_logits(engine, support.tokens, release.manifest.profile.zeros(1))
     after = predict_logits(engine, support.tokens, profile)
     atomic_write(path, data, mode=0o600)
-    return Learned(len(data), _nll(before, support.labels), _nll(after, support.labels), _notes(examples))
+    return Learned(
+        len(data),
+        _nll(before, support.labels),
+        _nll(after, support.labels),
+        float(strengths[0]),
+        _notes(examples),
+    )
 
 
 def predict_texts(

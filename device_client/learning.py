@@ -94,6 +94,23 @@ def learn_profiles(
     Raises:
         ProfileError: A profile that was learned is not finite as it is stored.
     """
+    exact = learn_exactly(engine, supports, recipe, start=start, shared=shared, on_step=on_step)
+    return stored(engine, exact, supports)
+
+
+def learn_exactly(
+    engine: Engine,
+    supports: Sequence[Encoded],
+    recipe: LearningRecipe,
+    *,
+    start: Mapping[str, FloatArray] | None = None,
+    shared: Mapping[str, FloatArray] = NO_SHARED,
+    on_step: Callable[[int, float], None] | None = None,
+) -> dict[str, FloatArray]:
+    """Learns as `learn_profiles` does, and returns what was learned before it is rounded.
+
+    It may not be finite. Users without examples keep exactly what they started from.
+    """
     spec = engine.release.manifest.profile
     origin = dict(start) if start is not None else spec.zeros(len(supports))
     if sum(len(support) for support in supports) == 0 or recipe.steps == 0:
@@ -106,18 +123,31 @@ def learn_profiles(
         nll = np.concatenate([part for part, _ in found])
         return nll, {name: np.sum([part[name] for _, part in found], axis=0) for name in origin}
 
-    with np.errstate(over="ignore", invalid="ignore"):  # one error below says it, and no warning before
+    with np.errstate(over="ignore", invalid="ignore"):  # `stored` says it in one error, and no warning before
         exact = minimise(gradients_at, origin, recipe, on_step=on_step)
-        learned = engine.release.manifest.profile.rounded(exact)
+    return {name: _kept(values, origin[name], empty) for name, values in exact.items()}
+
+
+def stored(
+    engine: Engine, profile: Mapping[str, FloatArray], supports: Sequence[Encoded]
+) -> dict[str, FloatArray]:
+    """Rounds profiles (users, *shape) to what a device stores, but for users without examples.
+
+    Raises:
+        ProfileError: Values are not finite.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = engine.release.manifest.profile.rounded(profile)
     # Of values that are not finite there are finite bits, so both are looked at.
-    broken = [name for name in learned if not np.isfinite([exact[name], learned[name]]).all()]
+    broken = [name for name in rounded if not np.isfinite([profile[name], rounded[name]]).all()]
     if broken:
         raise ProfileError(
             "learning did not converge, so no profile was made",
             [f"{name}: holds values that are not finite" for name in broken],
             "The recipe of the release does not suit these examples: tell its publisher.",
         )
-    return {name: _kept(values, origin[name], empty) for name, values in learned.items()}
+    empty = np.array([len(support) == 0 for support in supports])
+    return {name: _kept(values, profile[name], empty) for name, values in rounded.items()}
 
 
 def _pieces(supports: Sequence[Encoded]) -> list[tuple[TokenBatch, IntArray, IntArray]]:

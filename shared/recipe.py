@@ -17,6 +17,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "beta2": (0.0, 0.99999),
     "epsilon": (1e-12, 1.0),
     "bias_prior": (1e-6, 1e6),
+    "trust": (-1e3, 1e3),
 }
 _FACTORS = (0.0, 1e6)
 _MOMENTS = ("tensor", "element", "none")
@@ -44,6 +45,8 @@ class LearningRecipe:
         rates: Private tensor -> its rate relative to `learning_rate`; 1 where it is not named.
         priors: Private tensor -> its pull relative to `prior_strength`; 1 where it is not named.
         moments: Private tensor -> its own `second_moment`, where it is named.
+        folds: Folds of the cross-validation that says how much of a profile is used; 0 uses all of it.
+        trust: How many nats speak for using all of a profile before it is cross-validated.
     """
 
     steps: int = 16
@@ -58,6 +61,8 @@ class LearningRecipe:
     rates: Mapping[str, float] = field(default_factory=dict)
     priors: Mapping[str, float] = field(default_factory=dict)
     moments: Mapping[str, str] = field(default_factory=dict)
+    folds: int = 0
+    trust: float = 2.0
 
     def rate_of(self, tensor: str) -> float:
         """Returns the first step's rate of a private tensor."""
@@ -73,7 +78,7 @@ class LearningRecipe:
 
     def problems(self) -> list[str]:
         """Returns what is out of range, one line each."""
-        wrong = count_problems("steps", self.steps, 0, 10_000)
+        wrong = count_problems("steps", self.steps, 0, 10_000) + count_problems("folds", self.folds, 0, 100)
         for name, (low, high) in _RANGES.items():
             wrong += number_problems(name, getattr(self, name), low, high)
         wrong += _moment_problems("second_moment", self.second_moment)

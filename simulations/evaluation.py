@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from umbel.device_client.caution import cautious_profiles
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import Encoded, encode_examples, learn_profiles, predict_logits
+from umbel.device_client.learning import Encoded, encode_examples, predict_logits
 from umbel.shared.bias import fit_bias
 from umbel.shared.checks import number_problems, parsed_json
 from umbel.shared.errors import ConfigError
@@ -113,7 +114,7 @@ def _evaluate_batch(
 def _personal_logits(
     engine: Engine, supports: Sequence[Encoded], queries: Sequence[Encoded]
 ) -> list[FloatArray]:
-    profile = learn_profiles(engine, supports, engine.release.manifest.recipe)
+    profile, _ = cautious_profiles(engine, supports, engine.release.manifest.recipe)
     owner = np.repeat(np.arange(len(queries)), [len(part) for part in queries])
     logits = predict_logits(engine, join([part.tokens for part in queries]), profile, owner=owner)
     ends = np.cumsum([len(part) for part in queries])

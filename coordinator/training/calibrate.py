@@ -89,6 +89,8 @@ def choose_recipe(
             learning_rate=rate,
             prior_strength=prior,
             second_moment=moment,
+            folds=config.folds,
+            trust=config.trust,
             **own,
         )
         for s, rate, prior, moment in product(

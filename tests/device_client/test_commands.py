@@ -69,6 +69,7 @@ def test_learn_and_predict_for_scripts(tiny_release: Release, capsys: pytest.Cap
         "release": tiny_release.release_id,
         "examples": 4,
         "steps": 6,
+        "strength": 1.0,
         "notes": [],
     }
     status, out, err = umbel(capsys, "predict", "-r", tiny_release.folder, "slow film", "good book", "--json")
@@ -379,3 +380,25 @@ def test_a_narrow_terminal_cuts_the_texts_and_not_the_labels(
     assert row.split()[0] == row.split()[2] != ""
     assert row.split()[0] in tiny_release.manifest.labels
     assert row.rstrip().endswith("\u2026")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("trust", "words"), [(-1000.0, "did not help"), (0.0, "% of it is used")])
+def test_a_cautious_release_says_how_much_of_a_profile_is_used(
+    tiny_release: Release,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    trust: float,
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = replace(tiny_release.manifest.recipe, folds=2, trust=trust)
+    manifest = replace(tiny_release.manifest, recipe=recipe)
+    cautious = Release(tiny_release.folder, manifest, tiny_release.release_id)
+    monkeypatch.setattr("umbel.shared.release.read_release", lambda _folder: cautious)
+    status, out, _ = umbel(capsys, "learn", "-r", tiny_release.folder, "-e", examples(*MINE))
+    assert status == 0
+    assert words in out
+    strength = learned(capsys, tiny_release, *MINE)["strength"]
+    assert strength == 0.0 if trust < 0 else 0.0 < strength < 1.0

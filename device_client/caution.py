@@ -1,0 +1,99 @@
+"""Do no harm: a profile is used as far as it helps on the owner's own examples, down to not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from umbel.device_client.engine import Engine
+from umbel.device_client.learning import NO_SHARED, Encoded, learn_exactly, predict_logits, stored
+from umbel.shared.bias import softmax
+from umbel.shared.profile import FloatArray
+from umbel.shared.recipe import LearningRecipe
+from umbel.shared.strength import STRENGTHS, expected_strength, fold_rows
+from umbel.shared.text import join
+
+
+def cautious_profiles(
+    engine: Engine,
+    supports: Sequence[Encoded],
+    recipe: LearningRecipe,
+    *,
+    start: Mapping[str, FloatArray] | None = None,
+    shared: Mapping[str, FloatArray] = NO_SHARED,
+    on_step: Callable[[int, float], None] | None = None,
+) -> tuple[dict[str, FloatArray], FloatArray]:
+    """Learns profiles as `learn_profiles` does, and shrinks each towards the generic one.
+
+    By cross-validation in `recipe.folds` folds, a profile is learned from each user's other examples and
+    held against the ones held out, at several strengths: s p with s from 0 (generic) to 1. What is used is
+    the profile of all examples times the expected strength (`umbel.shared.strength`), under `recipe.trust`.
+    With fewer than 2 folds, or examples, everything is used.
+
+    Args:
+        engine: The release.
+        supports: Each user's examples.
+        recipe: Steps, rates, prior; folds and trust.
+        start: As in `learn_profiles`.
+        shared: As in `learn_profiles`.
+        on_step: Called after every step of the learning from all examples.
+
+    Returns:
+        name -> (users, *shape) float32 as it is stored, and each user's strength (users,).
+
+    Raises:
+        ProfileError: A profile that was learned is not finite as it is stored.
+    """
+    exact = learn_exactly(engine, supports, recipe, start=start, shared=shared, on_step=on_step)
+    strengths = _strengths(engine, supports, recipe, start, shared)
+    scaled = {name: _times(values, strengths) for name, values in exact.items()}
+    return stored(engine, scaled, supports), strengths
+
+
+def _strengths(
+    engine: Engine,
+    supports: Sequence[Encoded],
+    recipe: LearningRecipe,
+    start: Mapping[str, FloatArray] | None,
+    shared: Mapping[str, FloatArray],
+) -> FloatArray:
+    splits = [
+        (user, *rows) for user, own in enumerate(supports) for rows in fold_rows(len(own), recipe.folds)
+    ]
+    found = np.ones(len(supports), np.float32)
+    if not splits or recipe.steps == 0:
+        return found
+    owners = np.array([user for user, _, _ in splits])
+    origin = None if start is None else {name: values[owners] for name, values in start.items()}
+    learned = learn_exactly(
+        engine, [supports[user].rows(rest) for user, rest, _ in splits], recipe, start=origin, shared=shared
+    )
+    held = [supports[user].rows(rows) for user, _, rows in splits]
+    nll = np.stack([_held_nll(engine, held, learned, strength, shared) for strength in STRENGTHS])
+    for user in np.unique(owners):
+        found[user] = expected_strength(nll[:, owners == user].sum(1), recipe.trust)
+    return found
+
+
+def _held_nll(
+    engine: Engine,
+    held: Sequence[Encoded],
+    learned: Mapping[str, FloatArray],
+    strength: float,
+    shared: Mapping[str, FloatArray],
+) -> FloatArray:
+    """Returns the summed nll of each fold's held-out examples under a share of its profile: (folds,)."""
+    counts = [len(part) for part in held]
+    scaled = {name: values * np.float32(strength) for name, values in learned.items()}
+    profile = stored(engine, scaled, held)
+    owner = np.repeat(np.arange(len(held)), counts)
+    logits = predict_logits(engine, join([part.tokens for part in held]), profile, owner=owner, shared=shared)
+    labels = np.concatenate([part.labels for part in held])
+    chance = softmax(logits)[np.arange(len(labels)), labels]
+    nll = -np.log(np.maximum(chance, 1e-12))
+    return np.bincount(owner, weights=nll, minlength=len(held)).astype(np.float64)
+
+
+def _times(values: FloatArray, strengths: FloatArray) -> FloatArray:
+    return np.asarray(values * strengths.reshape(-1, *[1] * (values.ndim - 1)), np.float32)
