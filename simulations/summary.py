@@ -48,31 +48,46 @@ def paired_bootstrap(differences: Floats, seed: int, draws: int = _DRAWS) -> tup
         >>> paired_bootstrap(np.array([0.25, 0.25, 0.25]), seed=1)
         (0.25, 0.25)
     """
-    return grouped_bootstrap([differences], seed, draws)
+    if not len(differences):
+        return math.nan, math.nan
+    means = _drawn_means(_wide(differences), generator(seed, 0, "", "paired bootstrap"), draws)
+    low, high = np.quantile(means, _TAILS)
+    return float(low), float(high)
 
 
-def grouped_bootstrap(groups: Sequence[Floats], seed: int, draws: int = _DRAWS) -> tuple[float, float]:
-    """Returns the 95 % interval of the mean over groups of each group's mean, by drawing users within groups.
+def clustered_bootstrap(
+    groups: Sequence[tuple[Sequence[str], Floats]], seed: int, draws: int = _DRAWS
+) -> tuple[float, float]:
+    """Returns the 95 % interval of the mean over groups of each group's mean, by drawing users.
 
-    The groups stay as they are: what would happen with other groups is not in the interval. No group, or one
-    without users, gives NaN.
+    Whoever is in several groups, as under several seeds, is drawn for all of them at once: their differences
+    are no independent evidence. A group of which a draw holds nobody does not count in that draw. The groups
+    stay as they are: what would happen with other groups is not in the interval. No group, or one without
+    users, gives NaN.
 
     Args:
-        groups: Each group's differences as in `paired_bootstrap`, such as one group per seed.
-        seed: One seed and the same counts of users draw the same rows.
+        groups: For each group its users' ids, all different, and their differences as in `paired_bootstrap`.
+        seed: One seed and the same users draw the same.
         draws: How many samples of users are drawn.
 
     Example:
-        >>> grouped_bootstrap([np.array([0.25, 0.25]), np.array([0.75])], seed=1)
+        >>> groups = [(["a", "b"], np.array([0.25, 0.25])), (["a", "b"], np.array([0.75, 0.75]))]
+        >>> clustered_bootstrap(groups, seed=1)
         (0.5, 0.5)
     """
-    if not groups or not all(len(group) for group in groups):
+    if not groups or not all(len(users) for users, _ in groups):
         return math.nan, math.nan
-    rng = generator(seed, 0, "", "paired bootstrap")
-    total = np.zeros(draws)
-    for group in groups:
-        total += _drawn_means(_wide(group), rng, draws)
-    low, high = np.quantile(total / len(groups), _TAILS)
+    every = sorted({user for users, _ in groups for user in users})
+    numbers = {user: number for number, user in enumerate(every)}
+    rng = generator(seed, 0, "", "clustered bootstrap")
+    drawn = rng.multinomial(len(every), np.full(len(every), 1 / len(every)), size=draws)
+    total, count = np.zeros(draws), np.zeros(draws)
+    for users, differences in groups:
+        weights = drawn[:, [numbers[user] for user in users]]
+        people = weights.sum(1)
+        total += (weights @ _wide(differences)) / np.maximum(people, 1)
+        count += people > 0
+    low, high = np.quantile(total[count > 0] / count[count > 0], _TAILS)
     return float(low), float(high)
 
 

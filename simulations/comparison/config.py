@@ -82,8 +82,16 @@ class ContestantConfig(Strict):
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
-        CoordinatorConfig.model_validate({"methods": self.methods})
+        self._methods()
         return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Returns all that its figures depend on, with every default of its methods."""
+        methods = {name: own.model_dump(mode="json") for name, own in self._methods().items()}
+        return self.model_dump(mode="json", exclude={"title", "data", "methods"}) | {"methods": methods}
+
+    def _methods(self) -> Mapping[str, Any]:
+        return CoordinatorConfig.model_validate({"methods": self.methods}).method_configs()
 
 
 @final

@@ -83,6 +83,7 @@ class Contestant(ABC):
     """One way to fit a model to a person.
 
     Attributes:
+        version: Goes up when the same settings would give other figures: then finished cells are run again.
         name: Its name in configuration and results.
         title: Its name for people.
         learns: Whether it learns anything for a person; without, it is measured at k = 0 alone.
@@ -91,6 +92,7 @@ class Contestant(ABC):
         more_people: Whether it is measured on the further new people, too.
     """
 
+    version: ClassVar[int] = 1
     name: ClassVar[str]
     title: ClassVar[str]
     learns: ClassVar[bool] = True

@@ -18,15 +18,21 @@ from torch.nn import functional
 
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.model import PersonalModel, build_model
+from umbel.coordinator.sites import Frame
+from umbel.coordinator.tasks.classification import Classification
 from umbel.coordinator.training.data import Rows, TrainingData
 from umbel.shared.files import atomic_write
 from umbel.shared.rng import generator, integer_seed
+
+GENERIC_VERSION = 2
+"""Goes up when the same settings would give another generic model."""
 
 OnStep = Callable[[int, int], None]
 _WARM_SHARE = 0.1
 _LOOKS = 6
 _CHUNK_BATCHES = 16
 _HEAD_RATE = 3e-3
+_WHOLE_HEAD_RATE = 2e-2
 _DECAY = 0.01
 _CLIP = 1.0
 
@@ -117,6 +123,82 @@ def train_generic(
             parameter.copy_(value)
     model.requires_grad_(False)
     model.eval()
+
+
+def train_head(
+    model: PersonalModel,
+    data: TrainingData,
+    *,
+    steps: int,
+    precision: Callable[[], Any],
+    on_step: OnStep,
+) -> None:
+    """Trains the task head alone, on every text at once, and leaves it at its best look, in place.
+
+    The encoder stays as it is, so each text goes through it once; a step over all texts is then cheap, and
+    steps go on until held-out loss no longer gets better or there are no more.
+
+    Args:
+        model: Without private tensors; its task is a linear head on the mean token state.
+        data: Judgements of seen people; held-out ones decide which look is the best.
+        steps: Optimizer steps, at most.
+        precision: Gives the context in which the encoder runs.
+        on_step: Called with (steps done, steps in all).
+    """
+    task = model.task
+    assert isinstance(task, Classification)
+    (x, seen), (z, held) = (
+        (mean_states(model, data, said.text, precision), torch.from_numpy(said.counts).float())
+        for said in (opinions(rows, len(data.labels)) for rows in (data.train, data.validation))
+    )
+    parameters = [task.weight.requires_grad_(True), task.bias.requires_grad_(True)]
+    optimizer = torch.optim.AdamW(parameters, lr=_WHOLE_HEAD_RATE, weight_decay=_DECAY)
+    best, kept = math.inf, [value.detach().clone() for value in parameters]
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _WHOLE_HEAD_RATE * _schedule(step, steps)
+        optimizer.zero_grad()
+        torch.autograd.backward(_counted_loss(x @ task.weight.T + task.bias, seen))
+        optimizer.step()
+        on_step(step + 1, steps)
+        with torch.no_grad():
+            found = float(_counted_loss(z @ task.weight.T + task.bias, held))
+        if found < best:
+            best, kept = found, [value.detach().clone() for value in parameters]
+    with torch.no_grad():
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
+    model.requires_grad_(False)
+    model.eval()
+
+
+def _counted_loss(logits: Tensor, counts: Tensor) -> Tensor:
+    """Returns the mean nll of judgements, of which `counts` (texts, labels) says how many there are."""
+    return -(functional.log_softmax(logits, dim=-1) * counts).sum() / counts.sum()
+
+
+@torch.no_grad()
+def mean_states(
+    model: PersonalModel, data: TrainingData, texts: npt.NDArray[np.int64], precision: Callable[[], Any]
+) -> Tensor:
+    """Returns each text's mean token state (texts, d), float32, without profiles."""
+    model.eval()
+    found: Tensor | None = None
+    for part in data.tokens.like_length(256, texts):
+        tokens = data.tokens.rows(texts[part])
+        ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
+        with precision():
+            states = model.states(ids, mask, Frame({}, mask))
+        pooled = _pooled(model, states.float(), mask)
+        found = torch.empty(len(texts), pooled.shape[1]) if found is None else found
+        found[torch.from_numpy(part)] = pooled
+    assert found is not None
+    return found
+
+
+def _pooled(model: PersonalModel, states: Tensor, mask: Tensor) -> Tensor:
+    assert isinstance(model.task, Classification)
+    return model.task.pool(states, mask)
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -222,21 +304,22 @@ def generic_model(
             model.load_state_dict(tensors, strict=False)
             model.requires_grad_(False)
             return model.eval()
-    parts = [(list(model.task.parameters()), _HEAD_RATE)]
-    if rate > 0:
+    if rate == 0:
+        train_head(model, data, steps=steps, precision=precision, on_step=on_step)
+    else:
         # Most word embeddings are in no text of the data; leaving all of them saves half of a step's memory.
         frozen = {id(value) for value in model.encoder.get_submodule("embeddings").parameters()}
-        parts.append(([value for value in model.encoder.parameters() if id(value) not in frozen], rate))
-    train_generic(
-        model,
-        parts,
-        data,
-        steps=steps,
-        batch_size=batch_size,
-        seed=seed,
-        precision=precision,
-        on_step=on_step,
-    )
+        rest = [value for value in model.encoder.parameters() if id(value) not in frozen]
+        train_generic(
+            model,
+            [(list(model.task.parameters()), _HEAD_RATE), (rest, rate)],
+            data,
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            precision=precision,
+            on_step=on_step,
+        )
     tensors = {name: value.detach().contiguous().clone() for name, value in model.named_parameters()}
     atomic_write(kept, save(tensors))
     return model

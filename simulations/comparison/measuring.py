@@ -10,6 +10,7 @@ import numpy as np
 
 from umbel.coordinator.training.data import Rows
 from umbel.shared.bias import softmax
+from umbel.shared.files import sha256_bytes
 from umbel.shared.profile import FloatArray
 from umbel.simulations.comparison.cohort import Person
 from umbel.simulations.comparison.config import ComparisonConfig
@@ -52,6 +53,8 @@ def _run(contestant: Contestant, place: Place, name: str, on_step: Callable[[int
         schema="umbel.cell/1",
         settings=settings_of(config, place.name, place.seed, name),
         identity=place.identity(name),
+        examples=place.examples(),
+        users=tuple(sha256_bytes(person.user.encode())[:12] for person in people),
         data=cohort.name,
         seed=world.seed,
         contestant=name,

@@ -179,7 +179,9 @@ def _claims(claims: Sequence[Claim]) -> list[str]:
     found = ", ".join(f"{verdict}: {count}" for verdict, count in counts.items())
     words = (
         "The verdict is by the point estimate; the 95 % interval stands beside it, in percentage points. "
-        f"Undecided is what lies below by less than 0.5 points with 0 in its interval. Verdicts: {found}."
+        "Undecided is what lies below what is claimed by less than 0.5 points, with what is claimed in its "
+        "interval. Nothing holds before every seed is in. Where the other side is itself worse than the "
+        f"generic model, that is said: beating it is easy. Verdicts: {found}."
     )
     rows = [
         (claim.name, claim.words, finding.data, f"**{finding.verdict}**", _evidence(finding))

@@ -16,28 +16,34 @@ from umbel.simulations.comparison.cache import upper_model
 from umbel.simulations.comparison.cohort import Cohort, gather_cohort
 from umbel.simulations.comparison.config import ComparisonConfig
 from umbel.simulations.comparison.contestant import Contestant, World, mixed
-from umbel.simulations.comparison.generic import generic_model
+from umbel.simulations.comparison.generic import GENERIC_VERSION, generic_model
 from umbel.simulations.comparison.profiles import Profiles, needs_whole
 from umbel.simulations.comparison.rivals import REGISTRY
 from umbel.simulations.progress import Progress
 
 
 def settings_of(config: ComparisonConfig, data: str, seed: int, contestant: str) -> str:
-    """Returns the hash of all in the configuration that a cell's figures depend on."""
-    own: Any = contestant
+    """Returns the hash of all in configuration and code that a cell's figures depend on.
+
+    Of the code that is what its authors number: the version of the generic model, of umbel's contestants, and
+    of each rival, with the rates that it tries. Methods' options count with their defaults.
+    """
+    own: Any
     unread = {"rival_steps"}
     if contestant in config.contestants:
-        own = config.contestants[contestant].model_dump(mode="json", exclude={"title", "data"})
-    elif REGISTRY[contestant].prepare is not Contestant.prepare:
-        unread = {"steps"}
+        own = [Profiles.version, config.contestants[contestant].resolved()]
     else:
-        unread |= {"steps"}
+        kind = REGISTRY[contestant]
+        own = [contestant, kind.version, getattr(kind, "rates", None)]
+        trains = kind.prepare is not Contestant.prepare
+        unread = {"steps"} if trains else {"steps", "rival_steps"}
     return _hashed(
         config.data[data].model_dump(mode="json", exclude=unread),
         own,
         seed,
         config.batch_size,
         config.backbone.model_dump(mode="json"),
+        GENERIC_VERSION,
     )
 
 
@@ -60,9 +66,13 @@ class Place:
 
     def identity(self, contestant: str) -> str:
         """Returns the hash of all that a cell's figures depend on: settings, weights, examples, precision."""
+        return _hashed(settings_of(self.config, self.name, self.seed, contestant), self.examples())
+
+    def examples(self) -> str:
+        """Returns the hash of what all cells of the place depend on: examples, weights, precision."""
         cohort = self.cohort
         people = [_digest(p.support, p.query) for p in (*cohort.people, *cohort.more, *cohort.calibration)]
-        return _hashed(settings_of(self.config, self.name, self.seed, contestant), people, *self._seen())
+        return _hashed(people, *self._seen())
 
     def contestant(self, name: str, progress: Progress) -> Contestant:
         """Makes a contestant: methods of umbel's, or a rival."""
@@ -98,6 +108,7 @@ class Place:
         folder = self.out / "work" / f"{self.name}-{self.seed}"
         folder.mkdir(parents=True, exist_ok=True)
         own = [section.generic_steps, section.generic_rate, section.max_tokens, self.seed, config.batch_size]
+        own.append(GENERIC_VERSION)
         generic = generic_model(
             self.backbone,
             self.cohort.data,

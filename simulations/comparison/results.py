@@ -47,6 +47,8 @@ class Cell(Strict):
     Attributes:
         settings: Hash of all in the configuration that the figures depend on.
         identity: Hash of the settings and of the weights and examples that the figures depend on.
+        examples: Hash of those weights and examples: the same for all cells of a data set and seed.
+        users: A hash of each person's id, in the order of the figures: who is whom under another seed.
         group: "rival" learns without umbel; "method" is one of umbel's, "combination" several.
         people: New people measured (tasks, where profiles are tasks), the same for all contestants.
         learned: Whether anything was learned for a person; if not, `k` holds "0" alone.
@@ -64,6 +66,8 @@ class Cell(Strict):
     schema_: Literal["umbel.cell/1"] = Field(default="umbel.cell/1", alias="schema")
     settings: str
     identity: str
+    examples: str
+    users: tuple[str, ...]
     data: str = Field(pattern=_NAME)
     seed: int
     contestant: str = Field(pattern=_NAME)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from umbel.simulations.comparison.results import Cell, Comparison, ComparisonError, Measured
-from umbel.simulations.summary import grouped_bootstrap
+from umbel.simulations.summary import clustered_bootstrap
 
 GENERIC = "generic"
 BIAS = "headbias"
@@ -261,10 +261,17 @@ class Summary:
         groups = []
         for seed in seeds:
             count = min(len(left[seed].right), len(right[seed].right))
-            groups.append(_accuracies(left[seed], count) - _accuracies(right[seed], count))
-        low, high = grouped_bootstrap(groups, _SEED, self._draws)
-        value = fmean(float(group.mean()) for group in groups)
-        return Difference(value, low, high, seeds, sum(map(len, groups)))
+            gains = _accuracies(left[seed], count) - _accuracies(right[seed], count)
+            groups.append((self._users(data, seed, left[seed], count), gains))
+        low, high = clustered_bootstrap(groups, _SEED, self._draws)
+        value = fmean(float(gains.mean()) for _, gains in groups)
+        return Difference(value, low, high, seeds, sum(len(gains) for _, gains in groups))
+
+    def _users(self, data: str, seed: int, row: Measured, count: int) -> list[str]:
+        """Returns the ids of the first `count` people who were asked anything."""
+        users = max((c.users for c in self._cells.values() if (c.data, c.seed) == (data, seed)), key=len)
+        pairs = zip(users[:count], row.asked[:count], strict=True)
+        return [user for user, asked in pairs if asked]
 
     def _share(self, data: str, contestant: str, measured: Mapping[int, Measured]) -> float | None:
         reached, best, generic = [], [], []
@@ -305,11 +312,18 @@ def _asked(measured: Measured, count: int, values: Sequence[float]) -> list[floa
 def _check(cells: Sequence[Cell]) -> None:
     problems = []
     asked: dict[tuple[str, int], tuple[int, ...]] = {}
+    known_users: dict[tuple[str, int], tuple[str, tuple[str, ...]]] = {}
     names = set()
     for cell in cells:
         name = f"{cell.data}, seed {cell.seed}, {cell.contestant}"
         problems += [f"{name}: is there twice"] if name in names else []
         names.add(name)
+        place = known_users.setdefault((cell.data, cell.seed), (cell.examples, cell.users))
+        both = min(len(place[1]), len(cell.users))
+        if place[0] != cell.examples or place[1][:both] != cell.users[:both]:
+            problems.append(f"{name}: other examples or people than the rest of the data set and seed")
+        if len(set(cell.users)) != cell.people or len(cell.users) != cell.people:
+            problems.append(f"{name}: not {cell.people} different people")
         for k, row in cell.k.items():
             if not len(row.right) == len(row.asked) == len(row.nll) == cell.people:
                 problems.append(f"{name}, k = {k}: not {cell.people} people")

@@ -17,16 +17,25 @@ def paired_bootstrap(differences: Sequence[float], seed: int, draws: int) -> tup
     return quantile(means, 0.025), quantile(means, 0.975)
 
 
-def grouped_bootstrap(groups: Sequence[Sequence[float]], seed: int, draws: int) -> tuple[float, float]:
-    """Returns the same for the mean of the groups' means, where users are drawn within their group."""
-    rng = generator(seed, 0, "", "paired bootstrap")
-    sums = [0.0] * draws
-    for group in groups:
-        for draw in range(draws):
-            sample = [group[int(rng.integers(0, len(group)))] for _ in group]
-            sums[draw] += sum(sample) / len(sample)
-    means = sorted(total / len(groups) for total in sums)
-    return quantile(means, 0.025), quantile(means, 0.975)
+def clustered_bootstrap(
+    groups: Sequence[tuple[Sequence[str], Sequence[float]]], seed: int, draws: int
+) -> tuple[float, float]:
+    """Returns the same for the mean of the groups' means, where a user is drawn for all groups at once."""
+    every = sorted({user for users, _ in groups for user in users})
+    rng = generator(seed, 0, "", "clustered bootstrap")
+    found = []
+    for counts in rng.multinomial(len(every), [1 / len(every)] * len(every), size=draws):
+        means = []
+        for users, values in groups:
+            sample = []
+            for user, value in zip(users, values, strict=True):
+                sample += [value] * int(counts[every.index(user)])
+            if sample:
+                means.append(sum(sample) / len(sample))
+        if means:
+            found.append(sum(means) / len(means))
+    found.sort()
+    return quantile(found, 0.025), quantile(found, 0.975)
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:

@@ -37,13 +37,16 @@ def difference(
         left, right = _row(cells, data, seed, one, k), _row(cells, data, seed, other, k)
         if left is None or right is None:
             continue
-        group = []
+        users = max((c.users for c in cells if (c.data, c.seed) == (data, seed)), key=len)
+        names: list[str] = []
+        group: list[float] = []
         for person in range(min(len(left.right), len(right.right))):
             if left.asked[person] > 0:
                 mine = left.right[person] / left.asked[person]
                 group.append(mine - right.right[person] / right.asked[person])
-        groups.append(group)
+                names.append(users[person])
+        groups.append((names, group))
     if not groups:
         return None
-    value = sum(sum(group) / len(group) for group in groups) / len(groups)
-    return (value, *bootstrap.grouped_bootstrap(groups, 0, draws))
+    value = sum(sum(group) / len(group) for _, group in groups) / len(groups)
+    return (value, *bootstrap.clustered_bootstrap(groups, 0, draws))

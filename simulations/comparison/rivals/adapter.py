@@ -21,7 +21,7 @@ class Adapter(Learner):
 
     name = "adapter"
     title = f"One bottleneck-{WIDTH} adapter per user"
-    rates = (3e-4, 1e-3, 3e-3)
+    rates = (1e-4, 3e-4, 1e-3, 3e-3)
 
     def build(self) -> tuple[PersonalModel, list[nn.Parameter]]:
         """Returns a copy of the generic model with adapters in its encoder, and their weights and biases."""

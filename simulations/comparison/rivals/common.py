@@ -6,6 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -73,11 +74,15 @@ class Learner(Contestant):
             model, parameters = self.build()
             parameters = [*parameters, *head_of(model)] if self.own_head() else parameters
             model.requires_grad_(False)
-            for parameter in parameters:
-                parameter.requires_grad_(True)
             self._model, self._parameters = model.eval(), parameters
-            self._start = [parameter.detach().clone() for parameter in parameters]
+            self.starts_here()
         return self._model
+
+    def starts_here(self) -> None:
+        """Makes what is learned, as it is now, the start of everybody."""
+        for parameter in self._parameters:
+            parameter.requires_grad_(True)
+        self._start = [parameter.detach().clone() for parameter in self._parameters]
 
     def costs(self) -> Costs:
         """Counts what one person learns; head rows are the mean over people of the labels they may have."""
@@ -246,6 +251,22 @@ def batches(data: TrainingData, size: int, seed: int) -> Iterator[Rows]:
         for index in epoch_batches(data, config, seed, epoch):
             yield data.train.take(index)
         epoch += 1
+
+
+def train_on_seen(
+    world: World, model: PersonalModel, groups: Sequence[Group], on_step: Callable[[int, int], None]
+) -> None:
+    """Trains some parameters on the judgements of all seen people, in `rival_steps` steps; see `train`."""
+    data = world.cohort.data
+    steps = world.config.rival_steps
+    rows_of_step = list(islice(batches(data, world.batch_size, world.seed), steps))
+    nobody = torch.zeros(len(data.labels))
+
+    def loss(step: int) -> Tensor:
+        rows = rows_of_step[step]
+        return masked_nll(logits_of(world, model, rows), torch.from_numpy(rows.label), nobody)
+
+    train(world, model, groups, steps, loss, on_step)
 
 
 def train(

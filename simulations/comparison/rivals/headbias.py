@@ -20,10 +20,11 @@ class HeadBias(Contestant):
 
     name = "headbias"
     title = "Private bias per label"
+    version = 2
 
     def options(self) -> Sequence[Options]:
         """Returns the precisions of the prior that are tried."""
-        return tuple({"prior": prior} for prior in (0.1, 0.3, 1.0, 3.0, 10.0))
+        return tuple({"prior": prior} for prior in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
 
     def costs(self) -> Costs:
         """One number for each label that can occur for a person."""

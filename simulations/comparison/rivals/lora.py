@@ -18,7 +18,7 @@ class LoRA(Learner):
 
     name = "lora"
     title = "One LoRA per user (PEFT, r = 8)"
-    rates = (1e-3, 3e-3, 1e-2)
+    rates = (3e-4, 1e-3, 3e-3, 1e-2)
 
     def build(self) -> tuple[PersonalModel, list[nn.Parameter]]:
         """Returns a copy of the generic model with LoRA in its encoder, and every A and B."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, final
 
@@ -10,20 +11,29 @@ from torch import Tensor, nn
 
 from umbel.coordinator.model import PersonalModel
 from umbel.shared.errors import ConfigError
-from umbel.simulations.comparison.rivals.common import Learner, plain_copy, seeded, with_peft
+from umbel.simulations.comparison.rivals.common import (
+    Learner,
+    plain_copy,
+    seeded,
+    train_on_seen,
+    with_peft,
+)
 
 ROWS = 10
+SHARED_RATE = 1e-2
 
 
 @final
 class Prompt(Learner):
-    """PEFT's prompt tuning: 10 rows before the input embeddings, random for each person, as large as words.
+    """PEFT's prompt tuning: 10 rows before the input embeddings, for each person from one shared prompt.
 
-    The prompt's own states are left out of the mean that the head sees.
+    The shared prompt begins as large as words and is trained on seen people: random rows alone make the
+    generic model worse. The prompt's own states are left out of the mean that the head sees.
     """
 
     name = "prompt"
     title = "Prompt tuning per user"
+    version = 2
     whole = True
     rates = (3e-3, 1e-2, 3e-2)
 
@@ -44,14 +54,18 @@ class Prompt(Learner):
         model.encoder = encoder
         self._rows = encoder.rows()
         words = encoder.words()
-        self._spread = (words.mean(0), words.std(0))
+        with seeded(self.world.seed, "", "rival prompt init"), torch.no_grad():
+            self._rows.normal_().mul_(words.std(0)).add_(words.mean(0))
         return model, [self._rows]
 
-    def begin(self, user: str) -> None:
-        """Draws the rows with the mean and spread of the word embeddings, each coordinate its own."""
-        mean, deviation = self._spread
-        with seeded(self.world.seed, user, "rival prompt init"), torch.no_grad():
-            self._rows.normal_().mul_(deviation).add_(mean)
+    def prepare(self, on_step: Callable[[int, int], None]) -> None:
+        """Trains the prompt that everybody starts from."""
+        train_on_seen(self.world, self.model(), [([self._rows], SHARED_RATE)], on_step)
+        self.starts_here()
+
+    def shared_numbers(self) -> int:
+        """The prompt that everybody starts from."""
+        return self._rows.numel()
 
 
 @final

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from itertools import islice
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from umbel.coordinator.model import PersonalModel
 from umbel.shared.profile import FloatArray
 from umbel.simulations.comparison.cohort import Person
 from umbel.simulations.comparison.contestant import Contestant, Costs, Options, World
-from umbel.simulations.comparison.rivals.common import batches, head_of, logits_of, masked_nll, predict, train
+from umbel.simulations.comparison.rivals.common import head_of, predict, train_on_seen
 
 ADAPTER_RATE = 1e-3
 HEAD_RATE = 3e-3
@@ -42,17 +40,8 @@ class SharedAdapter(Contestant):
 
     def prepare(self, on_step: Callable[[int, int], None]) -> None:
         """Trains adapters and head."""
-        world, model, data = self.world, self._model, self.world.cohort.data
-        steps = world.config.rival_steps
-        rows_of_step = list(islice(batches(data, world.batch_size, world.seed), steps))
-        nobody = torch.zeros(len(data.labels))
-
-        def loss(step: int) -> Tensor:
-            rows = rows_of_step[step]
-            return masked_nll(logits_of(world, model, rows), torch.from_numpy(rows.label), nobody)
-
-        groups = [(self._adapters, ADAPTER_RATE), (head_of(model), HEAD_RATE)]
-        train(world, model, groups, steps, loss, on_step)
+        groups = [(self._adapters, ADAPTER_RATE), (head_of(self._model), HEAD_RATE)]
+        train_on_seen(self.world, self._model, groups, on_step)
 
     def costs(self) -> Costs:
         """The adapters' numbers; the task head, alike for all kinds, is left out."""

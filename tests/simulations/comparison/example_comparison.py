@@ -46,6 +46,9 @@ def cell(
         "schema": "umbel.cell/1",
         "settings": "0",
         "identity": "0",
+        "examples": f"{data} {seed}",
+        # Under the next seed, all but two of the people are there again.
+        "users": tuple(f"{n + 2 * seed}" for n in range(people)),
         "data": data,
         "seed": seed,
         "contestant": contestant,

@@ -22,7 +22,13 @@ from umbel.simulations.comparison.cells import RESULT, compare
 from umbel.simulations.comparison.cohort import gather_cohort
 from umbel.simulations.comparison.config import ComparisonConfig, ContestantConfig, DataSetConfig
 from umbel.simulations.comparison.contestant import World, restricted
-from umbel.simulations.comparison.generic import generic_logits, generic_model, held_out_loss, opinions
+from umbel.simulations.comparison.generic import (
+    generic_logits,
+    generic_model,
+    held_out_loss,
+    mean_states,
+    opinions,
+)
 from umbel.simulations.comparison.place import settings_of
 from umbel.simulations.comparison.profiles import Profiles, needs_whole
 from umbel.simulations.comparison.results import ComparisonError, read_comparison
@@ -127,6 +133,14 @@ def test_generic_model_learns_and_is_read_back(backbone: Backbone, world: World,
     head = made(0.0, 5, "c")
     for name, value in backbone.module.state_dict().items():
         assert torch.equal(head.encoder.state_dict()[name], value), name
+    # What the head was trained on is what the whole model computes.
+    texts = np.arange(len(data.tokens))
+    states = mean_states(head, data, texts, world.precision)
+    logits = generic_logits(head, data, texts, world.precision)
+    torch.testing.assert_close(states @ head.task.weight.T + head.task.bias, logits, rtol=1e-5, atol=1e-5)
+    assert held_out_loss(made(0.0, 80, "d"), data, world.precision) < held_out_loss(
+        untrained, data, world.precision
+    )
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -20,30 +20,41 @@ from tests.simulations.comparison.example_comparison import (
 
 from umbel.simulations.comparison.results import Cell, ComparisonError, Measured
 from umbel.simulations.comparison.summary import Summary
-from umbel.simulations.summary import grouped_bootstrap, paired_bootstrap
+from umbel.simulations.summary import clustered_bootstrap
 
-GAINS = st.lists(st.floats(-1, 1), min_size=1, max_size=6)
 DRAWS = 40
 
 
 @settings(deadline=None)
-@given(groups=st.lists(GAINS, min_size=1, max_size=3), seed=st.integers(0, 5))
-def test_the_bootstrap_within_groups_is_its_slow_twin(groups: list[list[float]], seed: int) -> None:
-    found = grouped_bootstrap([np.array(group) for group in groups], seed, DRAWS)
-    assert found == pytest.approx(slow_bootstrap.grouped_bootstrap(groups, seed, DRAWS), abs=1e-12)
+@given(
+    groups=st.lists(
+        st.dictionaries(st.sampled_from("abcdef"), st.floats(-1, 1), min_size=1), min_size=1, max_size=3
+    ),
+    seed=st.integers(0, 5),
+)
+def test_the_bootstrap_over_groups_is_its_slow_twin(groups: list[dict[str, float]], seed: int) -> None:
+    rows = [(list(group), list(group.values())) for group in groups]
+    found = clustered_bootstrap([(users, np.array(values)) for users, values in rows], seed, DRAWS)
+    assert found == pytest.approx(slow_bootstrap.clustered_bootstrap(rows, seed, DRAWS), abs=1e-12)
 
 
-@given(group=GAINS, seed=st.integers(0, 5))
-def test_the_bootstrap_of_one_group_is_the_plain_one(group: list[float], seed: int) -> None:
-    one = paired_bootstrap(np.array(group), seed, DRAWS)
-    assert grouped_bootstrap([np.array(group)], seed, DRAWS) == one
+def test_the_same_people_under_three_seeds_are_no_more_evidence_than_under_one() -> None:
+    users, gains = list("abcdefgh"), np.array([0.3, -0.1, 0.2, 0.0, -0.2, 0.4, 0.1, -0.3])
+    once = clustered_bootstrap([(users, gains)], 0, 4000)
+    thrice = clustered_bootstrap([(users, gains)] * 3, 0, 4000)
+    assert thrice == pytest.approx(once)
+    others = [([f"{user}{n}" for user in users], gains) for n in range(3)]
+    low, high = clustered_bootstrap(others, 0, 4000)
+    assert high - low < 0.75 * (once[1] - once[0])
 
 
 def test_differences_between_seeds_are_not_in_the_interval() -> None:
-    low, high = grouped_bootstrap([np.array([0.1, 0.1]), np.array([0.5, 0.5])], 0, DRAWS)
-    assert (low, high) == pytest.approx((0.3, 0.3))
-    assert all(math.isnan(end) for end in grouped_bootstrap([np.array([0.1]), np.array([])], 0, DRAWS))
-    assert all(math.isnan(end) for end in grouped_bootstrap([], 0, DRAWS))
+    people = list("ab")
+    groups = [(people, np.array([0.1, 0.1])), (people, np.array([0.5, 0.5]))]
+    assert clustered_bootstrap(groups, 0, DRAWS) == pytest.approx((0.3, 0.3))
+    nobody: tuple[list[str], Any] = ([], np.array([]))
+    assert all(math.isnan(end) for end in clustered_bootstrap([groups[0], nobody], 0, DRAWS))
+    assert all(math.isnan(end) for end in clustered_bootstrap([], 0, DRAWS))
 
 
 @settings(deadline=None, max_examples=15)
