@@ -76,7 +76,7 @@ def read_changes(words: Sequence[str]) -> dict[str, dict[str, Any]]:
         method, _, option = name.strip().partition(".")
         try:
             parsed = tomllib.loads(f"value = {value}")
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             parsed = {}
         if not (method and option) or parsed.keys() != {"value"}:
             wrong.append(f"found '{shown(word)}'")

@@ -142,6 +142,7 @@ def _compare(
     as_json: bool,
 ) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     from umbel.simulations.comparison.cells import RESULT, compare, read_comparison_config
     from umbel.simulations.comparison.page import PAGE, write_page
@@ -152,7 +153,8 @@ def _compare(
     target = out or Path("runs") / folder.name
     progress = Progress(quiet=as_json)
     progress.console.print(
-        f"[bold]umbel simulate {folder.name}[/bold]  [dim]in {target}[/dim]", highlight=False
+        f"[bold]umbel simulate {escape(folder.name)}[/bold]  [dim]in {escape(str(target))}[/dim]",
+        highlight=False,
     )
     begun = time.perf_counter()
     seeds = () if seed is None else (seed,)
@@ -172,9 +174,10 @@ def _compare(
     if as_json:
         typer.echo((target / RESULT).read_text(encoding="utf-8"), nl=False)
         return
-    console = Console()
+    # A narrow terminal wraps the lines, which costs no column.
+    console = Console(width=max(Console().width, _WIDE_TABLE))
     for table in terminal_tables(found):
-        console.print(table, width=max(console.width, _WIDE_TABLE), crop=False)
+        console.print(table)
     seconds = time.perf_counter() - begun
     typer.echo(f"Done in {seconds:.0f} s. Look at {target / PAGE}; every figure is in {target / RESULT}.")
 

@@ -33,7 +33,7 @@ _SOFT = {"dead_zone": 0.0, "device_moment": "recipe", "device_rate": 1.0, "devic
 class XPEFTConfig(MethodConfig):
     """Options of X-PEFT; the paper's symbols in brackets."""
 
-    adapters: int = Field(default=100, ge=2, description="Adapters in the bank of each layer [N].")
+    adapters: int = Field(default=100, ge=2, le=10_000, description="Adapters in the bank of each layer [N].")
     width: int = Field(default=16, ge=1, description="Bottleneck of an adapter [b]; the paper uses 48.")
     kept: int = Field(
         default=50, ge=1, description="Adapters that a hard mask chooses in each layer [k]; fewer than N."

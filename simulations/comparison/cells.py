@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -15,7 +11,7 @@ from umbel.coordinator.backbone import load_backbone
 from umbel.coordinator.config import read_toml, validated
 from umbel.coordinator.train import arithmetic
 from umbel.shared.errors import ConfigError
-from umbel.shared.files import sole_use
+from umbel.shared.files import refuse_taken, sole_use
 from umbel.simulations.comparison.config import ComparisonConfig
 from umbel.simulations.comparison.measuring import measured_cell
 from umbel.simulations.comparison.place import Place, settings_of
@@ -29,6 +25,9 @@ from umbel.simulations.comparison.results import (
     write_cell,
     write_comparison,
 )
+from umbel.simulations.comparison.rivals import REGISTRY
+from umbel.simulations.comparison.workers import run_apart
+from umbel.simulations.data.importers import import_data
 from umbel.simulations.experiment import CONFIG
 from umbel.simulations.progress import Progress
 from umbel.simulations.simulate import machine
@@ -48,7 +47,6 @@ class _Run:
         folder: Folder of the public data sets.
         threads: Torch's threads in each process.
         restart: Run finished cells again.
-        owner: The process that holds the run's folder.
     """
 
     config: ComparisonConfig
@@ -57,7 +55,6 @@ class _Run:
     folder: Path
     threads: int
     restart: bool
-    owner: int
 
 
 def compare(
@@ -94,30 +91,42 @@ def compare(
         ConfigError: A name is not known, or no data set is there.
     """
     names, numbers, contestants = _chosen(config, folder, only, seeds, progress)
-    run = _Run(config, tuple(contestants), out, folder or Path(), threads, restart, os.getpid())
+    _check_data(config, folder or Path(), names)
+    run = _Run(config, tuple(contestants), out, folder or Path(), threads, restart)
     places = [(name, seed) for seed in numbers for name in names]  # a first seed of everything comes first
     earlier = read_comparison(taken).cells if taken is not None else ()
+    refuse_taken(out)
     with sole_use(out):
         _take(earlier, out)
+        jobs = [(run, *place, f"{n}/{len(places)}") for n, place in enumerate(places, 1)]
         if min(workers, len(places)) > 1:
-            _side_by_side(run, places, min(workers, len(places)), progress)
+            quiet = [(*job, progress.console.quiet) for job in jobs]
+            examples = run_apart(_measure_apart, quiet, min(workers, len(places)))
         else:
-            for number, (name, seed) in enumerate(places, 1):
-                _measure(run, name, seed, f"{number}/{len(places)}", progress)
+            examples = [_measure(*job, progress) for job in jobs]
         found = Comparison(
             schema="umbel.comparison/1",
             config=config.model_dump(mode="json"),
             machine=machine(threads),
-            cells=tuple(finished_cells(config, out, progress)),
+            cells=tuple(finished_cells(config, out, dict(zip(places, examples, strict=True)), progress)),
         )
         write_comparison(out / RESULT, found)
     return found
 
 
-def finished_cells(config: ComparisonConfig, out: Path, progress: Progress) -> list[Cell]:
-    """Returns the cells that are there and were run with this configuration, in its order.
+def finished_cells(
+    config: ComparisonConfig, out: Path, examples: Mapping[tuple[str, int], str], progress: Progress
+) -> list[Cell]:
+    """Returns the cells that are there and would come out the same, in the configuration's order.
 
-    Those that cannot be read are told of and left out: they are run again when they are asked for.
+    Those that cannot be read, or were run with another configuration, other weights or other examples, are
+    told of and left out: they are run again when they are asked for.
+
+    Args:
+        config: What is compared.
+        out: The run's folder.
+        examples: What the cells of a data set and seed depend on, as far as it is known (`Place.examples`).
+        progress: Tells people.
     """
     found, damaged, stale = [], [], 0
     for name in config.data:
@@ -131,14 +140,15 @@ def finished_cells(config: ComparisonConfig, out: Path, progress: Progress) -> l
                 except ComparisonError:
                     damaged.append(path.name)
                     continue
-                if cell.settings == settings_of(config, name, seed, contestant):
+                fits = cell.settings == settings_of(config, name, seed, contestant)
+                if fits and cell.examples == examples.get((name, seed), cell.examples):
                     found.append(cell)
                 else:
                     stale += 1
     for path_name in damaged:
         progress.say(f"left out: cells/{path_name} cannot be read; run it again")
     if stale:
-        progress.say(f"left out: {stale} cells of another configuration; run them again")
+        progress.say(f"left out: {stale} cells of another configuration, model or data; run them again")
     return found
 
 
@@ -156,59 +166,72 @@ def _take(cells: Sequence[Cell], out: Path) -> None:
     """Puts an earlier run's cells where finished ones lie; those that do not fit are run again."""
     for cell in cells:
         path = out / "cells" / cell_name(cell.data, cell.seed, cell.contestant)
-        if not path.exists():
+        if not _can_be_read(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_cell(path, cell)
 
 
-def _side_by_side(run: _Run, places: Sequence[tuple[str, int]], workers: int, progress: Progress) -> None:
-    """Measures places in processes of their own; what they tell comes out line by line."""
-    quiet = progress.console.quiet
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+def _can_be_read(path: Path) -> bool:
     try:
-        jobs = [
-            pool.submit(_measure_apart, run, name, seed, f"{number}/{len(places)}", quiet)
-            for number, (name, seed) in enumerate(places, 1)
-        ]
-        for job in as_completed(jobs):
-            job.result()
-    except BrokenProcessPool as error:
-        hint = (
-            "Finished cells are kept: give the same command again, with fewer --workers if memory is short."
-        )
-        raise ComparisonError("a worker of the comparison was stopped from outside", hint=hint) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return path.is_file() and bool(read_cell(path))
+    except ComparisonError:
+        return False
 
 
-def _measure_apart(run: _Run, name: str, seed: int, number: str, quiet: bool) -> None:
-    _measure(run, name, seed, number, Progress(quiet=quiet, lines=True))
+def _measure_apart(run: _Run, name: str, seed: int, number: str, quiet: bool) -> str:
+    return _measure(run, name, seed, number, Progress(quiet=quiet, lines=True))
 
 
-def _measure(run: _Run, name: str, seed: int, number: str, progress: Progress) -> None:
-    """Runs what is missing of one data set under one seed."""
+def _measure(run: _Run, name: str, seed: int, number: str, progress: Progress) -> str:
+    """Runs what is missing of one data set under one seed; returns what its cells depend on."""
     backbone = load_backbone(run.config.backbone.name, sha256=run.config.backbone.sha256)
     with arithmetic(run.threads):
-        place = Place(name, seed, run.config, run.folder, run.out, backbone)
+        place = Place(name, seed, run.config, run.folder, run.out, backbone, restart=run.restart)
         here = [contestant for contestant in run.config.on(name) if contestant in run.contestants]
         for at, contestant in enumerate(here, 1):
-            if os.getpid() != run.owner != os.getppid():
-                return  # whoever holds the folder is gone: another run may begin
             path = run.out / "cells" / cell_name(name, seed, contestant)
-            if not run.restart and _is_finished(path, place.identity(contestant)):
+            if not run.restart and _is_finished(path, place, contestant):
                 continue
             words = f"[{number}] {name}, seed {seed}: {contestant} ({at}/{len(here)})"
             cell = measured_cell(place, contestant, words, progress)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_cell(path, cell)
+        return place.examples()
 
 
-def _is_finished(path: Path, identity: str) -> bool:
-    """Says whether a cell is there and would come out the same; one that cannot be read is not."""
+def _is_finished(path: Path, place: Place, contestant: str) -> bool:
+    """Says whether a cell is there, is what its name says, and would come out the same."""
     try:
-        return path.is_file() and read_cell(path).identity == identity
+        cell = read_cell(path) if path.is_file() else None
     except ComparisonError:
         return False
+    if cell is None or (cell.data, cell.seed, cell.contestant) != (place.name, place.seed, contestant):
+        return False
+    ks = {"0"} if not cell.learned else {str(k) for k in place.section.k}
+    return cell.identity == place.identity(contestant) and ks <= set(cell.k)
+
+
+def _check_data(config: ComparisonConfig, folder: Path, names: Sequence[str]) -> None:
+    """Finds what is wrong with data sets and encoder before the first of them is measured.
+
+    Raises:
+        ConfigError: The encoder has fewer layers or positions than are asked for: all problems are listed.
+        DataError: A folder cannot be read as its data set.
+    """
+    shape = load_backbone(config.backbone.name, sha256=config.backbone.sha256).shape
+    problems = []
+    for name in names:
+        section = config.data[name]
+        if section.personal_layers > shape.layers:
+            problems.append(
+                f"data.{name}.personal_layers is {section.personal_layers}, it has {shape.layers} layers"
+            )
+        if section.max_tokens > shape.max_tokens:
+            problems.append(f"data.{name}.max_tokens is {section.max_tokens}, it reads {shape.max_tokens}")
+        if section.source != "community":
+            import_data(section.source, folder / section.folder)
+    if problems:
+        raise ConfigError("the encoder does not fit the comparison", problems, "Give smaller numbers.")
 
 
 def _chosen(
@@ -219,6 +242,12 @@ def _chosen(
     progress: Progress,
 ) -> tuple[list[str], list[int], list[str]]:
     everyone = (*config.rivals, *config.contestants)
+    strangers = [name for name in config.rivals if name not in REGISTRY]
+    if strangers:
+        hint = f"Rivals are: {', '.join(REGISTRY)}."
+        raise ConfigError(
+            "the comparison has no such rivals", [f"there is no '{n}'" for n in strangers], hint
+        )
     problems = [f"there is no '{name}'" for name in only if name not in (*config.data, *everyone)]
     problems += [f"there is no seed {seed}" for seed in seeds if seed not in config.seeds]
     if problems:

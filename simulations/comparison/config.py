@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, final
+from typing import Annotated, Any, Literal, Self, final
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from umbel.coordinator.config import BackboneConfig, CoordinatorConfig, Strict
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,99}$"
+"""Of data sets and contestants: files are named by them, with dots between."""
+
+_Name = Annotated[str, Field(pattern=NAME)]
+_Rate = Annotated[float, Field(ge=0, le=100)]
+_Prior = Annotated[float, Field(ge=0, le=1e6)]
 
 
 @final
@@ -17,7 +24,9 @@ class DataSetConfig(Strict):
     source: Literal["community", "movielens", "crehate", "clinc150", "paradigms"] = Field(
         description="The generated community, or a public format."
     )
-    folder: str = Field(default="", description="Name of its folder among the data sets.")
+    folder: str = Field(
+        default="", pattern=r"^[A-Za-z0-9._+ -]*$", description="Name of its folder among the data sets."
+    )
     user_prefix: str = Field(default="", description="Only people whose id begins so.")
     users: int | None = Field(default=None, ge=4, description="People of the generated community.")
     tasks: bool = Field(default=False, description="Profiles are tasks that training knows, not new people.")
@@ -56,6 +65,10 @@ class DataSetConfig(Strict):
     def _ascending(self) -> Self:
         if list(self.k) != sorted(set(self.k)) or self.k[0] < 1:
             raise ValueError("k must be ascending, different and at least 1")
+        if (self.source == "community") == bool(self.folder) or self.folder.strip(".") != self.folder:
+            raise ValueError("every source but community needs folder, a name without dots at its ends")
+        if self.tasks and len(self.k) > 1:
+            raise ValueError("where profiles are tasks, training learns them from all examples: give one k")
         return self
 
 
@@ -73,10 +86,10 @@ class ContestantConfig(Strict):
     personalised_dropout: float = Field(
         default=0.35, ge=0, lt=1, description="Share of examples trained without a profile."
     )
-    learning_rate: tuple[float, ...] = Field(
+    learning_rate: tuple[_Rate, ...] = Field(
         default=(0.1, 0.2), min_length=1, description="Few-shot rates that are tried."
     )
-    prior_strength: tuple[float, ...] = Field(
+    prior_strength: tuple[_Prior, ...] = Field(
         default=(1.0, 2.0), min_length=1, description="Few-shot priors that are tried."
     )
 
@@ -98,18 +111,28 @@ class ContestantConfig(Strict):
 class ComparisonConfig(Strict):
     """A whole comparison: every contestant on every data set under every seed."""
 
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] = Field(default=(0, 1, 2), min_length=1)
     notes: tuple[str, ...] = Field(default=(), description="What readers of the results should know.")
     backbone: BackboneConfig = BackboneConfig.model_construct()
     batch_size: int = Field(default=64, ge=1, description="Examples per training step.")
     rivals: tuple[str, ...] = Field(
         description="Names of simulations/comparison/rivals, all without profiles."
     )
-    contestants: Mapping[str, ContestantConfig]
-    data: Mapping[str, DataSetConfig]
+    contestants: Mapping[_Name, ContestantConfig]
+    data: Mapping[_Name, DataSetConfig] = Field(min_length=1)
+
+    @field_validator("seeds", "rivals")
+    @classmethod
+    def _different(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("expected each one once")
+        return value
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        both = [name for name in self.contestants if name in self.rivals]
+        if both:
+            raise ValueError(f"contestants.{both[0]}: a rival has this name")
         for name, own in self.contestants.items():
             wrong = [data for data in own.data if data not in self.data]
             if wrong:

@@ -294,16 +294,8 @@ def generic_model(
         on_step: Called with (steps done, steps in all).
     """
     model = build_model(backbone, "classification", data.labels, {}, seed)
-    names = [name for name, _ in model.named_parameters()]
-    if kept.is_file():
-        try:
-            tensors = load(kept.read_bytes())
-        except SafetensorError:
-            tensors = {}
-        if sorted(tensors) == sorted(names):
-            model.load_state_dict(tensors, strict=False)
-            model.requires_grad_(False)
-            return model.eval()
+    if _read_back(model, kept):
+        return model.requires_grad_(False).eval()
     if rate == 0:
         train_head(model, data, steps=steps, precision=precision, on_step=on_step)
     else:
@@ -323,3 +315,19 @@ def generic_model(
     tensors = {name: value.detach().contiguous().clone() for name, value in model.named_parameters()}
     atomic_write(kept, save(tensors))
     return model
+
+
+def _read_back(model: PersonalModel, kept: Path) -> bool:
+    """Takes a kept model's values, if there is one of the same shapes that holds numbers."""
+    try:
+        tensors = load(kept.read_bytes()) if kept.is_file() else {}
+    except SafetensorError:
+        return False
+    parameters = dict(model.named_parameters())
+    fits = tensors.keys() == parameters.keys() and all(
+        tensors[name].shape == value.shape and bool(torch.isfinite(tensors[name]).all())
+        for name, value in parameters.items()
+    )
+    if fits:
+        model.load_state_dict(tensors, strict=False)
+    return fits

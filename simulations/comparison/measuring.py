@@ -120,5 +120,5 @@ def measured(contestant: Contestant, people: Sequence[Person], k: int, options: 
 
 
 def _nll(logits: FloatArray, query: Rows) -> float:
-    chance = softmax(logits)[np.arange(len(query)), query.label]
+    chance = np.nan_to_num(softmax(logits)[np.arange(len(query)), query.label])  # diverged: as bad as it gets
     return round(float(-np.log(np.maximum(chance, 1e-12)).mean()), 6)

@@ -52,8 +52,28 @@ class Place:
     """One data set under one seed; its generic model is trained when the first contestant wants it."""
 
     def __init__(
-        self, name: str, seed: int, config: ComparisonConfig, folder: Path, out: Path, backbone: Backbone
+        self,
+        name: str,
+        seed: int,
+        config: ComparisonConfig,
+        folder: Path,
+        out: Path,
+        backbone: Backbone,
+        *,
+        restart: bool = False,
     ):
+        """Reads the people.
+
+        Args:
+            name: The data set.
+            seed: Of everything random.
+            config: What is compared.
+            folder: Folder of the public data sets.
+            out: The run's folder.
+            backbone: The pretrained encoder.
+            restart: Train the generic model again, if there is one.
+        """
+        self.restart = restart
         self.name, self.seed, self.config, self.out = name, seed, config, out
         self.backbone = backbone
         self.section = config.data[name]
@@ -109,6 +129,9 @@ class Place:
         folder.mkdir(parents=True, exist_ok=True)
         own = [section.generic_steps, section.generic_rate, section.max_tokens, self.seed, config.batch_size]
         own.append(GENERIC_VERSION)
+        kept = folder / f"generic-{_hashed(*own, *self._seen())[:12]}.safetensors"
+        if self.restart:
+            kept.unlink(missing_ok=True)
         generic = generic_model(
             self.backbone,
             self.cohort.data,
@@ -117,7 +140,7 @@ class Place:
             batch_size=config.batch_size,
             seed=self.seed,
             precision=lambda: mixed(bfloat16),
-            kept=folder / f"generic-{_hashed(*own, *self._seen())[:12]}.safetensors",
+            kept=kept,
             on_step=on_step,
         )
         batch = config.batch_size

@@ -19,6 +19,7 @@ from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.train import begun, rebase
 from umbel.coordinator.training.calibrate import TorchGradients, relative, side_by_side
 from umbel.coordinator.training.data import Rows
+from umbel.shared.errors import ConfigError
 from umbel.shared.files import sha256_bytes
 from umbel.shared.learning import minimise
 from umbel.shared.profile import FloatArray
@@ -56,6 +57,12 @@ class Profiles(Contestant):
         data = world.cohort.table
         model = build_model(start, "classification", data.labels, config.method_configs(), world.seed)
         model.task.load_state_dict(world.generic.task.state_dict())
+        longest = world.backbone.shape.max_tokens - model.prompt_rows()
+        if world.config.max_tokens > longest:
+            raise ConfigError(
+                f"contestants.{self.own_name}: texts leave no room for its prompt",
+                [f"max_tokens is {world.config.max_tokens}, at most {longest} fit beside the prompt"],
+            )
         fingerprint = self._fingerprint(config)
         folder = world.folder / f"training-{self.own_name}-{fingerprint[:12]}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, final
+from typing import Annotated, Literal, Self, final
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from umbel.coordinator.config import Strict
 from umbel.shared.checks import parsed_json
 from umbel.shared.errors import UmbelError
 from umbel.shared.files import atomic_write
+from umbel.simulations.comparison.config import NAME
 from umbel.simulations.results import Machine
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$"  # a cell's file is named by them
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Number = Annotated[float, Field(ge=0, le=1e9)]
+_K = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,6})$")]
 
 
 @final
@@ -34,10 +38,10 @@ class Measured(Strict):
         seconds: Seconds of learning and predicting per person.
     """
 
-    right: tuple[int, ...]
-    asked: tuple[int, ...]
-    nll: tuple[float, ...]
-    seconds: float = Field(ge=0)
+    right: tuple[_Count, ...]
+    asked: tuple[_Count, ...]
+    nll: tuple[_Number, ...]
+    seconds: _Number
 
 
 @final
@@ -68,23 +72,37 @@ class Cell(Strict):
     identity: str
     examples: str
     users: tuple[str, ...]
-    data: str = Field(pattern=_NAME)
+    data: str = Field(pattern=NAME)
     seed: int
-    contestant: str = Field(pattern=_NAME)
+    contestant: str = Field(pattern=NAME)
     title: str
     group: Literal["rival", "method", "combination"]
-    labels: int
-    people: int
+    labels: _Count
+    people: _Count
     learned: bool
-    private_bytes: int
-    private_numbers: int
-    shared_numbers: int
+    private_bytes: _Count
+    private_numbers: _Count
+    shared_numbers: _Count
     chosen: dict[str, float]
-    k: dict[str, Measured]
-    best: tuple[float, ...] | None = None
-    best_generic: tuple[float, ...] | None = None
-    train_seconds: float
-    choose_seconds: float
+    k: dict[_K, Measured] = Field(min_length=1)
+    best: tuple[_Share, ...] | None = None
+    best_generic: tuple[_Share, ...] | None = None
+    train_seconds: _Number
+    choose_seconds: _Number
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        wrong = [
+            f"k = {k}: not {self.people} people, or more is right than was asked"
+            for k, row in self.k.items()
+            if not len(row.right) == len(row.asked) == len(row.nll) == self.people
+            or any(right > asked for right, asked in zip(row.right, row.asked, strict=True))
+        ]
+        if len(set(self.users)) != self.people or len(self.users) != self.people:
+            wrong.append(f"users: not {self.people} different ones")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
 
 
 @final
@@ -95,6 +113,30 @@ class Comparison(Strict):
     config: dict[str, object]
     machine: Machine
     cells: tuple[Cell, ...]
+
+
+class _AskedData(BaseModel):
+    """What a page reads of a data set's section."""
+
+    k: tuple[_Count, ...] = ()
+
+
+class _AskedContestant(BaseModel):
+    """What a page reads of a contestant's section."""
+
+    title: str = ""
+    data: tuple[str, ...] = ()
+    methods: dict[str, dict[str, object]] = {}
+
+
+class _Asked(BaseModel):
+    """What a page reads of a configuration, which may be that of an older version."""
+
+    seeds: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
+    data: dict[str, _AskedData] = {}
+    contestants: dict[str, _AskedContestant] = {}
 
 
 def write_cell(path: Path, cell: Cell) -> None:
@@ -111,7 +153,7 @@ def read_cell(path: Path) -> Cell:
     try:
         return Cell.model_validate(parsed_json(path.read_bytes()))
     except (ValueError, ValidationError) as error:
-        raise ComparisonError(f"{path} is not a cell of a comparison", [type(error).__name__]) from error
+        raise ComparisonError(f"{path} is not a cell of a comparison", _problems(error)) from error
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
@@ -126,14 +168,23 @@ def read_comparison(path: Path) -> Comparison:
         ComparisonError: The file is not one.
     """
     try:
-        return Comparison.model_validate(parsed_json(path.read_bytes()))
+        found = Comparison.model_validate(parsed_json(path.read_bytes()))
+        _Asked.model_validate(found.config)
+        return found
     except (OSError, ValueError, ValidationError) as error:
-        raise ComparisonError(f"{path} is not a comparison", [type(error).__name__]) from error
+        raise ComparisonError(f"{path} is not a comparison", _problems(error)) from error
 
 
 def cell_name(data: str, seed: int, contestant: str) -> str:
     """Returns a cell's file name."""
-    return f"{data}-{seed}-{contestant}.json"
+    return f"{data}.{seed}.{contestant}.json"
+
+
+def _problems(error: Exception) -> list[str]:
+    if not isinstance(error, ValidationError):
+        return [type(error).__name__]
+    rows = error.errors(include_url=False, include_input=False, include_context=False)
+    return [f"{'.'.join(map(str, row['loc'])) or 'as a whole'}: {row['msg']}" for row in rows]
 
 
 def _text(model: Strict) -> str:

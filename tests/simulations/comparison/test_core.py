@@ -15,7 +15,7 @@ from tests.simulations.comparison.small_world import LABELS, QUERY, K, small_wor
 
 from umbel.coordinator.backbone import Backbone, load_backbone
 from umbel.coordinator.training.data import Rows
-from umbel.shared.errors import ConfigError
+from umbel.shared.errors import ConfigError, DataError
 from umbel.shared.text import TextEncoder
 from umbel.simulations.comparison.cache import upper_model
 from umbel.simulations.comparison.cells import RESULT, compare
@@ -31,7 +31,7 @@ from umbel.simulations.comparison.generic import (
 )
 from umbel.simulations.comparison.place import settings_of
 from umbel.simulations.comparison.profiles import Profiles, needs_whole
-from umbel.simulations.comparison.results import ComparisonError, read_comparison
+from umbel.simulations.comparison.results import ComparisonError, read_cell, read_comparison, write_cell
 from umbel.simulations.progress import Progress
 
 
@@ -259,8 +259,8 @@ def test_cells_are_run_once_and_again_where_something_changed(
     changed = ComparisonConfig.model_validate(row)
     compare(changed, tmp_path, None, seeds=[0], progress=Progress(quiet=True))
     after = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
-    assert [name for name in after if after[name] != before[name]] == ["made-up-0-plora.json"]
-    (cells / "made-up-0-generic.json").write_text("{")
+    assert [name for name in after if after[name] != before[name]] == ["made-up.0.plora.json"]
+    (cells / "made-up.0.generic.json").write_text("{")
     # What is of another configuration, or cannot be read, is no part of the result until it is run again.
     row["contestants"]["plora"]["shared_rate"] = 6e-3
     compare(
@@ -338,6 +338,63 @@ def test_a_contestant_takes_part_where_the_configuration_says(config: Comparison
     row["contestants"]["plora"]["data"] = ["books"]
     with pytest.raises(ValueError, match="there is no data set 'books'"):
         ComparisonConfig.model_validate(row)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"seeds": [0, 0]}, "each one once"),
+        ({"rivals": ["generic", "generic"]}, "each one once"),
+        ({"rivals": ["generic", "plora"]}, "a rival has this name"),
+        ({"data": {"../films": {"source": "community"}}}, "pattern"),
+        ({"data": {"films": {"source": "movielens"}}}, "needs folder"),
+        ({"data": {"films": {"source": "movielens", "folder": ".."}}}, "needs folder"),
+        ({"contestants": {"my plora": {"methods": {"plora": {}}}}}, "pattern"),
+        (
+            {"contestants": {"own": {"methods": {"plora": {}}, "learning_rate": [-1]}}},
+            "greater than",
+        ),
+    ],
+)
+def test_a_configuration_is_refused_before_anything_is_run(
+    config: ComparisonConfig, change: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        ComparisonConfig.model_validate(config.model_dump(mode="json") | change)
+
+
+def test_what_cannot_be_measured_is_found_first(config: ComparisonConfig, tmp_path: Path) -> None:
+    quiet = Progress(quiet=True)
+    strangers = config.model_copy(update={"rivals": ("generic", "nobody")})
+    with pytest.raises(ConfigError, match="the comparison has no such rivals"):
+        compare(strangers, tmp_path / "out", None, progress=quiet)
+    deep = config.data["made-up"].model_copy(update={"personal_layers": 9, "max_tokens": 500})
+    changed = config.model_copy(update={"data": {"made-up": deep}})
+    with pytest.raises(ConfigError) as caught:
+        compare(changed, tmp_path / "out", None, progress=quiet)
+    assert [problem.split(" is ")[0] for problem in caught.value.problems] == [
+        "data.made-up.personal_layers",
+        "data.made-up.max_tokens",
+    ]
+    (tmp_path / "films").mkdir()
+    with pytest.raises(DataError):
+        compare(config, tmp_path / "out", tmp_path, only=["films", "generic"], progress=quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cell_that_is_not_what_its_name_says_is_run_again(config: ComparisonConfig, tmp_path: Path) -> None:
+    quiet = Progress(quiet=True)
+    first = compare(config, tmp_path, None, only=["generic", "headbias"], seeds=[0], progress=quiet)
+    cells = tmp_path / "cells"
+    (cells / "made-up.0.headbias.json").write_bytes((cells / "made-up.0.generic.json").read_bytes())
+    again = compare(config, tmp_path, None, only=["headbias"], seeds=[0], progress=quiet)
+    assert [cell.contestant for cell in again.cells] == ["generic", "headbias"]
+    assert again.cells[1].k["8"].right == first.cells[1].k["8"].right
+    # Cells of other examples do not belong beside those that are measured now.
+    stale = read_cell(cells / "made-up.0.headbias.json").model_copy(update={"examples": "others"})
+    write_cell(cells / "made-up.0.headbias.json", stale)
+    left = compare(config, tmp_path, None, only=["generic"], seeds=[0], progress=quiet)
+    assert [cell.contestant for cell in left.cells] == ["generic"]
 
 
 def test_what_is_not_there_is_told(config: ComparisonConfig, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tests.oracles import bootstrap as slow_bootstrap
 from tests.oracles import comparison as oracle
 from tests.simulations.comparison.example_comparison import (
@@ -205,8 +206,8 @@ def test_contestants_stand_by_group_and_in_the_configurations_order() -> None:
     [
         ([cell("plora", {4: [1]}), cell("plora", {4: [1]})], "is there twice"),
         ([cell("plora", {4: [1]}, asked=[5]), cell("lora", {4: [1]}, asked=[6])], "other people"),
-        ([cell("plora", {4: [1, 2]}, people=3)], "not 3 people"),
-        ([cell("plora", {4: [7]}, asked=[5])], "more is right than was asked"),
+        ([cell("plora", {4: [1]}), cell("lora", {4: [1]}, examples="others")], "other examples"),
+        ([cell("plora", {4: [1]}), cell("lora", {4: [1]}, users=("9",))], "other examples or people"),
         ([cell("plora", {4: [0]}, asked=[0])], "nobody was asked"),
     ],
 )
@@ -214,3 +215,19 @@ def test_cells_that_contradict_one_another_are_refused(cells: list[Cell], proble
     with pytest.raises(ComparisonError) as caught:
         Summary(comparison(cells), draws=DRAWS)
     assert problem in str(caught.value) + str(caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("right", "changes", "problem"),
+    [
+        ([1, 2], {"people": 3}, "not 3 people"),
+        ([7], {"asked": [5]}, "more is right than was asked"),
+        ([1], {"users": ("a", "b")}, "not 1 different ones"),
+        ([1, 2], {"users": ("a", "a")}, "not 2 different ones"),
+    ],
+)
+def test_a_cell_that_contradicts_itself_is_refused(
+    right: list[int], changes: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        cell("plora", {4: right}, **changes)
