@@ -24,26 +24,33 @@ _WIDTH = 130
 _NONE = "–"
 _METHOD = (
     "Every contestant learns from the same first k examples of the same people and predicts the same "
-    "further examples of theirs. All begin with one generic model per data set and seed, trained on "
-    "people who are not measured; where profiles are tasks (clinc150), it is trained on examples of "
-    "these tasks that nobody is asked about. Contestants in bold are umbel's; the others learn without "
-    "it.",
+    "further examples of theirs. People without as many examples to learn from as the largest k are not "
+    "measured. All begin with one generic model per data set and seed, trained on people who are not "
+    "measured; where profiles are tasks (clinc150), it is trained on examples of these tasks that nobody is "
+    "asked about. The two shared adaptations begin with the pretrained encoder instead, both alike. "
+    "Contestants in bold have private profiles of umbel's; the others have none.",
+    "umbel's methods train their shared part further on seen people, and so do the start of prompt tuning, "
+    "retrieval and FedAvg; one LoRA or adapter per person begins with the generic model as it is. What the "
+    "shared part alone brings is seen at k = 0.",
     "A person's accuracy is the share of their asked examples that is predicted right. The mean is "
     "taken over the people of a seed, then over seeds. A contestant that learns nothing for a person is "
     "measured once and has that figure at every k. nll is the mean negative log-likelihood of the right "
     "label, in nats.",
-    f"Intervals are 95 %, from a paired bootstrap of {DRAWS:,} draws: people are drawn with replacement "
-    "within each seed, and both sides are compared on the people drawn. Seeds are kept as they are, so "
-    "an interval speaks of other people, not of other seeds or another training.",
+    f"Intervals are 95 %, from a paired bootstrap of {DRAWS:,} draws: people are drawn with replacement, "
+    "whoever is measured under several seeds for all of them at once, and both sides are compared on the "
+    "people drawn. Seeds are kept as they are, so an interval speaks of other people, not of other seeds or "
+    "another training.",
     "Contestants that learn nothing for a person may have been measured on further people. Tables and "
     "differences use the people that both sides have; two such contestants are compared on all of "
     "theirs.",
-    "Options, such as a rate, were chosen by each contestant by nll on calibration people, who are not "
-    "measured; where profiles are tasks, on examples that nobody is asked about.",
-    "Private bytes are what one person's device keeps; numbers learned are those fitted to that person. "
-    "Seconds are those of learning and predicting per person at that k, the median over seeds. A "
-    "contestant may learn for many people side by side, so seconds compare work, not the waiting time "
-    "on a device.",
+    "Options, such as a rate, were chosen by each contestant by nll at k = 4 and 16 on calibration people, "
+    "who are not measured under that seed. Where profiles are tasks, rivals choose on examples of some tasks "
+    "that nobody is asked about, and umbel's methods, which choose no options there, keep the better of two "
+    "looks at such examples of all tasks.",
+    "Private bytes are what one person's device keeps, for nearest neighbours and examples put into the "
+    "text at the largest k; numbers learned are those fitted to that person. Seconds are those of learning "
+    "and predicting per person at that k, the median over seeds. A contestant may learn for many people side "
+    "by side, so seconds compare work, not the waiting time on a device.",
     "Where the data are generated, the best possible answers are known. The share of the possible gain "
     "is (accuracy - best generic) / (best - best generic), where best generic is the accuracy of the "
     "best answers that do not depend on the person. Below 0 means worse than these.",
