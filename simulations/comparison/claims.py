@@ -81,7 +81,7 @@ def xpeft(summary: Summary, contestant: str) -> Claim:
     return Claim(
         f"X-PEFT, {bank}",
         f"Hard masks over {bank} are within 1 point of one bottleneck-48 adapter per person at every k.",
-        _everywhere(summary, finding),
+        _everywhere(summary, finding, contestant, "adapter"),
         bert_bytes(),
     )
 
@@ -113,7 +113,7 @@ def plora(summary: Summary) -> Claim:
         return Finding(data, found.verdict if few else "does not hold", (*found.measured, words))
 
     words = "PLoRA has at least LoRA's accuracy at every k up to 32 with under 1/100 of its private numbers."
-    return Claim("PLoRA", words, _everywhere(summary, finding))
+    return Claim("PLoRA", words, _everywhere(summary, finding, "plora", "lora"))
 
 
 def lopa_prompt(summary: Summary) -> Claim:
@@ -124,7 +124,7 @@ def lopa_prompt(summary: Summary) -> Claim:
         return _at_every_k(summary, data, "lopa", "prompt", ks, 0.0, strictly=True)
 
     words = "LoPA is better than one soft prompt per person at every k."
-    return Claim("LoPA and prompts", words, _everywhere(summary, finding))
+    return Claim("LoPA and prompts", words, _everywhere(summary, finding, "lopa", "prompt"))
 
 
 def lopa_lora(summary: Summary) -> Claim:
@@ -134,7 +134,7 @@ def lopa_lora(summary: Summary) -> Claim:
         return _at_every_k(summary, data, "lopa", "lora", _only(summary, data, 32), -_POINT)
 
     words = "LoPA is within 1 point of LoRA at k = 32."
-    return Claim("LoPA and LoRA", words, _everywhere(summary, finding))
+    return Claim("LoPA and LoRA", words, _everywhere(summary, finding, "lopa", "lora"))
 
 
 def pha(summary: Summary) -> Claim:
@@ -173,7 +173,7 @@ def loratrf(summary: Summary) -> Claim:
         return Finding(data, verdict, (_words(summary, difference), numbers))
 
     words = "Shared LoRATRF has at least shared LoRA's accuracy with at least 33.71 % fewer numbers."
-    return Claim("LoRATRF", words, _everywhere(summary, finding))
+    return Claim("LoRATRF", words, _everywhere(summary, finding, "shared-loratrf", "shared-lora"))
 
 
 def combination(summary: Summary) -> Claim:
@@ -319,8 +319,12 @@ def _only(summary: Summary, data: str, k: int) -> list[int]:
     return [k] if k in summary.ks(data) else []
 
 
-def _everywhere(summary: Summary, finding: Callable[[str], Finding]) -> tuple[Finding, ...]:
-    return tuple(finding(data) for data in summary.data_sets)
+def _everywhere(
+    summary: Summary, finding: Callable[[str], Finding], *contestants: str
+) -> tuple[Finding, ...]:
+    """Returns the findings of the data sets on which all these contestants take part."""
+    able = [data for data in summary.data_sets if all(summary.takes_part(data, name) for name in contestants)]
+    return tuple(finding(data) for data in able)
 
 
 def _on(summary: Summary, data: str, finding: Callable[[str], Finding]) -> tuple[Finding, ...]:

@@ -29,6 +29,7 @@ class DataSetConfig(Strict):
     )
     user_prefix: str = Field(default="", description="Only people whose id begins so.")
     users: int | None = Field(default=None, ge=4, description="People of the generated community.")
+    rivals: tuple[str, ...] = Field(default=(), description="Rivals that take part; empty: all of them.")
     tasks: bool = Field(default=False, description="Profiles are tasks that training knows, not new people.")
     unseen_share: float = Field(default=0.3, gt=0, lt=1, description="Share of people that are new.")
     calibration_share: float = Field(
@@ -55,7 +56,7 @@ class DataSetConfig(Strict):
     )
     steps: int = Field(default=150, ge=1, description="Steps in which a method's shared part is trained.")
     rival_steps: int = Field(
-        default=100, ge=1, description="Steps in which rivals train what they share, if anything."
+        default=80, ge=1, description="Steps in which rivals train what they share, if anything."
     )
     learning_steps: int = Field(
         default=10, ge=1, description="Full-batch steps of few-shot learning, everybody's."
@@ -130,6 +131,10 @@ class ComparisonConfig(Strict):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        for name, section in self.data.items():
+            strange = [rival for rival in section.rivals if rival not in self.rivals]
+            if strange:
+                raise ValueError(f"data.{name}.rivals: '{strange[0]}' is not among rivals")
         both = [name for name in self.contestants if name in self.rivals]
         if both:
             raise ValueError(f"contestants.{both[0]}: a rival has this name")
@@ -142,4 +147,5 @@ class ComparisonConfig(Strict):
     def on(self, data: str) -> tuple[str, ...]:
         """Returns who takes part on a data set: rivals, then umbel's."""
         own = (name for name, found in self.contestants.items() if not found.data or data in found.data)
-        return (*self.rivals, *own)
+        wanted = self.data[data].rivals or self.rivals
+        return (*(rival for rival in self.rivals if rival in wanted), *own)

@@ -29,14 +29,14 @@ def settings_of(config: ComparisonConfig, data: str, seed: int, contestant: str)
     of each rival, with the rates that it tries. Methods' options count with their defaults.
     """
     own: Any
-    unread = {"rival_steps"}
+    unread = {"rivals", "rival_steps"}
     if contestant in config.contestants:
         own = [Profiles.version, config.contestants[contestant].resolved()]
     else:
         kind = REGISTRY[contestant]
         own = [contestant, kind.version, getattr(kind, "rates", None)]
         trains = kind.prepare is not Contestant.prepare
-        unread = {"steps"} if trains else {"steps", "rival_steps"}
+        unread = {"rivals", "steps"} if trains else {"rivals", "steps", "rival_steps"}
     return _hashed(
         config.data[data].model_dump(mode="json", exclude=unread),
         own,

@@ -150,13 +150,16 @@ class Summary:
 
     def entries(self, data: str) -> tuple[Entry, ...]:
         """Returns all contestants on a data set: rivals, single methods, combinations."""
-        found = [self.entry(data, name) for name in self._contestants if self._takes_part(data, name)]
+        found = [self.entry(data, name) for name in self._contestants if self.takes_part(data, name)]
         order = ("rival", "method", "combination")
         return tuple(sorted(found, key=lambda entry: order.index(entry.group)))
 
-    def _takes_part(self, data: str, contestant: str) -> bool:
+    def takes_part(self, data: str, contestant: str) -> bool:
         """Says whether the configuration, or a cell, has a contestant on a data set."""
         wanted = _listed(_section(_section(self._config, "contestants"), contestant), "data")
+        if contestant in _listed(self._config, "rivals"):
+            rivals = _listed(_section(_section(self._config, "data"), data), "rivals")
+            return not rivals or contestant in rivals or bool(self._of(data, contestant))
         return not wanted or data in wanted or bool(self._of(data, contestant))
 
     def entry(self, data: str, contestant: str) -> Entry:

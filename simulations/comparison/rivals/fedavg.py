@@ -32,7 +32,7 @@ class FedAvg(Learner):
     name = "fedavg"
     title = "FedAvg, then local fine-tuning"
     whole = True
-    rates = (1e-5, 3e-5, 1e-4)
+    rates = (1e-5, 3e-5)
 
     def __init__(self, world: World):
         super().__init__(world)

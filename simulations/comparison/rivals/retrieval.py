@@ -50,6 +50,7 @@ class Retrieval(Contestant):
 
     name = "retrieval"
     title = "Own examples put into the text"
+    version = 2
     whole = True
 
     def __init__(self, world: World):
@@ -64,7 +65,7 @@ class Retrieval(Contestant):
         embeddings = embedded_texts(world, world.generic, data.train)
         owned = [np.flatnonzero(data.train.user == user) for user in range(len(data.users))]
         steps = world.config.rival_steps
-        rows_of_step = list(islice(batches(data, max(1, world.batch_size // 2), world.seed), steps))
+        rows_of_step = list(islice(batches(data, max(1, world.batch_size // 4), world.seed), steps))
         nobody = torch.zeros(len(data.labels))
 
         def loss(step: int) -> Tensor:

@@ -335,6 +335,12 @@ def test_a_contestant_takes_part_where_the_configuration_says(config: Comparison
     narrowed = ComparisonConfig.model_validate(row)
     assert narrowed.on("films") == ("generic", "headbias", "plora")
     assert narrowed.on("made-up") == ("generic", "headbias")
+    row["data"]["films"]["rivals"] = ["headbias"]
+    assert ComparisonConfig.model_validate(row).on("films") == ("headbias", "plora")
+    row["data"]["films"]["rivals"] = ["lora"]
+    with pytest.raises(ValueError, match="'lora' is not among rivals"):
+        ComparisonConfig.model_validate(row)
+    row["data"]["films"]["rivals"] = []
     row["contestants"]["plora"]["data"] = ["books"]
     with pytest.raises(ValueError, match="there is no data set 'books'"):
         ComparisonConfig.model_validate(row)

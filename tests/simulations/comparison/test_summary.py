@@ -163,6 +163,10 @@ def test_a_contestant_is_missing_only_where_it_takes_part() -> None:
     asked["contestants"]["plora"]["data"] = ["crehate"]
     summary = Summary(comparison([], asked), draws=DRAWS)
     assert [data for data, name, _ in summary.missing() if name == "plora"] == ["crehate"]
+    asked["data"]["movielens"]["rivals"] = ["generic"]
+    summary = Summary(comparison([], asked), draws=DRAWS)
+    assert [data for data, name, _ in summary.missing() if name == "lora"] == ["crehate"]
+    assert [data for data, name, _ in summary.missing() if name == "generic"] == ["movielens", "crehate"]
 
 
 def test_people_who_were_asked_nothing_are_left_out() -> None:
