@@ -19,8 +19,10 @@ from tests.oracles.encoder import (
     softmax_back,
 )
 
-TINY = {"adapters": 7, "width": 8, "kept": 3, "temperature": 0.7, "spread": 0.1}
-"""Options of a small one; LayerNorm over fewer values than 8 can take nearly equal ones apart by rounding."""
+TINY = {"adapters": 7, "width": 8, "kept": 3, "temperature": 0.7, "spread": 0.1, "dead_zone": 0.0}
+"""Options of a small one; LayerNorm over fewer values than 8 can take nearly equal ones apart by rounding.
+
+Without a dead zone: in it all up-masks may be equal, and the mean of the B_i is zero but for rounding."""
 PREFIX = "methods.xpeft.banks."
 
 
