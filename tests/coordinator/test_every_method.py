@@ -62,7 +62,7 @@ def assert_torch_is_the_oracle(model: PersonalModel, rows: int, seq: int, users:
     profile = random_profile(seed, users, model.profile_spec())
     found, wanted = torch_gradients(model, batch, profile), oracle_of(model, batch, profile)
     assert found.grads.keys() == wanted.grads.keys()
-    # The gradient of LoRATRF's xi is a small difference of large numbers: float32 has 2e-5 of it now and then.
+    # The gradient of LoRATRF's xi is a small difference of large numbers: off by 2e-5 now and then.
     assert_agree(found, wanted, set(found.grads), 5e-5)
 
 
