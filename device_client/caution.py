@@ -70,29 +70,23 @@ def _strengths(
         engine, [supports[user].rows(rest) for user, rest, _ in splits], recipe, start=origin, shared=shared
     )
     held = [supports[user].rows(rows) for user, _, rows in splits]
-    nll = np.stack([_held_nll(engine, held, learned, strength, shared) for strength in STRENGTHS])
+    together = Encoded(join([part.tokens for part in held]), np.concatenate([part.labels for part in held]))
+    fold = np.repeat(np.arange(len(held)), [len(part) for part in held])
+
+    def held_nll(strength: float) -> FloatArray:
+        """Returns the summed nll of each fold's held-out examples under a share of its profile: (folds,)."""
+        scaled = {name: values * np.float32(strength) for name, values in learned.items()}
+        logits = predict_logits(
+            engine, together.tokens, stored(engine, scaled, held), owner=fold, shared=shared
+        )
+        chance = softmax(logits)[np.arange(len(fold)), together.labels]
+        nll = -np.log(np.maximum(chance, 1e-12))
+        return np.bincount(fold, weights=nll, minlength=len(held)).astype(np.float64)
+
+    nll = np.stack([held_nll(strength) for strength in STRENGTHS])
     for user in np.unique(owners):
         found[user] = expected_strength(nll[:, owners == user].sum(1), recipe.trust)
     return found
-
-
-def _held_nll(
-    engine: Engine,
-    held: Sequence[Encoded],
-    learned: Mapping[str, FloatArray],
-    strength: float,
-    shared: Mapping[str, FloatArray],
-) -> FloatArray:
-    """Returns the summed nll of each fold's held-out examples under a share of its profile: (folds,)."""
-    counts = [len(part) for part in held]
-    scaled = {name: values * np.float32(strength) for name, values in learned.items()}
-    profile = stored(engine, scaled, held)
-    owner = np.repeat(np.arange(len(held)), counts)
-    logits = predict_logits(engine, join([part.tokens for part in held]), profile, owner=owner, shared=shared)
-    labels = np.concatenate([part.labels for part in held])
-    chance = softmax(logits)[np.arange(len(labels)), labels]
-    nll = -np.log(np.maximum(chance, 1e-12))
-    return np.bincount(owner, weights=nll, minlength=len(held)).astype(np.float64)
 
 
 def _times(values: FloatArray, strengths: FloatArray) -> FloatArray:

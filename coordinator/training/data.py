@@ -90,8 +90,8 @@ def prepare(
         labels,
         users,
         encoder.encode(list(texts)),
-        _stack(train),
-        _thinned(_stack(validation), config.validation_examples, seed),
+        stack(train),
+        _thinned(stack(validation), config.validation_examples, seed),
         tuple(_shuffled(groups[user], seed, user) for user in sorted(calibration)),
     )
 
@@ -131,7 +131,8 @@ def _owned(rows: Rows, user: int) -> Rows:
     return Rows(rows.text, np.full(len(rows), user, np.int64), rows.label)
 
 
-def _stack(parts: Sequence[Rows]) -> Rows:
+def stack(parts: Sequence[Rows]) -> Rows:
+    """Returns all rows of all parts, one part after the other."""
     return Rows(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("text", "user", "label")))
 
 

@@ -135,9 +135,8 @@ def finished_cells(
                 path = out / "cells" / cell_name(name, seed, contestant)
                 if not path.is_file():
                     continue
-                try:
-                    cell = read_cell(path)
-                except ComparisonError:
+                cell = _readable(path)
+                if cell is None:
                     damaged.append(path.name)
                     continue
                 fits = cell.settings == settings_of(config, name, seed, contestant)
@@ -166,16 +165,17 @@ def _take(cells: Sequence[Cell], out: Path) -> None:
     """Puts an earlier run's cells where finished ones lie; those that do not fit are run again."""
     for cell in cells:
         path = out / "cells" / cell_name(cell.data, cell.seed, cell.contestant)
-        if not _can_be_read(path):
+        if _readable(path) is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_cell(path, cell)
 
 
-def _can_be_read(path: Path) -> bool:
+def _readable(path: Path) -> Cell | None:
+    """Returns a cell; None where there is none that can be read."""
     try:
-        return path.is_file() and bool(read_cell(path))
+        return read_cell(path) if path.is_file() else None
     except ComparisonError:
-        return False
+        return None
 
 
 def _measure_apart(run: _Run, name: str, seed: int, number: str, quiet: bool) -> str:
@@ -196,15 +196,12 @@ def _measure(run: _Run, name: str, seed: int, number: str, progress: Progress) -
             cell = measured_cell(place, contestant, words, progress)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_cell(path, cell)
-        return place.examples()
+        return place.examples
 
 
 def _is_finished(path: Path, place: Place, contestant: str) -> bool:
     """Says whether a cell is there, is what its name says, and would come out the same."""
-    try:
-        cell = read_cell(path) if path.is_file() else None
-    except ComparisonError:
-        return False
+    cell = _readable(path)
     if cell is None or (cell.data, cell.seed, cell.contestant) != (place.name, place.seed, contestant):
         return False
     ks = {"0"} if not cell.learned else {str(k) for k in place.section.k}

@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 
 from umbel.coordinator.config import TrainingConfig
-from umbel.coordinator.training.data import Rows, TrainingData, prepare
+from umbel.coordinator.training.data import Rows, TrainingData, prepare, stack
 from umbel.shared.errors import ConfigError, ExampleError
 from umbel.shared.examples import Example
 from umbel.shared.rng import generator
@@ -179,11 +179,7 @@ def _all_trained(data: TrainingData, choosers: Sequence[Person]) -> TrainingData
     """Trains on all of a task's examples, as whoever learns one task alone does; holds `choosers` out."""
     held = [(person.query, data.users.index(person.user)) for person in choosers]
     own = [replace(query, user=np.full(len(query), number)) for query, number in held]
-    return replace(data, train=_stacked(data.train, data.validation), validation=_stacked(*own))
-
-
-def _stacked(*parts: Rows) -> Rows:
-    return Rows(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("text", "user", "label")))
+    return replace(data, train=stack((data.train, data.validation)), validation=stack(own))
 
 
 def _encoded(

@@ -118,11 +118,7 @@ def train_generic(
             found = held_out_loss(model, data, precision)
             if found < best:
                 best, kept = found, [parameter.detach().clone() for parameter in everything]
-    with torch.no_grad():
-        for parameter, value in zip(everything, kept, strict=True):
-            parameter.copy_(value)
-    model.requires_grad_(False)
-    model.eval()
+    _leave_at(model, everything, kept)
 
 
 def train_head(
@@ -165,9 +161,14 @@ def train_head(
             found = float(_counted_loss(z @ task.weight.T + task.bias, held))
         if found < best:
             best, kept = found, [value.detach().clone() for value in parameters]
-    with torch.no_grad():
-        for parameter, value in zip(parameters, kept, strict=True):
-            parameter.copy_(value)
+    _leave_at(model, parameters, kept)
+
+
+@torch.no_grad()
+def _leave_at(model: PersonalModel, parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Gives trained parameters the values of their best look, and makes the model one to predict with."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
     model.requires_grad_(False)
     model.eval()
 

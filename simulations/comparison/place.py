@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -86,10 +87,11 @@ class Place:
 
     def identity(self, contestant: str) -> str:
         """Returns the hash of all that a cell's figures depend on: settings, weights, examples, precision."""
-        return _hashed(settings_of(self.config, self.name, self.seed, contestant), self.examples())
+        return _hashed(settings_of(self.config, self.name, self.seed, contestant), self.examples)
 
+    @cached_property
     def examples(self) -> str:
-        """Returns the hash of what all cells of the place depend on: examples, weights, precision."""
+        """The hash of what all cells of the place depend on: examples, weights, precision."""
         cohort = self.cohort
         people = [_digest(p.support, p.query) for p in (*cohort.people, *cohort.more, *cohort.calibration)]
         return _hashed(people, *self._seen())

@@ -103,7 +103,6 @@ class Profiles(Contestant):
                     "warmup_steps": max(world.config.steps // 10, 1),
                     "evaluate_every": -(-world.config.steps // _LOOKS),
                     "checkpoint_every": world.config.steps,
-                    "validation_examples": 600,
                     "precision": "bfloat16" if world.bfloat16 else "float32",
                     "device": "cpu",
                 },

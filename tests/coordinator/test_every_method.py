@@ -62,8 +62,9 @@ def assert_torch_is_the_oracle(model: PersonalModel, rows: int, seq: int, users:
     profile = random_profile(seed, users, model.profile_spec())
     found, wanted = torch_gradients(model, batch, profile), oracle_of(model, batch, profile)
     assert found.grads.keys() == wanted.grads.keys()
-    # The gradient of LoRATRF's xi is a small difference of large numbers: off by 2e-5 now and then.
-    assert_agree(found, wanted, set(found.grads), 5e-5)
+    xi = {name for name in found.grads if name.startswith("methods.loratrf.xi.")}
+    assert_agree(found, wanted, set(found.grads) - xi)
+    assert_agree(found, wanted, xi, 5e-5)  # a small difference of large numbers: off by 2e-5 now and then
 
 
 @pytest.mark.parametrize("names", [*((name,) for name in NAMES), tuple(NAMES)], ids="+".join)
