@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Run experiments, and measure releases.")
 
 _TABLE_WIDTH = 80
-_WIDE_TABLE = 118
+_WIDE_TABLE = 1000  # wider than any table
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout instead of a table.")]
 _Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads for training and measuring.")]
 
@@ -143,6 +143,7 @@ def _compare(
 ) -> None:
     from rich.console import Console
     from rich.markup import escape
+    from rich.measure import Measurement
 
     from umbel.simulations.comparison.cells import RESULT, compare, read_comparison_config
     from umbel.simulations.comparison.page import PAGE, write_page
@@ -174,10 +175,10 @@ def _compare(
     if as_json:
         typer.echo((target / RESULT).read_text(encoding="utf-8"), nl=False)
         return
-    # A narrow terminal wraps the lines, which costs no column.
-    console = Console(width=max(Console().width, _WIDE_TABLE))
+    console = Console(width=_WIDE_TABLE)
     for table in terminal_tables(found):
-        console.print(table)
+        # As wide as its figures want: a narrow terminal wraps the lines, which costs no column.
+        console.print(table, width=Measurement.get(console, console.options, table).maximum)
     seconds = time.perf_counter() - begun
     typer.echo(f"Done in {seconds:.0f} s. Look at {target / PAGE}; every figure is in {target / RESULT}.")
 

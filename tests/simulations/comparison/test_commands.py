@@ -56,6 +56,7 @@ def test_a_comparison_from_the_command_line(
     shown = capsys.readouterr()
     assert "[1/1] made-up, seed 0: plora" in shown.err
     assert "made-up" in shown.out
+    assert "…" not in shown.out  # no figure is cut off, however narrow the terminal
     assert str(out / PAGE) in shown.out
     assert run("simulate", experiment, "--out", out, "--threads", 1, "--json") == 0
     found = json.loads(capsys.readouterr().out)
