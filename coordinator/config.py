@@ -111,6 +111,13 @@ class TrainingConfig(Strict):
     clip_norm: float = Field(
         1.0, gt=0, description="Gradients of everything shared are clipped to this norm."
     )
+    traits: int = Field(
+        4,
+        ge=0,
+        le=64,
+        description="Traits of a text, as who judges it how tells them; trained towards where they predict "
+        "held-out judgements; 0: none.",
+    )
     examples_per_user: int = Field(200, ge=1, description="Examples of one user in an epoch at most.")
     validation_share: float = Field(0.1, gt=0, lt=1, description="Share of a seen user's examples held out.")
     validation_examples: int = Field(2000, ge=1, description="Held-out examples looked at, at most.")

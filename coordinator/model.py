@@ -71,11 +71,17 @@ class PersonalModel(nn.Module):
 
     def run(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
         """Returns logits (batch, labels) under a frame that the caller made."""
-        logits: Tensor = self.task(self.states(input_ids, attention_mask, frame), attention_mask)
+        return self.read(input_ids, attention_mask, frame)[0]
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        """Returns logits (batch, labels) and embeddings (batch, d): the mean of each text's token states."""
+        states = self.states(input_ids, attention_mask, frame)
+        logits: Tensor = self.task(states, attention_mask)
         for method in self.method_list():
             extra = method.at_logits(logits, frame)
             logits = logits if extra is None else logits + extra
-        return logits
+        weights = attention_mask.to(states.dtype).unsqueeze(-1)
+        return logits, (states * weights).sum(1) / weights.sum(1).clamp_min(1.0)
 
     def states(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
         """Returns the encoder's last token states (batch, seq, d), prompt rows left out."""

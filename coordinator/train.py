@@ -20,13 +20,16 @@ from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.training.board import Board
 from umbel.coordinator.training.calibrate import choose_recipe
 from umbel.coordinator.training.checkpoint import CHECKPOINT, Progress
+from umbel.coordinator.training.collaborative import Factors, found_factors
 from umbel.coordinator.training.data import TrainingData, prepare
 from umbel.coordinator.training.start import start_shared, start_users
-from umbel.coordinator.training.trainer import Trainer
+from umbel.coordinator.training.trainer import ASIDE, Trainer
+from umbel.coordinator.training.traits import TraitHead
 from umbel.shared.errors import TrainingError
 from umbel.shared.examples import Example, labels_of
 from umbel.shared.files import refuse_taken, sole_use
 from umbel.shared.recipe import LearningRecipe
+from umbel.shared.rng import integer_seed
 from umbel.shared.text import TextEncoder
 
 _OTHER_TRAINING = "Name one of this very configuration."
@@ -195,7 +198,7 @@ def _run(
         "curve": progress.curve,
         "recipe_trials": trials,
     }
-    tensors = {n: value.detach() for n, value in trainer.weights.items() if not n.startswith("users/")}
+    tensors = {n: value.detach() for n, value in trainer.weights.items() if not n.startswith(ASIDE)}
     return TrainedModel(config, data.labels, backbone.sha256, fingerprint, recipe, report, tensors)
 
 
@@ -203,11 +206,23 @@ def begun(
     model: PersonalModel, data: TrainingData, config: CoordinatorConfig, out: Path, fingerprint: str
 ) -> Trainer:
     """Returns a trainer whose shared and private tensors have the first values that their methods want."""
-    trainer = Trainer(model, data, config, out, fingerprint)
+    factors = _factors(data, config)
+    traits = None
+    if factors is not None and config.backbone.train != "none":
+        rng = torch.Generator().manual_seed(integer_seed(config.seed, 0, "", "init trait head"))
+        encoder: Any = model.encoder
+        traits = TraitHead(factors, int(encoder.config.hidden_size), len(data.tokens), rng)
+    trainer = Trainer(model, data, config, out, fingerprint, traits)
     with trainer.precision():
         start_shared(model, data)
-        start_users(model, trainer.table, data)
+        start_users(model, trainer.table, data, factors)
     return trainer
+
+
+def _factors(data: TrainingData, config: CoordinatorConfig) -> Factors | None:
+    """Returns what judgements alone say of users and texts, where that says anything."""
+    users, labels, size = len(data.users), len(data.labels), config.training.traits
+    return found_factors(data.train, data.validation, users, labels, size, config.seed) if size else None
 
 
 def rebase(trainer: Trainer) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from umbel.coordinator.model import PersonalModel
 from umbel.coordinator.sites import Frame, InjectedLinear
+from umbel.coordinator.training.collaborative import Factors
 from umbel.coordinator.training.data import Rows, TrainingData
 from umbel.coordinator.training.step import UserTable
 from umbel.shared.text import TokenBatch
@@ -33,19 +34,45 @@ Matrix = npt.NDArray[np.float64]
 
 
 @torch.no_grad()
-def start_users(model: PersonalModel, table: UserTable, data: TrainingData) -> None:
-    """Sets the table to each method's own start; methods that have none stay at zeros."""
+def start_users(
+    model: PersonalModel, table: UserTable, data: TrainingData, factors: Factors | None = None
+) -> None:
+    """Sets the table to each method's own start; methods that have none stay at zeros.
+
+    Args:
+        model: The model, as it was made.
+        table: Seen users' private tensors.
+        data: What is trained on.
+        factors: What judgements of the same texts say of users, where there are such: they start by whom they
+            agree with. Otherwise they start by what their labels say about embeddings.
+    """
     makers = [method for method in model.method_list() if method.starts_users()]
     if not makers or len(data.labels) > _MOST_LABELS or len(data.users) < 2:
         return
-    texts = _seen_texts(data)
-    embedded = embeddings(model, data.tokens.rows(texts))
-    rows = replace(data.train, text=np.searchsorted(texts, data.train.text))
-    summary = torch.from_numpy(summaries(embedded, rows, len(data.users), len(data.labels)))
+    summary = torch.from_numpy(_summary(model, data, factors))
     values = table.as_profile()
     for method in makers:
         for name, start in method.start_users(summary).items():
             values[name].copy_(start)
+
+
+def _summary(model: PersonalModel, data: TrainingData, factors: Factors | None) -> Matrix:
+    """Returns what seen users' judgements say of them: (users, features)."""
+    if factors is not None:
+        return collaborative_summaries(factors)
+    texts = _seen_texts(data)
+    embedded = embeddings(model, data.tokens.rows(texts))
+    rows = replace(data.train, text=np.searchsorted(texts, data.train.text))
+    return summaries(embedded, rows, len(data.users), len(data.labels))
+
+
+def collaborative_summaries(factors: Factors) -> Matrix:
+    """Returns tastes, each as large as the traits that it meets, and leans: (users, labels (size + 1)).
+
+    Both are scaled so that the strongest direction has variance 1 between users.
+    """
+    taste = factors.taste * np.sqrt(np.average(factors.trait**2, axis=0, weights=factors.weight))
+    return np.concatenate([_unit(taste.reshape(len(taste), -1)), _unit(factors.lean)], axis=1)
 
 
 def _seen_texts(data: TrainingData) -> npt.NDArray[np.int64]:

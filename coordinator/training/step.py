@@ -14,8 +14,10 @@ from umbel.coordinator.config import BackboneConfig, TrainingConfig
 from umbel.coordinator.methods.base import MethodConfig
 from umbel.coordinator.model import PersonalModel
 from umbel.coordinator.sites import Frame
+from umbel.coordinator.training.traits import TraitHead
 from umbel.shared.errors import ConfigError
 from umbel.shared.profile import ProfileSpec
+from umbel.shared.text import IntArray
 
 
 @final
@@ -29,6 +31,7 @@ class Batch:
         labels: (batch,) int64.
         owner: (batch,) int64, rows of the users' table.
         keep: (batch, 1) 1 where the profile counts, 0 where personalised dropout hides it.
+        text: (batch,) number of each text.
     """
 
     ids: Tensor
@@ -36,6 +39,7 @@ class Batch:
     labels: Tensor
     owner: Tensor
     keep: Tensor
+    text: IntArray
 
 
 @final
@@ -101,8 +105,9 @@ def make_optimizer(
     table: UserTable,
     config: TrainingConfig,
     methods: Mapping[str, MethodConfig],
+    traits: TraitHead | None = None,
 ) -> torch.optim.AdamW:
-    """Returns AdamW with a rate of its own for head, encoder, each method and its users' tensors."""
+    """Returns AdamW with a rate of its own for heads, encoder, each method and its users' tensors."""
     rates = {"task": config.head_rate, "encoder": config.backbone_rate}
     rates |= {f"methods.{name}": config.shared_rate * own.shared_rate for name, own in methods.items()}
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
@@ -114,6 +119,8 @@ def make_optimizer(
         private = [value for key, value in table.as_profile().items() if key.startswith(f"{name}.")]
         # The prior of private tensors is in the loss, where it weighs by example: decay pulls the absent too.
         parts.append(_group(private, config.private_rate * own.private_rate, 0.0))
+    if traits is not None:
+        parts.append(_group(list(traits.parameters()), config.head_rate, config.weight_decay))
     return torch.optim.AdamW([part for part in parts if part["params"]], betas=(0.9, 0.98), foreach=True)
 
 
@@ -131,19 +138,25 @@ def set_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainingConfi
 
 
 def batch_loss(
-    model: PersonalModel, table: UserTable, batch: Batch, private_prior: float
+    model: PersonalModel,
+    table: UserTable,
+    batch: Batch,
+    private_prior: float,
+    traits: TraitHead | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of a batch and its mean nll, both scalars.
 
     loss = mean nll + every method's training term + private_prior / 2 * mean |keep * p_owner|^2, the last one
-    times each method's own factor.
+    times each method's own factor, + the trait head's, if there is one.
     """
     frame = model.frame(batch.mask, batch.owner, table.as_profile())
     frame.keep = batch.keep
     frame.records = {}
-    logits = model.run(batch.ids, batch.mask, frame)
+    logits, embedding = model.read(batch.ids, batch.mask, frame)
     nll = model.task.nll(logits, batch.labels).mean()
     loss = nll + _training_terms(model, batch, frame, logits)
+    if traits is not None:
+        loss = loss + traits.loss(embedding.float(), batch.text)
     for method in model.method_list():
         for tensor in method.profile_tensors():
             kept = frame.profile[tensor.name].flatten(1) * batch.keep

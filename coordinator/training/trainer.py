@@ -28,11 +28,14 @@ from umbel.coordinator.training.step import (
     set_rates,
     trained_parameters,
 )
+from umbel.coordinator.training.traits import TraitHead
 from umbel.shared.errors import TrainingError
 from umbel.shared.files import atomic_write
 from umbel.shared.rng import generator, integer_seed
 
 METRICS = "metrics.jsonl"
+ASIDE = ("users/", "traits/")
+"""First parts of the names of weights that are there while training goes on, and no longer."""
 
 
 @final
@@ -46,6 +49,7 @@ class Trainer:
         config: CoordinatorConfig,
         folder: Path,
         fingerprint: str,
+        traits: TraitHead | None = None,
     ):
         self.config = config
         self.data = data
@@ -57,9 +61,12 @@ class Trainer:
         if config.backbone.dropout is not None:
             set_dropout(model.encoder, config.backbone.dropout)
         trained = trained_parameters(model, config.backbone)
-        self.optimizer = make_optimizer(trained, self.table, config.training, config.methods)
+        self.traits = None if traits is None else traits.to(self.device)
+        self.optimizer = make_optimizer(trained, self.table, config.training, config.methods, self.traits)
         self.weights: dict[str, Tensor] = dict(trained)
         self.weights |= {f"users/{name}": value for name, value in self.table.as_profile().items()}
+        if self.traits is not None:
+            self.weights |= {f"traits/{name}": value for name, value in self.traits.named_parameters()}
         self.best: dict[str, Tensor] = {}
         self.progress = Progress()
         self._bfloat16 = uses_bfloat16(config.training.precision, self.device)
@@ -107,12 +114,13 @@ class Trainer:
         set_rates(self.optimizer, number, config.training)
         self.model.train()
         with self.precision():
-            loss, nll = batch_loss(self.model, self.table, self._batch(rows), config.training.private_prior)
+            prior = config.training.private_prior
+            loss, nll = batch_loss(self.model, self.table, self._batch(rows), prior, self.traits)
         if not torch.isfinite(loss):
             raise _diverged(number)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
-        shared = [value for name, value in self.weights.items() if not name.startswith("users/")]
+        shared = [value for name, value in self.weights.items() if not name.startswith(ASIDE)]
         torch.nn.utils.clip_grad_norm_(shared, config.training.clip_norm)
         self.optimizer.step()
         return float(nll)
@@ -172,7 +180,8 @@ class Trainer:
                 np.float32
             )
         arrays = (tokens.ids, tokens.mask, rows.label, rows.user, keep)
-        return Batch(*(torch.from_numpy(array).to(self.device) for array in arrays))
+        ids, mask, labels, owner, kept = (torch.from_numpy(array).to(self.device) for array in arrays)
+        return Batch(ids, mask, labels, owner, kept, rows.text)
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.folder, self.fingerprint, self.progress, self.weights, self.best, self.optimizer)

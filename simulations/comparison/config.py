@@ -54,6 +54,13 @@ class DataSetConfig(Strict):
     generic_rate: float = Field(
         default=1e-4, ge=0, le=1, description="Its encoder's rate; 0 trains its head alone."
     )
+    traits: int = Field(
+        default=4,
+        ge=0,
+        le=64,
+        description="Traits of texts, as seen people's judgements tell them, that the generic model's "
+        "encoder is also trained towards.",
+    )
     steps: int = Field(default=150, ge=1, description="Steps in which a method's shared part is trained.")
     rival_steps: int = Field(
         default=80, ge=1, description="Steps in which rivals train what they share, if anything."

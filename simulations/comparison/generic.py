@@ -20,11 +20,13 @@ from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.sites import Frame
 from umbel.coordinator.tasks.classification import Classification
+from umbel.coordinator.training.collaborative import found_factors
 from umbel.coordinator.training.data import Rows, TrainingData
+from umbel.coordinator.training.traits import TraitHead
 from umbel.shared.files import atomic_write
 from umbel.shared.rng import generator, integer_seed
 
-GENERIC_VERSION = 2
+GENERIC_VERSION = 3
 """Goes up when the same settings would give another generic model."""
 
 OnStep = Callable[[int, int], None]
@@ -73,6 +75,7 @@ def train_generic(
     seed: int,
     precision: Callable[[], Any],
     on_step: OnStep,
+    traits: TraitHead | None = None,
 ) -> None:
     """Trains some of a model's parameters without profiles and leaves it at its best look, in place.
 
@@ -88,8 +91,11 @@ def train_generic(
         seed: Of the order of the texts, and of dropout.
         precision: Gives the context in which the model runs.
         on_step: Called with (steps done, steps in all).
+        traits: Also trains towards what seen people's judgements say of texts.
     """
     model.requires_grad_(False)
+    if traits is not None:
+        parts = [*parts, (list(traits.parameters()), _HEAD_RATE)]
     for parameters, _ in parts:
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -108,14 +114,14 @@ def train_generic(
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * _schedule(step, steps)
-        loss = _loss(model, data, said, next(drawn), precision)
+        loss = _loss(model, data, said, next(drawn), precision, traits)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(everything, _CLIP)
         optimizer.step()
         on_step(step + 1, steps)
         if (step + 1) % max(steps // _LOOKS, 1) == 0 or step + 1 == steps:
-            found = held_out_loss(model, data, precision)
+            found = _look(model, data, precision, traits)
             if found < best:
                 best, kept = found, [parameter.detach().clone() for parameter in everything]
     _leave_at(model, everything, kept)
@@ -225,16 +231,18 @@ def _loss(
     said: Opinions,
     chosen: npt.NDArray[np.intp],
     precision: Callable[[], Any],
+    traits: TraitHead | None,
 ) -> Tensor:
     root = np.sqrt(said.counts.sum(1))
     tokens = data.tokens.rows(said.text[chosen])
     shares = said.counts[chosen] / said.counts[chosen].sum(1, keepdims=True)
     weights = root[chosen] / ((root**2).sum() / root.sum())  # the mean over what is drawn
     with precision():
-        logits = _plain(model, torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask))
+        logits, embedding = _read(model, torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask))
     target = torch.from_numpy(shares).float()
     nll = -(functional.log_softmax(logits.float(), dim=-1) * target).sum(-1)
-    return (nll * torch.from_numpy(weights).float()).mean()
+    loss = (nll * torch.from_numpy(weights).float()).mean()
+    return loss if traits is None else loss + traits.loss(embedding.float(), said.text[chosen])
 
 
 @torch.no_grad()
@@ -248,6 +256,18 @@ def held_out_loss(model: PersonalModel, data: TrainingData, precision: Callable[
 
 
 @torch.no_grad()
+def _look(
+    model: PersonalModel, data: TrainingData, precision: Callable[[], Any], traits: TraitHead | None
+) -> float:
+    """Returns the held-out loss, and how far the held-out texts are from their traits."""
+    loss = held_out_loss(model, data, precision)
+    if traits is None:
+        return loss
+    texts = np.unique(data.validation.text)
+    return loss + float(traits.loss(mean_states(model, data, texts, precision), texts))
+
+
+@torch.no_grad()
 def generic_logits(
     model: PersonalModel, data: TrainingData, texts: npt.NDArray[np.int64], precision: Callable[[], Any]
 ) -> Tensor:
@@ -257,16 +277,17 @@ def generic_logits(
     for part in data.tokens.like_length(256, texts):
         tokens = data.tokens.rows(texts[part])
         with precision():
-            logits = _plain(model, torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask))
+            logits, _ = _read(model, torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask))
         found[torch.from_numpy(part)] = logits.float()
     return found
 
 
-def _plain(model: PersonalModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """Returns the logits under zero profiles."""
+def _read(model: PersonalModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns logits and embeddings under zero profiles."""
     zeros = {tensor.name: torch.zeros(1, *tensor.shape) for tensor in model.profile_spec().tensors}
-    logits: Tensor = model(ids, mask, torch.zeros(len(ids), dtype=torch.long), zeros)
-    return logits
+    frame = model.frame(mask, torch.zeros(len(ids), dtype=torch.long), zeros)
+    frame.users = zeros
+    return model.read(ids, mask, frame)
 
 
 def generic_model(
@@ -275,6 +296,7 @@ def generic_model(
     *,
     steps: int,
     rate: float,
+    traits: int,
     batch_size: int,
     seed: int,
     precision: Callable[[], Any],
@@ -288,6 +310,7 @@ def generic_model(
         data: Judgements of seen people.
         steps: Optimizer steps.
         rate: The encoder's rate; 0 leaves it as it was pretrained and trains the head alone.
+        traits: Traits of texts, as judgements tell them, that the encoder is also trained towards.
         batch_size: Texts per step.
         seed: Of the head and of the order.
         precision: Gives the context in which it runs.
@@ -312,10 +335,20 @@ def generic_model(
             seed=seed,
             precision=precision,
             on_step=on_step,
+            traits=_traits(backbone, data, traits, seed),
         )
     tensors = {name: value.detach().contiguous().clone() for name, value in model.named_parameters()}
     atomic_write(kept, save(tensors))
     return model
+
+
+def _traits(backbone: Backbone, data: TrainingData, size: int, seed: int) -> TraitHead | None:
+    users, labels = len(data.users), len(data.labels)
+    factors = found_factors(data.train, data.validation, users, labels, size, seed) if size else None
+    if factors is None:
+        return None
+    rng = torch.Generator().manual_seed(integer_seed(seed, 0, "", "comparison: trait head"))
+    return TraitHead(factors, backbone.shape.hidden_size, len(data.tokens), rng)
 
 
 def _read_back(model: PersonalModel, kept: Path) -> bool:

@@ -130,7 +130,7 @@ class Place:
         folder = self.out / "work" / f"{self.name}-{self.seed}"
         folder.mkdir(parents=True, exist_ok=True)
         own = [section.generic_steps, section.generic_rate, section.max_tokens, self.seed, config.batch_size]
-        own.append(GENERIC_VERSION)
+        own += [section.traits, GENERIC_VERSION]
         kept = folder / f"generic-{_hashed(*own, *self._seen())[:12]}.safetensors"
         if self.restart:
             kept.unlink(missing_ok=True)
@@ -139,6 +139,7 @@ class Place:
             self.cohort.data,
             steps=section.generic_steps,
             rate=section.generic_rate,
+            traits=section.traits,
             batch_size=config.batch_size,
             seed=self.seed,
             precision=lambda: mixed(bfloat16),

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from tests.builders import WORDS
 from tests.coordinator.conftest import TinyBackbone
 from tests.coordinator.small_training import STEPS, people, train_small
 from torch import Tensor
@@ -136,6 +137,37 @@ def test_stopped_while_the_recipe_is_chosen(backbone: str, tmp_path: Path) -> No
     assert train_small(backbone, tmp_path / "stopped", recipe=recipe).report["steps"] == STEPS
     train_small(backbone, tmp_path / "whole", recipe=recipe)
     assert_same_training(tmp_path / "stopped", tmp_path / "whole")
+
+
+def agreeing(users: int = 40) -> list[Example]:
+    """People of two tastes who all judge the same sixteen texts."""
+    texts = [f"{mood} {a} {b}" for mood in ("good", "bad") for a in WORDS[2:6] for b in WORDS[6:8]]
+    return [
+        Example(f"person {user}", text, "yes" if (text.startswith("good")) == (user % 2 == 0) else "no")
+        for user in range(users)
+        for text in texts
+    ]
+
+
+def test_traits_are_trained_towards_resumed_to_the_same_bits_and_left_behind(
+    backbone: str, tmp_path: Path
+) -> None:
+    def stop(phase: str, done: int, *_: object) -> None:
+        if phase == "train" and done == 11:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    changes: dict[str, Any] = {"examples": agreeing(), "backbone": {"train": "top:1"}}
+    with_traits = train_small(backbone, tmp_path / "whole", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        train_small(backbone, tmp_path / "stopped", stop, **changes)
+    kept = load_checkpoint(tmp_path / "stopped", with_traits.fingerprint)
+    assert kept is not None
+    assert "weight/traits/matrix" in kept[1]
+    train_small(backbone, tmp_path / "stopped", **changes)
+    assert_same_training(tmp_path / "stopped", tmp_path / "whole")
+    assert not any("traits" in name for name in with_traits.tensors)
+    without = train_small(backbone, tmp_path / "without", training={"traits": 0}, **changes)
+    assert not torch.equal(with_traits.tensors["task.weight"], without.tensors["task.weight"])
 
 
 def test_a_second_ctrl_c_acts_at_once() -> None:

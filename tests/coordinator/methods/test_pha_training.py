@@ -77,7 +77,11 @@ def step_of(model: PersonalModel, owner: list[int], keep: float = 1.0) -> tuple[
     rows = random_batch(0, len(owner), 6, 3, len(VOCABULARY))
     ids, mask, _ = rows.tensors()
     kept = torch.full((len(owner), 1), keep)
-    return table, rows, Batch(ids, mask, torch.tensor(rows.labels), torch.tensor(owner), kept)
+    return (
+        table,
+        rows,
+        Batch(ids, mask, torch.tensor(rows.labels), torch.tensor(owner), kept, np.arange(len(owner))),
+    )
 
 
 @pytest.mark.parametrize("contrast", ["users", "bank"])

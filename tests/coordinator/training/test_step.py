@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.coordinator.conftest import VOCABULARY, TinyBackbone
@@ -32,7 +33,8 @@ def test_training_terms_know_the_owners_and_the_states_without_profiles(
     batch: Any = random_batch(0, 4, 6, 3, len(VOCABULARY))
     ids, mask, owner = batch.tensors()
     labels = torch.tensor(batch.labels)
-    batch_loss(model, table, Batch(ids, mask, labels, owner, torch.tensor([[1.0], [0], [1], [1]])), 0.0)
+    keep = torch.tensor([[1.0], [0], [1], [1]])
+    batch_loss(model, table, Batch(ids, mask, labels, owner, keep, np.arange(4)), 0.0)
     (frame,) = seen
     assert frame.owner is not None
     assert torch.equal(frame.owner, owner)

@@ -1,0 +1,54 @@
+"""Trains an encoder towards what judgements alone say of texts (see collaborative.py)."""
+
+from __future__ import annotations
+
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from umbel.coordinator.training.collaborative import Factors
+from umbel.shared.text import IntArray
+
+
+@final
+class TraitHead(nn.Module):
+    """Reads traits and worth off an embedding.
+
+    loss = mean over texts of w_t |M e_t + m - [trait_t ; worth_t]|^2
+
+    It is there while an encoder is trained, and then no more. The strongest trait has variance 1, the others
+    are as much smaller as they move fewer answers.
+    """
+
+    def __init__(self, factors: Factors, width: int, texts: int, rng: torch.Generator):
+        """Makes the head.
+
+        Args:
+            factors: What judgements say.
+            width: Width of embeddings.
+            texts: How many texts there are in all; those that nobody judged have no weight.
+            rng: Of the first weights.
+        """
+        super().__init__()
+        target = np.concatenate([factors.trait, factors.worth], axis=1)
+        target = target / np.sqrt(np.average(target**2, axis=0, weights=factors.weight).max())
+        self.matrix = nn.Parameter(torch.empty(target.shape[1], width).normal_(0.0, 0.02, generator=rng))
+        self.offset = nn.Parameter(torch.zeros(target.shape[1]))
+        self._target = torch.zeros(texts, target.shape[1])
+        self._target[torch.from_numpy(factors.text)] = torch.from_numpy(target).float()
+        self._weight = torch.zeros(texts)
+        self._weight[torch.from_numpy(factors.text)] = torch.from_numpy(factors.weight).float()
+
+    def loss(self, embedding: Tensor, text: IntArray) -> Tensor:
+        """Returns the mean weighted squared distance, a scalar.
+
+        Args:
+            embedding: (batch, d).
+            text: (batch,) which texts.
+        """
+        index = torch.from_numpy(text)
+        device = embedding.device
+        apart = embedding @ self.matrix.T + self.offset - self._target[index].to(device)
+        return (apart.square().sum(-1) * self._weight[index].to(device)).mean()
