@@ -176,7 +176,7 @@ def _run(
     fingerprint: str,
     on_progress: OnProgress,
 ) -> TrainedModel:
-    trainer = begun(model, data, config, out, fingerprint)
+    trainer = begun(model, data, config, out, fingerprint, factors_of(data, config))
     with closing(Board(out)) as board:
 
         def after_step(reached: Progress) -> None:
@@ -203,10 +203,23 @@ def _run(
 
 
 def begun(
-    model: PersonalModel, data: TrainingData, config: CoordinatorConfig, out: Path, fingerprint: str
+    model: PersonalModel,
+    data: TrainingData,
+    config: CoordinatorConfig,
+    out: Path,
+    fingerprint: str,
+    factors: Factors | None,
 ) -> Trainer:
-    """Returns a trainer whose shared and private tensors have the first values that their methods want."""
-    factors = _factors(data, config)
+    """Returns a trainer whose shared and private tensors have the first values that their methods want.
+
+    Args:
+        model: As it was made.
+        data: What it is trained on.
+        config: The training's configuration.
+        out: Where checkpoints lie.
+        fingerprint: Hash of all that the result depends on.
+        factors: What `factors_of` found.
+    """
     traits = None
     if factors is not None and config.backbone.train != "none":
         rng = torch.Generator().manual_seed(integer_seed(config.seed, 0, "", "init trait head"))
@@ -219,10 +232,10 @@ def begun(
     return trainer
 
 
-def _factors(data: TrainingData, config: CoordinatorConfig) -> Factors | None:
+def factors_of(data: TrainingData, config: CoordinatorConfig) -> Factors | None:
     """Returns what judgements alone say of users and texts, where that says anything."""
     users, labels, size = len(data.users), len(data.labels), config.training.traits
-    return found_factors(data.train, data.validation, users, labels, size, config.seed) if size else None
+    return found_factors(data.train, data.validation, users, labels, size, config.seed)
 
 
 def rebase(trainer: Trainer) -> dict[str, Tensor]:

@@ -82,14 +82,14 @@ def found_factors(
         held_out: Further judgements of the same users.
         users: How many users there are.
         labels: How many labels there are.
-        size: Traits of a text.
+        size: Traits of a text; none are found if it is 0.
         seed: Of the first values.
 
     Returns:
         None where texts are hardly shared, or where knowing who judges which text does not make the held-out
         judgements likelier, by two standard errors, than how each user and each text is on its own.
     """
-    if users < 2 or not has_overlap(rows):
+    if size == 0 or users < 2 or not has_overlap(rows):
         return None
     known = held_out.take(np.flatnonzero(np.isin(held_out.text, rows.text)))
     if len(known) < _LEAST_HELD_OUT:

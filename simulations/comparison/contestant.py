@@ -14,6 +14,7 @@ import torch
 
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.model import PersonalModel
+from umbel.coordinator.training.collaborative import Factors
 from umbel.coordinator.training.data import Rows
 from umbel.shared.profile import FloatArray
 from umbel.simulations.comparison.cohort import Cohort, Person
@@ -58,6 +59,7 @@ class World:
         batch_size: Examples per training step.
         folder: Where a contestant may keep checkpoints of its training.
         bfloat16: Matrix products are in bfloat16, everybody's.
+        factors: What judgements alone say of the people for whom private tensors are trained; None: nothing.
     """
 
     cohort: Cohort
@@ -68,6 +70,7 @@ class World:
     batch_size: int
     folder: Path
     bfloat16: bool
+    factors: Factors | None
 
     def precision(self) -> Any:
         """Returns the context in which models run."""

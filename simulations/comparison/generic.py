@@ -344,7 +344,7 @@ def generic_model(
 
 def _traits(backbone: Backbone, data: TrainingData, size: int, seed: int) -> TraitHead | None:
     users, labels = len(data.users), len(data.labels)
-    factors = found_factors(data.train, data.validation, users, labels, size, seed) if size else None
+    factors = found_factors(data.train, data.validation, users, labels, size, seed)
     if factors is None:
         return None
     rng = torch.Generator().manual_seed(integer_seed(seed, 0, "", "comparison: trait head"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 from umbel.coordinator.backbone import Backbone
+from umbel.coordinator.training.collaborative import found_factors
 from umbel.coordinator.training.data import Rows
 from umbel.coordinator.training.trainer import uses_bfloat16
 from umbel.shared.files import sha256_bytes
@@ -146,8 +147,20 @@ class Place:
             kept=kept,
             on_step=on_step,
         )
-        batch = config.batch_size
-        return World(self.cohort, section, self.backbone, generic, self.seed, batch, folder, bfloat16)
+        data, size = self.cohort.table, section.traits
+        people, labels = len(data.users), len(data.labels)
+        factors = found_factors(data.train, data.validation, people, labels, size, self.seed)
+        return World(
+            self.cohort,
+            section,
+            self.backbone,
+            generic,
+            self.seed,
+            config.batch_size,
+            folder,
+            bfloat16,
+            factors,
+        )
 
     def _cut(self, full: World) -> World:
         backbone, generic, tokens = upper_model(

@@ -66,7 +66,7 @@ class Profiles(Contestant):
         fingerprint = self._fingerprint(config)
         folder = world.folder / f"training-{self.own_name}-{fingerprint[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
-        trainer = begun(model, data, config, folder, fingerprint)
+        trainer = begun(model, data, config, folder, fingerprint, world.factors)
         trainer.run(lambda progress: on_step(progress.step, config.training.max_steps))
         learned = rebase(trainer)
         self._tasks = {name: values.numpy() for name, values in learned.items()}
@@ -93,6 +93,7 @@ class Profiles(Contestant):
                 # Its encoder is frozen; with dropout, held-out loss was the same and a step a fifth longer.
                 "backbone": {"dropout": 0.0},
                 "training": {
+                    "traits": world.config.traits,
                     "max_steps": world.config.steps,
                     "batch_size": world.batch_size,
                     "shared_rate": own.shared_rate,

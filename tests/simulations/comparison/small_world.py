@@ -47,7 +47,7 @@ def small_world(
             "learning_steps": 6,
         }
     )
-    return World(cohort, config, backbone, _generic(backbone), 3, 16, folder, bfloat16)
+    return World(cohort, config, backbone, _generic(backbone), 3, 16, folder, bfloat16, None)
 
 
 def _generic(backbone: Backbone) -> PersonalModel:
