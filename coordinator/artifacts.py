@@ -16,9 +16,11 @@ from torch import Tensor
 from umbel.coordinator.backbone import Backbone, load_backbone
 from umbel.coordinator.config import CoordinatorConfig, validated
 from umbel.coordinator.model import PersonalModel, build_model
+from umbel.coordinator.onboarding.network import Onboarder
 from umbel.shared.checks import count_problems, number_problems, parsed_json
 from umbel.shared.errors import TrainingError, UmbelError
 from umbel.shared.files import atomic_write, sha256_bytes
+from umbel.shared.onboarding import PREFIX
 from umbel.shared.recipe import LearningRecipe
 
 MODEL = "model.safetensors"
@@ -135,6 +137,7 @@ def _report_problems(report: Mapping[str, Any]) -> list[str]:
     problems += number_problems("epochs", report["epochs"], 0.0, 1e9)
     problems += [] if isinstance(report["stopped"], str) else ["stopped is no text"]
     problems += [] if report["curve"] else ["curve is empty"]
+    problems += [] if _are_prototypes(report.get("prototypes", [])) else ["prototypes are malformed"]
     for number, look in enumerate(report["curve"], 1):
         wrong = count_problems("step", look["step"], 0, 2**63 - 1)
         for name in ("loss", "heldout_loss"):
@@ -142,6 +145,14 @@ def _report_problems(report: Mapping[str, Any]) -> list[str]:
         wrong += number_problems("heldout_accuracy", look["heldout_accuracy"], 0.0, 1.0)
         problems += [f"look {number} of the curve: {problem}" for problem in wrong]
     return problems
+
+
+def _are_prototypes(rows: object) -> bool:
+    """Says whether a report shows each prototype by pairs of a text and a label."""
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        return False
+    pairs = [pair for row in rows for pair in row]
+    return all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)
 
 
 def rebuild(trained: TrainedModel) -> tuple[Backbone, PersonalModel]:
@@ -154,18 +165,41 @@ def rebuild(trained: TrainedModel) -> tuple[Backbone, PersonalModel]:
     config = trained.config
     backbone = load_backbone(config.backbone.name, sha256=trained.backbone_sha256)
     model = build_model(backbone, config.task.kind, trained.labels, config.method_configs(), config.seed)
-    parameters = dict(model.named_parameters())
-    problems = [f"unknown tensor: {name}" for name in sorted(set(trained.tensors) - set(parameters))]
-    wanted = [name for name in parameters if not name.startswith("encoder.")]
-    problems += [f"missing tensor: {name}" for name in wanted if name not in trained.tensors]
+    tensors = {name: value for name, value in trained.tensors.items() if not name.startswith(PREFIX)}
+    wanted = [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
+    _fill(dict(model.named_parameters()), tensors, wanted)
+    return backbone, model.eval()
+
+
+def rebuild_onboarder(trained: TrainedModel, model: PersonalModel) -> Onboarder | None:
+    """Builds the onboarding network of a finished training; None if it has none.
+
+    Raises:
+        TrainingError: The saved tensors do not fit it.
+    """
+    config = trained.config
+    if not config.onboarding.steps:
+        return None
+    encoder: Any = model.encoder
+    width, labels = int(encoder.config.hidden_size), len(trained.labels)
+    network = Onboarder(config.onboarding, model.profile_spec(), width, labels, config.seed)
+    parameters = {PREFIX + name: value for name, value in network.named_parameters()}
+    tensors = {name: value for name, value in trained.tensors.items() if name.startswith(PREFIX)}
+    _fill(parameters, tensors, list(parameters))
+    return network.requires_grad_(False).eval()
+
+
+def _fill(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], wanted: Sequence[str]) -> None:
+    """Gives parameters their saved values, or says all that does not fit."""
+    problems = [f"unknown tensor: {name}" for name in sorted(set(tensors) - set(parameters))]
+    problems += [f"missing tensor: {name}" for name in wanted if name not in tensors]
     problems += [
         f"{name}: shape is {tuple(value.shape)}, expected {tuple(parameters[name].shape)}"
-        for name, value in trained.tensors.items()
+        for name, value in tensors.items()
         if name in parameters and value.shape != parameters[name].shape
     ]
     if problems:
         raise TrainingError("the saved tensors do not fit the model", problems)
     with torch.no_grad():
-        for name, value in trained.tensors.items():
+        for name, value in tensors.items():
             parameters[name].copy_(value)
-    return backbone, model.eval()

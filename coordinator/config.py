@@ -141,6 +141,10 @@ class RecipeConfig(Strict):
     learning_rate: tuple[Annotated[float, Field(ge=0, le=100)], ...] = (0.3,)
     prior_strength: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = (0.5, 1.0, 2.0)
     second_moment: tuple[Literal["tensor", "element", "none"], ...] = ("tensor",)
+    start: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        (0.0, 0.5, 1.0),
+        description="Shares of the onboarded profile to start from, where there is onboarding.",
+    )
     bias_prior: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     k: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (4, 16), description="Support sizes over which the loss is averaged."
@@ -156,12 +160,46 @@ class RecipeConfig(Strict):
         description="Nats that speak for all of a profile, beside cross-validation.",
     )
 
-    @field_validator("steps", "learning_rate", "prior_strength", "second_moment", "bias_prior", "k")
+    @field_validator("steps", "learning_rate", "prior_strength", "second_moment", "start", "bias_prior", "k")
     @classmethod
     def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if not value:
             raise ValueError("expected at least one value to try")
         return value
+
+
+@final
+class OnboardingConfig(Strict):
+    """[onboarding]: the network that writes a new user's first profile from their texts and examples."""
+
+    steps: int = Field(
+        0, ge=0, description="Episodes in which seen users play new ones; 0 makes no such network."
+    )
+    warm_steps: int = Field(
+        600, ge=0, description="Steps before them on embeddings alone, towards what seen users have learned."
+    )
+    users: int = Field(8, ge=1, description="Users in an episode.")
+    query: int = Field(16, ge=1, description="Examples of each on which their profile is judged.")
+    most_labelled: int = Field(64, ge=1, description="Examples that a user gives, at most.")
+    most_texts: int = Field(
+        32,
+        ge=0,
+        description="Further texts that they give without a label, at most; who gives no example gives one.",
+    )
+    learning_steps: int = Field(
+        2, ge=0, description="Few-shot steps after which the profile is judged again; 0: it is not."
+    )
+    learning_share: float = Field(0.5, ge=0, le=1, description="Share of episodes in which that is done.")
+    learning_rate: float = Field(0.2, ge=0, le=100, description="First rate of these few-shot steps.")
+    shown: int = Field(
+        3, ge=0, le=20, description="Training texts that a release shows for each prototype; 0: none."
+    )
+    prototypes: int = Field(32, ge=1, description="Prototypes in the bank [K].")
+    code_size: int = Field(64, ge=2, description="Size of retrieved codes, prototypes and what heads read.")
+    hidden: int = Field(128, ge=1, description="Hidden width of the retriever and the hypernetwork.")
+    warm_rate: float = Field(3e-3, gt=0, le=1, description="Learning rate before the episodes.")
+    rate: float = Field(1e-3, gt=0, le=1, description="Learning rate in episodes.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decay.")
 
 
 def _round_tensors(validated: dict[str, Any]) -> tuple[str, ...]:
@@ -188,6 +226,7 @@ class CoordinatorConfig(Strict):
     )
     training: TrainingConfig = TrainingConfig.model_construct()
     recipe: RecipeConfig = RecipeConfig.model_construct()
+    onboarding: OnboardingConfig = OnboardingConfig.model_construct()
     trainables: tuple[str, ...] = Field(
         default_factory=_round_tensors,
         description="Shared tensors (patterns) that devices may train in rounds; by default the task head "

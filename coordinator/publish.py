@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from umbel.coordinator.artifacts import TrainedModel, rebuild
+from umbel.coordinator.artifacts import TrainedModel, rebuild, rebuild_onboarder
 from umbel.coordinator.backbone import Backbone
+from umbel.coordinator.graphs import onboard
 from umbel.coordinator.graphs.joint import export_joint, parameter_arrays
 from umbel.coordinator.graphs.parity import check_parity, measure_parity
 from umbel.coordinator.graphs.split import in_no_file, split_graphs, weights_file
@@ -21,6 +22,7 @@ from umbel.coordinator.model import PersonalModel
 from umbel.shared.checks import shown
 from umbel.shared.errors import ConfigError, ReleaseError
 from umbel.shared.files import sha256_bytes, sole_use
+from umbel.shared.onboarding import GRAPH, MOST_CHARACTERS, PREFIX, Onboarding, Shown
 from umbel.shared.profile import FloatArray
 from umbel.shared.rebuilt import Rebuilt, described, digest
 from umbel.shared.release import (
@@ -102,16 +104,25 @@ def publish_model(
     shared = {name: array for name, array in arrays.items() if name not in {*encoder, *rebuilt}}
     for name, kind in storage.items():
         shared |= packed(name, arrays[name], kind)
+    network = rebuild_onboarder(trained, model)
+    if network is not None:
+        shared |= onboard.parameter_arrays(network)
     files = [weights_file(BACKBONE_WEIGHTS, encoder), weights_file(SHARED_WEIGHTS, shared)]
     outside = in_no_file({name: arrays[name] for name in (*rebuilt, *storage)})
     private = [tensor.name for tensor in model.profile_spec().tensors]
     graphs = split_graphs(joint, private, {name: arrays[name].shape for name in names}, [*files, outside])
+    if network is not None:
+        graphs[GRAPH] = onboard.onboarding_graph(network, files[1])
     on_phase("compare torch and onnxruntime")
     # What is compared are the bytes that will be written, weights and what is rebuilt included.
     written: dict[str, Any] = {name: array for file in files for name, array in load(file.data).items()}
     written, _ = unpacked(written, storage)
     written |= {name: tensor.values() for name, tensor in rebuilt.items()}
-    parity = measure_parity(model, graphs, written, names, max_tokens)
+    first = {name: graph for name, graph in graphs.items() if name != GRAPH}
+    plain = {name: array for name, array in written.items() if not name.startswith(PREFIX)}
+    parity = measure_parity(model, first, plain, names, max_tokens)
+    if network is not None:
+        parity |= onboard.measure_onboarding(network, graphs[GRAPH], written)
     check_parity(parity)
     on_phase("write")
     blobs = {f"{name}.onnx": data for name, data in graphs.items()}
@@ -130,8 +141,18 @@ def publish_model(
         blobs=_described(blobs),
         rebuilt=rebuilt,
         storage=storage,
+        onboarding=None if network is None else _onboarding(trained),
     )
     return write_release(folder, manifest, blobs)
+
+
+def _onboarding(trained: TrainedModel) -> Onboarding:
+    """Returns what is shown of each prototype; nothing where the training has kept nothing."""
+    count = trained.config.onboarding.prototypes
+    rows = (*trained.report.get("prototypes", ()), *[()] * count)[:count]
+    return Onboarding(
+        tuple(tuple(Shown(text[:MOST_CHARACTERS], label) for text, label in row) for row in rows)
+    )
 
 
 def publish_update(release: Release, values: Mapping[str, FloatArray], folder: Path) -> Release:

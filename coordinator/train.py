@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,27 +14,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from umbel.coordinator.artifacts import DESCRIPTION, TrainedModel, load_trained, rebuild, save_trained
+from umbel.coordinator.artifacts import (
+    DESCRIPTION,
+    TrainedModel,
+    load_trained,
+    rebuild,
+    rebuild_onboarder,
+    save_trained,
+)
 from umbel.coordinator.backbone import Backbone, load_backbone
 from umbel.coordinator.config import CoordinatorConfig
 from umbel.coordinator.model import PersonalModel, build_model
+from umbel.coordinator.onboarding.network import Onboarder
+from umbel.coordinator.onboarding.training import OnboardingTrainer, starts_of
 from umbel.coordinator.training.board import Board
 from umbel.coordinator.training.calibrate import choose_recipe
 from umbel.coordinator.training.checkpoint import CHECKPOINT, Progress
 from umbel.coordinator.training.collaborative import Factors, found_factors
 from umbel.coordinator.training.data import TrainingData, prepare
 from umbel.coordinator.training.start import start_shared, start_users
-from umbel.coordinator.training.trainer import ASIDE, Trainer
+from umbel.coordinator.training.trainer import ASIDE, Trainer, uses_bfloat16
 from umbel.coordinator.training.traits import TraitHead
 from umbel.shared.errors import TrainingError
 from umbel.shared.examples import Example, labels_of
 from umbel.shared.files import refuse_taken, sole_use
+from umbel.shared.onboarding import PREFIX
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.rng import integer_seed
 from umbel.shared.text import TextEncoder
 
 _OTHER_TRAINING = "Name one of this very configuration."
 _OTHER_OUT = "Choose another --out, or pass --restart to train again there."
+
+ONBOARDING = "onboarding"
+"""Folder, in a training's own, of the onboarding network's checkpoints; gone when all is finished."""
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with (phase, steps done, steps in all, a few words on how it goes)."""
@@ -125,11 +139,13 @@ def _train(
     if restart:
         _forget(out)
     if earlier is None:
-        trained = _run(config, backbone, model, data, out, fingerprint, on_progress)
+        texts = list(dict.fromkeys(example.text for example in examples))  # in the order of data.tokens
+        trained = _run(config, backbone, model, data, texts, out, fingerprint, on_progress)
     else:
         trained = _reused(earlier, config, data, on_progress)
     save_trained(out, trained)
     (out / CHECKPOINT).unlink(missing_ok=True)
+    shutil.rmtree(out / ONBOARDING, ignore_errors=True)
     return trained
 
 
@@ -151,12 +167,17 @@ def _reused(
     if earlier.config.recipe == config.recipe:
         return replace(earlier, config=config)
     _, model = rebuild(earlier)
-    recipe, trials = _choose(model, data, config, on_progress)
+    network = rebuild_onboarder(earlier, model)
+    recipe, trials = _choose(model, data, config, on_progress, network)
     return replace(earlier, config=config, recipe=recipe, report={**earlier.report, "recipe_trials": trials})
 
 
 def _choose(
-    model: PersonalModel, data: TrainingData, config: CoordinatorConfig, on_progress: OnProgress
+    model: PersonalModel,
+    data: TrainingData,
+    config: CoordinatorConfig,
+    on_progress: OnProgress,
+    network: Onboarder | None,
 ) -> tuple[LearningRecipe, list[dict[str, Any]]]:
     return choose_recipe(
         model,
@@ -164,7 +185,26 @@ def _choose(
         data.calibration,
         config.recipe,
         lambda n, of: on_progress("choose recipe", n, of, ""),
+        None if network is None else starts_of(network, model, data.tokens, data.calibration),
     )
+
+
+def _onboarder(
+    trainer: Trainer, profiles: Mapping[str, Tensor], folder: Path, on_progress: OnProgress
+) -> tuple[Onboarder, list[list[tuple[int, int]]]]:
+    config = trainer.config
+    folder.mkdir(exist_ok=True)
+    onboarding = OnboardingTrainer(
+        trainer.model,
+        trainer.data,
+        profiles,
+        config,
+        folder,
+        trainer.fingerprint,
+        bfloat16=uses_bfloat16(config.training.precision),
+    )
+    network = onboarding.run(lambda done, of: on_progress("train onboarding", done, of, ""))
+    return network, onboarding.representatives()
 
 
 def _run(
@@ -172,6 +212,7 @@ def _run(
     backbone: Backbone,
     model: PersonalModel,
     data: TrainingData,
+    texts: Sequence[str],
     out: Path,
     fingerprint: str,
     on_progress: OnProgress,
@@ -185,8 +226,12 @@ def _run(
             on_progress("train", reached.step, config.training.max_steps, _words(last))
 
         progress = trainer.run(after_step)
-    rebase(trainer)
-    recipe, trials = _choose(model, data, config, on_progress)
+    profiles = rebase(trainer)
+    network: Onboarder | None = None
+    shown: list[list[tuple[int, int]]] = []
+    if config.onboarding.steps:
+        network, shown = _onboarder(trainer, profiles, out / ONBOARDING, on_progress)
+    recipe, trials = _choose(model, data, config, on_progress, network)
     report = {
         "steps": progress.step,
         "epochs": round(progress.step / max(len(data.train) / config.training.batch_size, 1e-9), 2),
@@ -199,6 +244,9 @@ def _run(
         "recipe_trials": trials,
     }
     tensors = {n: value.detach() for n, value in trainer.weights.items() if not n.startswith(ASIDE)}
+    if network is not None:
+        tensors |= {PREFIX + name: value.detach() for name, value in network.named_parameters()}
+        report["prototypes"] = [[[texts[row], data.labels[label]] for row, label in rows] for rows in shown]
     return TrainedModel(config, data.labels, backbone.sha256, fingerprint, recipe, report, tensors)
 
 
@@ -257,7 +305,8 @@ def _words(row: dict[str, float] | None) -> str:
 
 def _fingerprint(config: CoordinatorConfig, examples: Sequence[Example], backbone: Backbone) -> str:
     """Returns the hash of all that the trained tensors depend on."""
-    row = config.model_dump(mode="json", exclude={"recipe", "trainables"})
+    idle = {"recipe", "trainables"} | (set() if config.onboarding.steps else {"onboarding"})
+    row = config.model_dump(mode="json", exclude=idle)
     digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode())
     digest.update(backbone.sha256.encode())
     for example in examples:
@@ -279,3 +328,4 @@ def _finished(folder: Path, fingerprint: str, hint: str = _OTHER_OUT) -> Trained
 def _forget(out: Path) -> None:
     for name in (DESCRIPTION, CHECKPOINT):
         (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / ONBOARDING, ignore_errors=True)

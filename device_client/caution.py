@@ -8,6 +8,7 @@ import numpy as np
 
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import NO_SHARED, Encoded, learn_exactly, predict_logits, stored
+from umbel.device_client.onboarding import Starter
 from umbel.shared.bias import softmax
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
@@ -20,7 +21,7 @@ def cautious_profiles(
     supports: Sequence[Encoded],
     recipe: LearningRecipe,
     *,
-    start: Mapping[str, FloatArray] | None = None,
+    start: Starter | None = None,
     shared: Mapping[str, FloatArray] = NO_SHARED,
     on_step: Callable[[int, float], None] | None = None,
 ) -> tuple[dict[str, FloatArray], FloatArray]:
@@ -35,7 +36,8 @@ def cautious_profiles(
         engine: The release.
         supports: Each user's examples.
         recipe: Steps, rates, prior; folds and trust.
-        start: As in `learn_profiles`.
+        start: Gives the profiles to start from; zeros if None. For a fold it is asked again, without the
+            examples that are held out.
         shared: As in `learn_profiles`.
         on_step: Called after every step of the learning from all examples.
 
@@ -45,7 +47,9 @@ def cautious_profiles(
     Raises:
         ProfileError: A profile that was learned is not finite as it is stored.
     """
-    exact = learn_exactly(engine, supports, recipe, start=start, shared=shared, on_step=on_step)
+    everything = [(user, np.arange(len(own))) for user, own in enumerate(supports)]
+    origin = None if start is None else start(everything)
+    exact = learn_exactly(engine, supports, recipe, start=origin, shared=shared, on_step=on_step)
     strengths = _strengths(engine, supports, recipe, start, shared)
     scaled = {name: _times(values, strengths) for name, values in exact.items()}
     return stored(engine, scaled, supports), strengths
@@ -55,17 +59,17 @@ def _strengths(
     engine: Engine,
     supports: Sequence[Encoded],
     recipe: LearningRecipe,
-    start: Mapping[str, FloatArray] | None,
+    start: Starter | None,
     shared: Mapping[str, FloatArray],
 ) -> FloatArray:
     splits = [
         (user, *rows) for user, own in enumerate(supports) for rows in fold_rows(len(own), recipe.folds)
     ]
     found = np.ones(len(supports), np.float32)
-    if not splits or recipe.steps == 0:
+    if not splits or (recipe.steps == 0 and start is None):
         return found
     owners = np.array([user for user, _, _ in splits])
-    origin = None if start is None else {name: values[owners] for name, values in start.items()}
+    origin = None if start is None else start([(user, rest) for user, rest, _ in splits])
     learned = learn_exactly(
         engine, [supports[user].rows(rest) for user, rest, _ in splits], recipe, start=origin, shared=shared
     )

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from umbel.device_client.device import Prediction
+    from umbel.device_client.device import Onboarded, Prediction
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +24,7 @@ _Profile = Annotated[Path, typer.Option("--profile", "-p", help="File of the pri
 _Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
 _PROFILE = Path("profile.umbel")
+_SHOWN = 5
 _MAX_TEXTS_BYTES = 1 << 26  # a wrong file, such as a device, may be endless
 
 
@@ -34,6 +35,12 @@ def learn(
         Path,
         typer.Option("--examples", "-e", help="Your examples (.jsonl or .csv): a text and its label each."),
     ],
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            "--texts", "-t", help="Further texts of yours, one a line, for a release that onboards."
+        ),
+    ] = None,
     profile: _Profile = _PROFILE,
     threads: _Threads = 2,
     as_json: _Json = False,
@@ -53,7 +60,12 @@ def learn(
     checked = read_release(release)
     rows = read_examples(examples, labels=checked.manifest.labels, default_user="owner")
     learned = learn_profile(
-        checked, rows, profile, threads=threads, on_step=_bar(checked.manifest.recipe.steps, as_json)
+        checked,
+        rows,
+        profile,
+        texts=_file_texts(texts),
+        threads=threads,
+        on_step=_bar(checked.manifest.recipe.steps, as_json),
     )
     found = {
         "profile": str(profile),
@@ -90,6 +102,88 @@ def _strength(strength: float) -> str:
 
 
 @app.command()
+def onboard(
+    release: _Release,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            "--examples", "-e", help="Examples of yours (.jsonl or .csv): a text and its label each."
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--texts", "-t", help="File with one text of yours a line, without labels.")
+    ] = None,
+    profile: _Profile = _PROFILE,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what is believed about you, and why.")
+    ] = False,
+    threads: _Threads = 2,
+    as_json: _Json = False,
+) -> None:
+    """Get a first profile at once, from texts of yours, with labels or without.
+
+    It takes one pass over the texts. 'umbel device learn' makes more of labelled examples, and starts
+    from the same. Nothing leaves this machine.
+
+    For instance: umbel device onboard --release release --texts mine.txt --explain
+    """
+    from umbel.device_client.device import onboard_profile
+    from umbel.shared.examples import read_examples
+    from umbel.shared.release import read_release
+
+    begun = time.perf_counter()
+    checked = read_release(release)
+    labels = checked.manifest.labels
+    rows = [] if examples is None else read_examples(examples, labels=labels, default_user="owner")
+    texts = _file_texts(file)
+    found = onboard_profile(checked, rows, texts, profile, threads=threads)
+    seconds = round(time.perf_counter() - begun, 3)
+    if as_json:
+        typer.echo(json.dumps(_onboarded(found, profile, len(rows), len(texts), seconds), indent=2))
+        return
+    typer.echo(
+        f"Read {len(rows)} examples and {len(texts)} texts in {seconds:.1f} s. With the profile, "
+        f"{found.changed:.0%} of them get another label than everybody's; probabilities move by "
+        f"{found.moved:.0%} on average.\n"
+        f"The profile is in {profile} ({found.file_bytes} bytes). "
+        f'Use it: umbel device predict --release {release} --profile {profile} "some text"'
+    )
+    if explain:
+        _explain(found, [row.text for row in rows] + texts)
+
+
+def _onboarded(found: Onboarded, profile: Path, examples: int, texts: int, seconds: float) -> dict[str, Any]:
+    return {
+        "profile": str(profile),
+        "bytes": found.file_bytes,
+        "examples": examples,
+        "texts": texts,
+        "changed": round(found.changed, 6),
+        "moved": round(found.moved, 6),
+        "likenesses": [
+            {"weight": round(own.weight, 6), "examples": [{"text": t, "label": n} for t, n in own.examples]}
+            for own in found.likenesses
+        ],
+        "influences": [round(value, 6) for value in found.influences],
+        "seconds": seconds,
+    }
+
+
+def _explain(found: Onboarded, texts: list[str]) -> None:
+    """Says whom the owner is taken to be like, and which of their texts made it so."""
+    from umbel.shared.checks import tamed
+
+    typer.echo("\nYou are taken to be like people who would say:")
+    for own in found.likenesses:
+        said = [f'{label} to "{tamed(text)}"' for text, label in own.examples]
+        typer.echo(f"  {own.weight:4.0%}  {'; '.join(said) or '(the release shows no texts)'}")
+    order = sorted(range(len(texts)), key=lambda number: -found.influences[number])[:_SHOWN]
+    typer.echo("\nWhat of yours mattered most:")
+    for number in order:
+        typer.echo(f'  {found.influences[number]:4.0%}  "{tamed(texts[number])}"')
+
+
+@app.command()
 def predict(
     release: _Release,
     texts: Annotated[
@@ -120,7 +214,16 @@ def predict(
     _table(wanted, found)
 
 
-def _texts(given: list[str], file: Path | None) -> list[str]:
+def _file_texts(file: Path | None) -> list[str]:
+    return [] if file is None else _texts([], file, "read", "Give a file with one text a line.")
+
+
+def _texts(
+    given: list[str],
+    file: Path | None,
+    purpose: str = "predict",
+    hint: str = 'Give texts: umbel device predict --release R "some text", or --texts FILE with one a line.',
+) -> list[str]:
     from umbel.shared.errors import ExampleError
 
     texts = [text for text in given if text != "-"]
@@ -132,9 +235,9 @@ def _texts(given: list[str], file: Path | None) -> list[str]:
     empty = [f"text {number} is empty" for number, text in enumerate(texts, 1) if not text.strip()]
     if empty or not texts:
         raise ExampleError(
-            "there is nothing to predict" if not texts else "some texts are empty",
+            f"there is nothing to {purpose}" if not texts else "some texts are empty",
             empty,
-            'Give texts: umbel device predict --release R "some text", or --texts FILE with one a line.',
+            hint,
         )
     return texts
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from umbel.device_client.caution import cautious_profiles
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import encode_examples, predict_logits
+from umbel.device_client.learning import Encoded, encode_examples, predict_logits
+from umbel.device_client.onboarding import Known, influences, onboarded, read_known, starter
 from umbel.shared.bias import softmax
 from umbel.shared.errors import ExampleError, ProfileError, ReleaseError
 from umbel.shared.examples import Example
@@ -19,6 +20,8 @@ from umbel.shared.files import atomic_write
 from umbel.shared.profile import MAX_FILE_BYTES, FloatArray, pack_profile, unpack_profile
 from umbel.shared.release import Release
 from umbel.shared.text import IntArray
+
+_LIKENESSES = 3
 
 
 @final
@@ -69,11 +72,105 @@ class Prediction:
         }
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """A prototype that the owner is like.
+
+    Attributes:
+        weight: How much of the owner it stands for, from 0 to 1.
+        examples: Public texts, each with the label that shows what the prototype stands for.
+    """
+
+    weight: float
+    examples: tuple[tuple[str, str], ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Onboarded:
+    """What came of onboarding.
+
+    Attributes:
+        file_bytes: Size of the profile's file.
+        changed: Share of the owner's texts whose most likely label is another one with the profile.
+        moved: Mean change of the probabilities of the owner's texts, from 0 to 1 (total variation).
+        likenesses: The prototypes that the owner is most like, the first one most.
+        influences: For each text, labelled ones first, its share in what moved the profile.
+    """
+
+    file_bytes: int
+    changed: float
+    moved: float
+    likenesses: tuple[Likeness, ...]
+    influences: tuple[float, ...]
+
+
+def onboard_profile(
+    release: Release,
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    path: Path,
+    *,
+    threads: int = 1,
+) -> Onboarded:
+    """Writes the owner's first profile from what is known of them, in one pass, and keeps it.
+
+    Args:
+        release: A release that has onboarding.
+        examples: Labelled texts of the owner; there may be none.
+        texts: Further texts of theirs.
+        path: Where the profile is kept; an older one there is replaced once the new one is whole.
+        threads: Threads of a graph run.
+
+    Raises:
+        ExampleError: There is nothing, the examples are of several people, or a label is not the release's.
+        OSError: The profile cannot be written; an older one is untouched.
+        ReleaseError: The release has no onboarding.
+    """
+    if not examples and not texts:
+        raise ExampleError(
+            "there is nothing to begin with", hint="Give texts of yours, with labels or without."
+        )
+    _check_one_owner(examples)
+    engine = Engine(release, threads=threads)
+    known = _read(engine, encode_examples(engine, examples) if examples else None, texts)
+    exact, weights = onboarded(engine, [known])
+    profile = release.manifest.profile.rounded(exact)
+    data = pack_profile(release.manifest.profile, profile, release.release_id)
+    tokens = engine.encode([*(example.text for example in examples), *texts])
+    before, after = softmax(known.logits), softmax(predict_logits(engine, tokens, profile))
+    found = Onboarded(
+        len(data),
+        float((before.argmax(1) != after.argmax(1)).mean()),
+        float(0.5 * np.abs(after - before).sum(1).mean()),
+        _likenesses(release, weights[0]),
+        tuple(float(value) for value in influences(engine, known)),
+    )
+    atomic_write(path, data, mode=0o600)
+    return found
+
+
+def _read(engine: Engine, support: Encoded | None, texts: Sequence[str]) -> Known:
+    own = Encoded(engine.encode([]), np.zeros(0, np.int64)) if support is None else support
+    return read_known(engine, own.tokens, own.labels, engine.encode(texts))
+
+
+def _likenesses(release: Release, weights: FloatArray) -> tuple[Likeness, ...]:
+    assert release.manifest.onboarding is not None
+    rows = release.manifest.onboarding.prototypes
+    order = np.argsort(-weights, kind="stable")[:_LIKENESSES]
+    return tuple(
+        Likeness(float(weights[n]), tuple((shown.text, shown.label) for shown in rows[n])) for n in order
+    )
+
+
 def learn_profile(
     release: Release,
     examples: Sequence[Example],
     path: Path,
     *,
+    texts: Sequence[str] = (),
     threads: int = 1,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Learned:
@@ -83,6 +180,7 @@ def learn_profile(
         release: The release.
         examples: The owner's examples, all of one person.
         path: Where the profile is kept; an older one there is replaced once the new one is whole.
+        texts: Further texts of the owner, without labels; only onboarding makes use of them.
         threads: Threads of a graph run.
         on_step: Called after every step with its number and the mean nll.
 
@@ -93,7 +191,11 @@ def learn_profile(
     _check_one_owner(examples)
     engine = Engine(release, threads=threads)
     support = encode_examples(engine, examples)
-    profile, strengths = cautious_profiles(engine, [support], release.manifest.recipe, on_step=on_step)
+    recipe = release.manifest.recipe
+    start = None
+    if engine.onboards and recipe.start:
+        start = starter(engine, [_read(engine, support, texts)], [len(support)], recipe.start)
+    profile, strengths = cautious_profiles(engine, [support], recipe, start=start, on_step=on_step)
     data = pack_profile(release.manifest.profile, profile, release.release_id)
     before = predict_logits(engine, support.tokens, release.manifest.profile.zeros(1))
     after = predict_logits(engine, support.tokens, profile)
@@ -103,7 +205,7 @@ def learn_profile(
         _nll(before, support.labels),
         _nll(after, support.labels),
         float(strengths[0]),
-        _notes(examples),
+        _notes(examples, bool(texts) and start is None),
     )
 
 
@@ -171,8 +273,8 @@ def _check_one_owner(examples: Sequence[Example]) -> None:
         )
 
 
-def _notes(examples: Sequence[Example]) -> tuple[str, ...]:
-    notes = []
+def _notes(examples: Sequence[Example], idle: bool) -> tuple[str, ...]:
+    notes = ["the release makes no use of texts without labels."] if idle else []
     if len(examples) == 1:
         notes.append("there is only one example; the profile stays close to generic. A few more will help.")
     if len({example.label for example in examples}) == 1 and len(examples) > 1:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from umbel.shared.errors import ReleaseError
+from umbel.shared.onboarding import GRAPH, INPUTS, PREFIX, START, UNKNOWN, WEIGHTS
 from umbel.shared.profile import FloatArray
 from umbel.shared.rebuilt import rebuild_all
 from umbel.shared.release import BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER, Manifest, Release
@@ -16,7 +17,8 @@ from umbel.shared.storage import unpacked
 from umbel.shared.text import IntArray, TextEncoder, TokenBatch
 
 GRADIENT = "grad."
-_INTEGERS = frozenset({"input_ids", "attention_mask", "owner", "labels"})
+_INTEGERS = frozenset({"input_ids", "attention_mask", "owner", "owners", "labels"})
+_ANY = -1  # a width that the manifest does not tell
 _REPORT = "Its files are as they were published, so tell its publisher; another copy will not help."
 
 
@@ -73,6 +75,58 @@ class Engine:
             shared: Other values for trainable shared tensors; empty for the release's own.
         """
         return self._run("predict", ["logits"], _feed(tokens, owner, profile, shared))["logits"]
+
+    def read(self, tokens: TokenBatch) -> tuple[FloatArray, FloatArray]:
+        """Returns what texts are to a person about whom nothing is known.
+
+        Returns:
+            Logits (batch, labels) and embeddings (batch, d), the mean states of their tokens.
+        """
+        nobody = self.release.manifest.profile.zeros(1)
+        feed = _feed(tokens, np.zeros(len(tokens), np.int64), nobody, {})
+        found = self._run("predict", ["logits", "text_embedding"], feed)
+        return found["logits"], found["text_embedding"]
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of an embedding."""
+        (width,) = (
+            value.shape[1]
+            for value in self._session("predict").get_outputs()
+            if value.name == "text_embedding"
+        )
+        return int(width)
+
+    @property
+    def onboards(self) -> bool:
+        """Whether the release has onboarding."""
+        return self.release.manifest.onboarding is not None
+
+    def onboard(
+        self,
+        logits: FloatArray,
+        embedding: FloatArray,
+        labels: IntArray,
+        owner: IntArray,
+        users: int,
+    ) -> tuple[dict[str, FloatArray], FloatArray]:
+        """Writes users' first profiles.
+
+        Args:
+            logits: (texts, labels) as `read` gives them.
+            embedding: (texts, d) as `read` gives them.
+            labels: (texts,) label numbers; -1 where only the text is known.
+            owner: (texts,) whose each text is; -1: nobody's.
+            users: How many users there are, those without texts included.
+
+        Returns:
+            Private tensors (users, *shape) float32, and the weight of each prototype (users, prototypes).
+        """
+        outputs = {t.name: START + t.name for t in self.release.manifest.profile.tensors}
+        found = self._run(
+            GRAPH, [WEIGHTS, *outputs.values()], _support(logits, embedding, labels, owner, users)
+        )
+        return {name: found[output] for name, output in outputs.items()}, found[WEIGHTS]
 
     def learn(
         self,
@@ -185,8 +239,10 @@ def _open_session(release: Release, graph: str, weights: Mapping[str, FloatArray
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(release.folder / "blobs")
     )
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-    options.add_external_initializers(list(weights), values)
+    # A graph refuses weights that it does not have; the onboarding network's are in no other graph.
+    own = {name: array for name, array in weights.items() if name.startswith(PREFIX) == (graph == GRAPH)}
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in own.values()]
+    options.add_external_initializers(list(own), values)
     data = release.blob_path(f"{graph}.onnx").read_bytes()
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
@@ -201,16 +257,36 @@ def graph_problems(graph: str, session: Any, manifest: Manifest) -> list[str]:
     """Returns where a graph's inputs, overridable weights and outputs are not what the manifest promises."""
     private = {tensor.name: tensor.shape for tensor in manifest.profile.tensors}
     free: Mapping[str, tuple[int | None, ...]] = {name: (None, *shape) for name, shape in private.items()}
+    if graph == GRAPH:
+        return _onboarding_problems(session, manifest, free)
     tokens = {"input_ids": (None, None), "attention_mask": (None, None), "owner": (None,)}
     targets = {} if graph == "predict" else {"labels": (None,), "weights": (None,)}
     worked_on = private if graph == "learn" else manifest.trainables
     gradients = {GRADIENT + n: shape for n, shape in (free if graph == "learn" else worked_on).items()}
-    results: dict[str, tuple[int | None, ...]] = {"logits": (None, len(manifest.labels))}
+    results: dict[str, tuple[int | None, ...]] = {
+        "logits": (None, len(manifest.labels)),
+        "text_embedding": (None, _ANY),
+    }
     if graph != "predict":
         results = {"loss": (), "nll": (None,), **gradients}
     return [
         *_value_problems("input", session.get_inputs(), {**tokens, **targets, **free}),
         *_value_problems("trainable", session.get_overridable_initializers(), manifest.trainables),
+        *_value_problems("output", session.get_outputs(), results),
+    ]
+
+
+def _onboarding_problems(
+    session: Any, manifest: Manifest, free: Mapping[str, tuple[int | None, ...]]
+) -> list[str]:
+    prototypes = len(manifest.onboarding.prototypes) if manifest.onboarding is not None else 0
+    inputs: dict[str, tuple[int | None, ...]] = dict.fromkeys(INPUTS, (None,))
+    inputs |= {"text_embedding": (None, _ANY), "logits": (None, len(manifest.labels))}
+    results: dict[str, tuple[int | None, ...]] = {START + name: shape for name, shape in free.items()}
+    results[WEIGHTS] = (None, prototypes)
+    return [
+        *_value_problems("input", session.get_inputs(), inputs),
+        *_value_problems("trainable", session.get_overridable_initializers(), {}),
         *_value_problems("output", session.get_outputs(), results),
     ]
 
@@ -232,13 +308,26 @@ def _value_problems(
 
 def _size_fits(found: object, expected: int | None) -> bool:
     """An axis that varies must be free in the graph; a fixed one must be right where the graph names it."""
-    return not isinstance(found, int) if expected is None else found == expected or not isinstance(found, int)
+    if expected is None or expected == _ANY:
+        return expected == _ANY or not isinstance(found, int)
+    return found == expected or not isinstance(found, int)
 
 
 def _feed(
     tokens: TokenBatch, owner: IntArray, profile: Mapping[str, FloatArray], shared: Mapping[str, FloatArray]
 ) -> dict[str, npt.NDArray[Any]]:
     return {"input_ids": tokens.ids, "attention_mask": tokens.mask, "owner": owner, **profile, **shared}
+
+
+def _support(
+    logits: FloatArray, embedding: FloatArray, labels: IntArray, owner: IntArray, users: int
+) -> dict[str, npt.NDArray[Any]]:
+    """Returns the inputs of the onboarding graph; where there are no texts, there is one that is nobody's."""
+    if not len(labels):
+        logits, embedding = (np.zeros((1, values.shape[1]), np.float32) for values in (logits, embedding))
+        labels = owner = np.full(1, UNKNOWN, np.int64)
+    found = (embedding, logits, labels, owner, np.arange(users))
+    return dict(zip(INPUTS, found, strict=True))
 
 
 def _targets(labels: IntArray) -> dict[str, npt.NDArray[Any]]:

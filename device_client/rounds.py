@@ -18,6 +18,7 @@ import numpy as np
 
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import Encoded, encode_examples, learn_profiles, predict_logits
+from umbel.device_client.onboarding import examples_starter
 from umbel.device_client.store import DeviceHome
 from umbel.shared.errors import ExampleError
 from umbel.shared.messages import Contribution, EvaluationReply, RoundTask, clipped
@@ -84,7 +85,9 @@ def evaluate(engine: Engine, home: DeviceHome, task: RoundTask) -> EvaluationRep
 
 def _learned(engine: Engine, support: Encoded, task: RoundTask) -> dict[str, FloatArray]:
     recipe = task.settings.recipe or engine.release.manifest.recipe
-    return learn_profiles(engine, [support], recipe, shared=task.arrays)
+    start = examples_starter(engine, [support], recipe.start)
+    origin = None if start is None else start([(0, np.arange(len(support)))])
+    return learn_profiles(engine, [support], recipe, start=origin, shared=task.arrays)
 
 
 def shared_change(

@@ -18,6 +18,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "epsilon": (1e-12, 1.0),
     "bias_prior": (1e-6, 1e6),
     "trust": (-1e3, 1e3),
+    "start": (0.0, 1.0),
 }
 _FACTORS = (0.0, 1e6)
 _MOMENTS = ("tensor", "element", "none")
@@ -27,7 +28,7 @@ _MOST_TENSORS = 1000
 @final
 @dataclass(frozen=True, slots=True)
 class LearningRecipe:
-    """Minimises sum_i nll_i + prior_strength / 2 |profile|^2 from zeros by AdamW, its rate falling to 0.
+    """Minimises sum_i nll_i + prior_strength / 2 |profile - start|^2 by AdamW, its rate falling to 0.
 
     Attributes:
         steps: Full-batch steps.
@@ -47,6 +48,8 @@ class LearningRecipe:
         moments: Private tensor -> its own `second_moment`, where it is named.
         folds: Folds of the cross-validation that says how much of a profile is used; 0 uses all of it.
         trust: How many nats speak for using all of a profile before it is cross-validated.
+        start: Share of the onboarded profile that learning starts from and is pulled to; where a release has
+            no onboarding, it starts from zeros.
     """
 
     steps: int = 16
@@ -63,6 +66,7 @@ class LearningRecipe:
     moments: Mapping[str, str] = field(default_factory=dict)
     folds: int = 0
     trust: float = 2.0
+    start: float = 1.0
 
     def rate_of(self, tensor: str) -> float:
         """Returns the first step's rate of a private tensor."""

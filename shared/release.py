@@ -19,6 +19,8 @@ from umbel.shared.checks import has_controls, is_sha256, shown
 from umbel.shared.errors import ReleaseError, UmbelError
 from umbel.shared.examples import MAX_NAME_CHARACTERS
 from umbel.shared.files import atomic_write, sha256_bytes, sha256_file
+from umbel.shared.onboarding import GRAPH as ONBOARDING_GRAPH
+from umbel.shared.onboarding import Onboarding
 from umbel.shared.profile import ProfileSpec
 from umbel.shared.rebuilt import Rebuilt, read_rebuilt
 from umbel.shared.recipe import LearningRecipe
@@ -31,6 +33,7 @@ BACKBONE_WEIGHTS = "backbone.safetensors"
 SHARED_WEIGHTS = "shared.safetensors"
 TOKENIZER = "tokenizer.json"
 _BLOBS = (*(f"{graph}.onnx" for graph in GRAPHS), BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER)
+_ONBOARDING_BLOB = f"{ONBOARDING_GRAPH}.onnx"
 _KEYS = (
     "format",
     "parent",
@@ -44,7 +47,7 @@ _KEYS = (
     "trainables",
 )
 _ALL_KEYS = (*_KEYS, "parity", "blobs")
-_OPTIONAL = ("rebuilt", "storage")
+_OPTIONAL = ("rebuilt", "storage", "onboarding")
 _MAX_MANIFEST_BYTES = 16 << 20
 _MAX_TOKENS = 1 << 16
 _Part = TypeVar("_Part")
@@ -79,6 +82,7 @@ class Manifest:
         blobs: File name -> its content's address.
         rebuilt: Shared tensor name -> the seed that it is rebuilt from: it is in no blob.
         storage: Shared tensor name -> how a blob holds it, where that is not as float32.
+        onboarding: What its prototypes stand for; None where it has no onboarding.
     """
 
     parent: str | None
@@ -94,6 +98,7 @@ class Manifest:
     blobs: Mapping[str, Blob]
     rebuilt: Mapping[str, Rebuilt] = field(default_factory=dict)
     storage: Mapping[str, str] = field(default_factory=dict)
+    onboarding: Onboarding | None = None
 
     def to_bytes(self) -> bytes:
         """Returns the manifest as JSON; the same manifest gives the same bytes."""
@@ -115,6 +120,8 @@ class Manifest:
             row["rebuilt"] = {name: tensor.as_json() for name, tensor in self.rebuilt.items()}
         if self.storage:
             row["storage"] = dict(self.storage)
+        if self.onboarding is not None:
+            row["onboarding"] = self.onboarding.as_json()
         return _canonical(row)
 
     @property
@@ -242,6 +249,7 @@ def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
     recipe = _section(row, "recipe", LearningRecipe.from_json, problems)
     rebuilt = _section(row, "rebuilt", read_rebuilt, problems) or {}
     storage = _section(row, "storage", read_storage, problems) or {}
+    onboarding = _section(row, "onboarding", Onboarding.from_json, problems)
     trainables = set(row["trainables"]) if isinstance(row.get("trainables"), dict) else set()
     problems += [
         f"manifest: '{shown(name)}' is rebuilt from a seed and a trainable"
@@ -251,6 +259,9 @@ def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
         f"manifest: '{shown(name)}' is stored as {storage[name]} and also a trainable or rebuilt"
         for name in sorted((trainables | set(rebuilt)) & set(storage))
     ]
+    blobs = row["blobs"] if isinstance(row.get("blobs"), dict) else {}
+    if ("onboarding" in row) != (_ONBOARDING_BLOB in blobs):
+        problems.append("manifest: onboarding is there without its graph, or that without it")
     if problems or profile is None or recipe is None:
         return None
     return Manifest(
@@ -267,6 +278,7 @@ def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
         blobs={name: Blob(blob["sha256"], blob["bytes"]) for name, blob in row["blobs"].items()},
         rebuilt=rebuilt,
         storage=storage,
+        onboarding=onboarding,
     )
 
 
@@ -341,7 +353,9 @@ def _are_numbers(value: Any) -> bool:
 
 
 def _are_blobs(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == set(_BLOBS) and all(map(_is_blob, value.values()))
+    if not isinstance(value, dict) or not all(map(_is_blob, value.values())):
+        return False
+    return set(value) in (set(_BLOBS), {*_BLOBS, _ONBOARDING_BLOB})
 
 
 def _is_blob(value: Any) -> bool:
@@ -358,14 +372,19 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "max_tokens": (_is_length, f"an integer from 2 to {_MAX_TOKENS}"),
     "trainables": (_are_shapes, "an object of tensor names and their shapes"),
     "parity": (_are_numbers, "an object of graph outputs and numbers"),
-    "blobs": (_are_blobs, "an object that gives sha256 and bytes of each of: " + ", ".join(_BLOBS)),
+    "blobs": (
+        _are_blobs,
+        f"an object that gives sha256 and bytes of each of: {', '.join(_BLOBS)}; with onboarding also of "
+        f"{_ONBOARDING_BLOB}",
+    ),
 }
 
 
 def _blob_problems(folder: Path, blobs: Any) -> list[str]:
     """Checks every blob that is described at all, whatever else is wrong."""
     described = blobs if isinstance(blobs, dict) else {}
-    found = [_blob_problem(folder, n, b) for n, b in sorted(described.items()) if n in _BLOBS and _is_blob(b)]
+    known = {*_BLOBS, _ONBOARDING_BLOB}
+    found = [_blob_problem(folder, n, b) for n, b in sorted(described.items()) if n in known and _is_blob(b)]
     return [problem for problem in found if problem]
 
 

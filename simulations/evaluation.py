@@ -13,6 +13,7 @@ import numpy as np
 from umbel.device_client.caution import cautious_profiles
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import Encoded, encode_examples, predict_logits
+from umbel.device_client.onboarding import examples_starter
 from umbel.shared.bias import fit_bias
 from umbel.shared.checks import number_problems, parsed_json
 from umbel.shared.errors import ConfigError
@@ -114,7 +115,9 @@ def _evaluate_batch(
 def _personal_logits(
     engine: Engine, supports: Sequence[Encoded], queries: Sequence[Encoded]
 ) -> list[FloatArray]:
-    profile, _ = cautious_profiles(engine, supports, engine.release.manifest.recipe)
+    recipe = engine.release.manifest.recipe
+    start = examples_starter(engine, supports, recipe.start)
+    profile, _ = cautious_profiles(engine, supports, recipe, start=start)
     owner = np.repeat(np.arange(len(queries)), [len(part) for part in queries])
     logits = predict_logits(engine, join([part.tokens for part in queries]), profile, owner=owner)
     ends = np.cumsum([len(part) for part in queries])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from umbel.shared.examples import Example, write_examples
 from umbel.shared.release import Release
 from umbel.shared.rng import generator
 
 LABELS = ("no", "yes")
+TINY_ONBOARDING = {"steps": 1, "prototypes": 5, "code_size": 6, "hidden": 7}
 WORDS = (
     "good",
     "bad",
@@ -28,7 +30,7 @@ WORDS = (
 )
 
 
-def tiny_release(folder: Path) -> Release:
+def tiny_release(folder: Path, *, onboarding: bool = False) -> Release:
     """Publishes a release around a random BERT of width 32 and 2 layers, and returns it. Needs torch."""
     from tests.coordinator.conftest import tiny_config, write_backbone
 
@@ -45,13 +47,30 @@ def tiny_release(folder: Path) -> Release:
             "backbone": {"name": str(folder / "backbone"), "max_tokens": 16},
             "methods": {"plora": {"rank": 4, "alpha": 8.0, "user_size": 8}},
             "trainables": ("task.*", "methods.*.B"),
+            "onboarding": TINY_ONBOARDING if onboarding else {},
         }
     )
     model = build_model(backbone, "classification", LABELS, config.method_configs(), 0)
     _stir(model)
     recipe = LearningRecipe(steps=6)
-    trained = TrainedModel(config, LABELS, backbone.sha256, "0" * 64, recipe, {}, {})
+    tensors = _onboarding_tensors(model, config) if onboarding else {}
+    report = {"prototypes": [[["good film", "yes"], ["bad book", "no"]]] * 5} if onboarding else {}
+    trained = TrainedModel(config, LABELS, backbone.sha256, "0" * 64, recipe, report, tensors)
     return publish_model(model, backbone, trained, folder / "release")
+
+
+def _onboarding_tensors(model: Any, config: Any) -> dict[str, Any]:
+    """Returns a network's parameters whose heads write profiles of full size."""
+    import torch
+
+    from umbel.coordinator.onboarding.network import Onboarder
+    from umbel.shared.onboarding import PREFIX
+
+    spec = model.profile_spec()
+    network = Onboarder(config.onboarding, spec, 32, len(LABELS), 0)
+    sizes = {tensor.name: torch.ones(2, *tensor.shape) for tensor in spec.tensors}
+    network.fit_outputs(sizes, torch.Generator().manual_seed(0))
+    return {PREFIX + name: value.detach() * 3 for name, value in network.named_parameters()}
 
 
 def _stir(model: object) -> None:

@@ -40,3 +40,11 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     from tests.builders import tiny_release as build
 
     return build(tmp_path_factory.mktemp("tiny-release"))
+
+
+@pytest.fixture(scope="session")
+def onboarding_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The same with an onboarding network."""
+    from tests.builders import tiny_release as build
+
+    return build(tmp_path_factory.mktemp("onboarding-release"), onboarding=True)

@@ -42,7 +42,7 @@ def measure_parity(
     Raises:
         ReleaseError: onnxruntime cannot open or run a graph.
     """
-    sessions = {graph: _session(graph, data, weights) for graph, data in graphs.items()}
+    sessions = {graph: open_session(graph, data, weights) for graph, data in graphs.items()}
     reference = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     joint = JointModule(reference, trainables)
     pairs: dict[str, list[tuple[Array, Array]]] = {}
@@ -119,10 +119,11 @@ def _torch_outputs(joint: JointModule, feed: Arrays) -> dict[str, np.ndarray[Any
     shared = [parameters[name].detach().clone().requires_grad_() for name in joint.trainables]
     plain = [torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask", "labels")]
     weights, owner = torch.from_numpy(feed["weights"]).double(), torch.from_numpy(feed["owner"])
-    loss, logits, nll = joint(*plain, weights, owner, tuple(private), tuple(shared))
+    loss, logits, embedding, nll = joint(*plain, weights, owner, tuple(private), tuple(shared))
     gradients = torch.autograd.grad(loss, [*private, *shared])
     names = [GRADIENT + name for name in (*joint.private_names, *joint.trainables)]
-    outputs = {"loss": loss, "logits": logits, "nll": nll} | dict(zip(names, gradients, strict=True))
+    outputs = {"loss": loss, "logits": logits, "text_embedding": embedding, "nll": nll}
+    outputs |= dict(zip(names, gradients, strict=True))
     return {name: value.detach().numpy() for name, value in outputs.items()}
 
 
@@ -136,7 +137,12 @@ def _graph_outputs(graph: str, session: Any, feed: Arrays) -> dict[str, np.ndarr
     return dict(zip(names, found, strict=True))
 
 
-def _session(graph: str, data: bytes, weights: Arrays) -> Any:
+def open_session(graph: str, data: bytes, weights: Arrays) -> Any:
+    """Opens a graph with its weights.
+
+    Raises:
+        ReleaseError: onnxruntime cannot.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -77,10 +77,30 @@ def split_graphs(
     """
     gradients = [GRADIENT + name for name in private]
     outputs = {
-        "predict": ["logits"],
+        "predict": ["logits", "text_embedding"],
         "learn": ["loss", "nll", *gradients],
         "contribute": ["loss", "nll", *(GRADIENT + name for name in trainables)],
     }
+    return cut_graphs(joint, outputs, trainables, files)
+
+
+def cut_graphs(
+    joint: ModelProto,
+    outputs: Mapping[str, list[str]],
+    trainables: Mapping[str, tuple[int, ...]],
+    files: Iterable[WeightsFile],
+) -> dict[str, bytes]:
+    """Cuts graphs out of a joint one, each with what its outputs need and nothing else.
+
+    Args:
+        joint: The joint graph, weights declared by name only.
+        outputs: Graph name -> its outputs.
+        trainables: Name -> shape of the inputs that have a default in a file.
+        files: The weights files; together they hold every declared weight.
+
+    Returns:
+        Graph name -> serialized ModelProto.
+    """
     places = {name: (file.location, *place) for file in files for name, place in file.places.items()}
     return {
         graph: _cut(joint, wanted, trainables, places).SerializeToString(deterministic=True)

@@ -19,6 +19,9 @@ from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.text import TokenBatch
 
+Starts = Callable[[Rows, int], Mapping[str, FloatArray]]
+"""What is known of some users (`Rows.user` counts them), and how many -> their first profiles."""
+
 _QUERY = 24
 _TOGETHER = 16  # users whose examples share a batch: memory grows with it
 
@@ -68,6 +71,7 @@ def choose_recipe(
     users: Sequence[Rows],
     config: RecipeConfig,
     on_trial: Callable[[int, int], None] | None = None,
+    starts: Starts | None = None,
 ) -> tuple[LearningRecipe, list[dict[str, Any]]]:
     """Tries every combination and returns the one with the lowest query loss, averaged over support sizes.
 
@@ -78,6 +82,7 @@ def choose_recipe(
         config: What to try. Without calibration users nothing is run, and the first combination is taken;
             a single combination is taken untried.
         on_trial: Called with (trials done, trials in all).
+        starts: Where users start who are known by some rows; zeros if None.
 
     Returns:
         The recipe, and a row for each combination: its options, nll and accuracy by k.
@@ -91,10 +96,15 @@ def choose_recipe(
             second_moment=moment,
             folds=config.folds,
             trust=config.trust,
+            start=start,
             **own,
         )
-        for s, rate, prior, moment in product(
-            config.steps, config.learning_rate, config.prior_strength, config.second_moment
+        for s, rate, prior, moment, start in product(
+            config.steps,
+            config.learning_rate,
+            config.prior_strength,
+            config.second_moment,
+            config.start if starts is not None else (1.0,),
         )
     ]
     able = [rows for rows in users if len(rows) > max(config.k)][: config.users]
@@ -103,7 +113,7 @@ def choose_recipe(
     twin = TorchGradients(model, tokens)
     trials = []
     for number, recipe in enumerate(recipes if len(recipes) > 1 else ()):
-        trials.append({"recipe": recipe.as_json(), **_trial(twin, able, recipe, config.k)})
+        trials.append({"recipe": recipe.as_json(), **_trial(twin, able, recipe, config.k, starts)})
         if on_trial is not None:
             on_trial(number + 1, len(recipes))
     best = min(range(len(trials)), key=lambda number: float(trials[number]["loss"]), default=0)
@@ -128,13 +138,20 @@ def relative(model: PersonalModel) -> dict[str, Any]:
 
 
 def _trial(
-    twin: TorchGradients, users: Sequence[Rows], recipe: LearningRecipe, ks: Sequence[int]
+    twin: TorchGradients,
+    users: Sequence[Rows],
+    recipe: LearningRecipe,
+    ks: Sequence[int],
+    starts: Starts | None,
 ) -> dict[str, Any]:
     """Returns the query loss over all k, with nll and accuracy for each k; inf if it is not finite."""
     most = max(ks)
     found: dict[str, Any] = {"nll": {}, "accuracy": {}}
     for k in ks:
-        parts = [_learn_some(twin, users[at : at + _TOGETHER], recipe, k, most) for at in _starts(users)]
+        parts = [
+            _learn_some(twin, users[at : at + _TOGETHER], recipe, k, most, starts)
+            for at in range(0, len(users), _TOGETHER)
+        ]
         nll = np.concatenate([part[0] for part in parts])
         found["nll"][str(k)] = float(nll.mean())
         found["accuracy"][str(k)] = float(np.concatenate([part[1] for part in parts]).mean())
@@ -142,18 +159,22 @@ def _trial(
     return {"loss": loss if np.isfinite(loss) else float("inf"), **found}
 
 
-def _starts(users: Sequence[Rows]) -> range:
-    return range(0, len(users), _TOGETHER)
-
-
 def _learn_some(
-    twin: TorchGradients, users: Sequence[Rows], recipe: LearningRecipe, k: int, most: int
+    twin: TorchGradients,
+    users: Sequence[Rows],
+    recipe: LearningRecipe,
+    k: int,
+    most: int,
+    starts: Starts | None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Learns some users' profiles side by side; returns nll and hits of their query examples."""
     support = side_by_side([rows.take(np.arange(k)) for rows in users])
     query = side_by_side([_query(rows, most) for rows in users])
-    zeros = twin.model.profile_spec().zeros(len(users))
-    logits = twin.logits(query, minimise(lambda profile: twin.learn(support, profile), zeros, recipe))
+    origin = twin.model.profile_spec().zeros(len(users))
+    if starts is not None and recipe.start:
+        found = starts(support, len(users))
+        origin = {name: values * np.float32(recipe.start) for name, values in found.items()}
+    logits = twin.logits(query, minimise(lambda profile: twin.learn(support, profile), origin, recipe))
     return _nll(logits, query), logits.argmax(1) == query.label
 
 

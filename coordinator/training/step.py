@@ -142,12 +142,12 @@ def batch_loss(
     table: UserTable,
     batch: Batch,
     private_prior: float,
-    traits: TraitHead | None = None,
+    traits: tuple[TraitHead, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of a batch and its mean nll, both scalars.
 
     loss = mean nll + every method's training term + private_prior / 2 * mean |keep * p_owner|^2, the last one
-    times each method's own factor, + the trait head's, if there is one.
+    times each method's own factor, + the trait head's, times its weight, if it is given.
     """
     frame = model.frame(batch.mask, batch.owner, table.as_profile())
     frame.keep = batch.keep
@@ -156,7 +156,8 @@ def batch_loss(
     nll = model.task.nll(logits, batch.labels).mean()
     loss = nll + _training_terms(model, batch, frame, logits)
     if traits is not None:
-        loss = loss + traits.loss(embedding.float(), batch.text)
+        head, weight = traits
+        loss = loss + weight * head.loss(embedding.float(), batch.text)
     for method in model.method_list():
         for tensor in method.profile_tensors():
             kept = frame.profile[tensor.name].flatten(1) * batch.keep

@@ -115,7 +115,7 @@ class Trainer:
         self.model.train()
         with self.precision():
             prior = config.training.private_prior
-            loss, nll = batch_loss(self.model, self.table, self._batch(rows), prior, self.traits)
+            loss, nll = batch_loss(self.model, self.table, self._batch(rows), prior, self._traits())
         if not torch.isfinite(loss):
             raise _diverged(number)
         self.optimizer.zero_grad()
@@ -124,6 +124,11 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(shared, config.training.clip_norm)
         self.optimizer.step()
         return float(nll)
+
+    def _traits(self) -> tuple[TraitHead, float] | None:
+        """Returns the trait head and its weight, which falls to 0 at half of the steps."""
+        weight = 1.0 - 2.0 * self.progress.step / self.config.training.max_steps
+        return None if self.traits is None or weight <= 0 else (self.traits, weight)
 
     def _after_step(self) -> None:
         training, progress = self.config.training, self.progress

@@ -37,7 +37,7 @@ def test_each_graph_takes_and_gives_exactly_what_it_is_for(tiny_joint: Joint, gr
         "contribute": learning,
     }
     assert outputs == {
-        "predict": ["logits"],
+        "predict": ["logits", "text_embedding"],
         "learn": ["loss", "nll", "grad.plora.user"],
         "contribute": ["loss", "nll", *(f"grad.{name}" for name in shared)],
     }
@@ -123,17 +123,20 @@ def test_a_cut_keeps_what_only_a_branch_reads() -> None:
         helper.make_node("Abs", ["x"], ["unused"]),
         helper.make_node("If", ["choice"], ["logits"], then_branch=branch, else_branch=branch),
     ]
-    nodes += [helper.make_node("Identity", ["x"], [name]) for name in ("loss", "nll", "grad.p")]
+    nodes += [
+        helper.make_node("Identity", ["x"], [name]) for name in ("text_embedding", "loss", "nll", "grad.p")
+    ]
     values = [
         helper.make_tensor_value_info(name, kind, [])
         for name, kind in (("choice", TensorProto.BOOL), ("x", TensorProto.FLOAT))
     ]
     results = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, []) for n in ("logits", "loss", "nll", "grad.p")
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [])
+        for n in ("logits", "text_embedding", "loss", "nll", "grad.p")
     ]
     joint = helper.make_model(helper.make_graph(nodes, "joint", values, results))
     predict = onnx.load_from_string(split_graphs(joint, ["p"], {}, [])["predict"])
-    assert [node.output[0] for node in predict.graph.node] == ["hidden", "logits"]
+    assert [node.output[0] for node in predict.graph.node] == ["hidden", "logits", "text_embedding"]
     assert [value.name for value in predict.graph.input] == ["choice", "x"]
 
 

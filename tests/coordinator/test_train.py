@@ -24,6 +24,7 @@ from tests.coordinator.small_training import STEPS, people, train_small
 from torch import Tensor
 
 from umbel.coordinator.artifacts import DESCRIPTION, MODEL, TrainedModel, load_trained
+from umbel.coordinator.train import ONBOARDING
 from umbel.coordinator.training import trainer
 from umbel.coordinator.training.checkpoint import CHECKPOINT, Progress, load_checkpoint, save_checkpoint
 from umbel.coordinator.training.trainer import METRICS, interrupts_held
@@ -168,6 +169,43 @@ def test_traits_are_trained_towards_resumed_to_the_same_bits_and_left_behind(
     assert not any("traits" in name for name in with_traits.tensors)
     without = train_small(backbone, tmp_path / "without", training={"traits": 0}, **changes)
     assert not torch.equal(with_traits.tensors["task.weight"], without.tensors["task.weight"])
+
+
+def test_onboarding_is_trained_kept_shown_and_tried_with_recipes(backbone: str, tmp_path: Path) -> None:
+    """A text that fewer than three people judged is not shown; a stop in its training changes nothing."""
+    own = [
+        Example("person 0", "tender film we like", "yes"),
+        Example("person 1", "tender film they like", "no"),
+    ]
+    onboarding = {"steps": 2, "warm_steps": 6, "prototypes": 3, "code_size": 4, "hidden": 5, "users": 4}
+    changes: dict[str, Any] = {"examples": [*agreeing(), *own], "onboarding": onboarding}
+
+    def stop(phase: str, done: int, *_: object) -> None:
+        if phase == "train onboarding" and done == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trained = train_small(backbone, tmp_path / "whole", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        train_small(backbone, tmp_path / "stopped", stop, **changes)
+    assert ONBOARDING in names(tmp_path / "stopped")
+    train_small(backbone, tmp_path / "stopped", **changes)
+    assert_same_training(tmp_path / "stopped", tmp_path / "whole")
+    assert ONBOARDING not in names(tmp_path / "whole")
+    assert {name for name in trained.tensors if name.startswith("onboarding.heads")} == {
+        "onboarding.heads.plora__user"
+    }
+    shown = [text for row in trained.report["prototypes"] for text, _ in row]
+    assert len(shown) == 9
+    assert not any("tender film" in text for text in shown)
+    assert {trial["recipe"]["start"] for trial in trained.report["recipe_trials"]} == {0.0, 0.5, 1.0}
+    again = train_small(backbone, tmp_path / "whole", recipe={"start": [0.5]}, **changes)
+    assert again.recipe.start == 0.5
+
+
+def test_onboarding_needs_somebody_with_two_examples(backbone: str, tmp_path: Path) -> None:
+    few = [Example(f"person {user}", f"good {mood}", mood) for user in range(9) for mood in ("yes", "no")]
+    with pytest.raises(TrainingError, match="nobody has two examples"):
+        train_small(backbone, tmp_path, examples=few, onboarding={"steps": 1})
 
 
 def test_a_second_ctrl_c_acts_at_once() -> None:
