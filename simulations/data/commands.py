@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,6 +58,9 @@ def community(
     users: Annotated[int | None, typer.Option(help="How many people.")] = None,
     examples_per_user: Annotated[int | None, typer.Option(help="How many texts each person judges.")] = None,
     texts: Annotated[int | None, typer.Option(help="How many distinct texts there are.")] = None,
+    choosiness: Annotated[
+        float | None, typer.Option(help="How much people judge what they would like; 0: anything.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Which community; the same seed gives the same one.")] = 0,
     as_json: _Json = False,
 ) -> None:
@@ -67,7 +70,12 @@ def community(
     """
     from umbel.simulations.data.community import CommunityConfig, generate_community
 
-    chosen = {"users": users, "examples_per_user": examples_per_user, "texts": texts}
+    chosen: dict[str, Any] = {
+        "users": users,
+        "examples_per_user": examples_per_user,
+        "texts": texts,
+        "choosiness": choosiness,
+    }
     config = CommunityConfig(**{name: n for name, n in chosen.items() if n is not None}, seed=seed)
     with _working(f"Generating {config.users} people"):
         generated = generate_community(config)

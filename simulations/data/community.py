@@ -58,6 +58,8 @@ class CommunityConfig:
         spread: Standard deviation of a person's factor around their type.
         deviation: Standard deviation of a person's own likings outside of the three dimensions, per aspect.
         craft_share: Share of reviews that speak of the craft.
+        choosiness: How much people judge what they would like rather than anything: 0 is anything, and at 1
+            the odds of choosing a text are those of saying yes to it. Then texts alone tell of a person.
     """
 
     users: int = 300
@@ -70,6 +72,7 @@ class CommunityConfig:
     spread: float = 0.35
     deviation: float = 0.1
     craft_share: float = 0.35
+    choosiness: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -85,7 +88,7 @@ class CommunityConfig:
                 ("texts", self.texts, 1),
                 *(
                     (name, getattr(self, name), 0)
-                    for name in ("sharpness", "threshold_sd", "spread", "deviation")
+                    for name in ("sharpness", "threshold_sd", "spread", "deviation", "choosiness")
                 ),
             )
             if not value >= least
@@ -229,11 +232,22 @@ def _person(config: CommunityConfig, user: str) -> tuple[NDArray[np.float64], fl
     return config.sharpness * np.append(taste, config.craft_weight), threshold
 
 
+def _appeal(config: CommunityConfig, user: str, row: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns how much a person wants each text: the highest are a sample with odds (p / (1 - p))^c."""
+    bounded = np.clip(row, 1e-6, 1 - 1e-6)
+    noise = generator(config.seed, 0, user, "choices").gumbel(size=len(row))
+    return np.round(config.choosiness * np.log(bounded / (1 - bounded)) + noise, 9)
+
+
 def _judged(
     config: CommunityConfig, user: str, texts: Sequence[str], row: NDArray[np.float64]
 ) -> list[Example]:
     rng = generator(config.seed, 0, user, "judgements")
-    chosen = rng.permutation(len(texts))[: config.examples_per_user]
+    chosen = rng.permutation(len(texts))
+    if config.choosiness:
+        chosen = chosen[np.argsort(-_appeal(config, user, row)[chosen], kind="stable")]
+        chosen[: config.examples_per_user] = rng.permutation(chosen[: config.examples_per_user])
+    chosen = chosen[: config.examples_per_user]
     draws = rng.random(config.examples_per_user)
     return [
         Example(user, texts[i], LABELS[int(draw < row[i])])

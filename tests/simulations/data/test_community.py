@@ -35,6 +35,30 @@ def test_same_seed_same_data_and_another_seed_another() -> None:
     assert digest(1) != digest(0)
 
 
+def test_choosy_people_judge_what_they_would_like() -> None:
+    """Odds of being chosen go with the odds of a yes; the judgements themselves are as honest as before."""
+    settings = {"users": 60, "examples_per_user": 40, "texts": 400}
+    plain = generate_community(CommunityConfig(**settings))
+    choosy = generate_community(CommunityConfig(**settings, choosiness=1.0))
+    assert choosy.texts == plain.texts
+    assert (choosy.tastes == plain.tastes).all()
+
+    def yes_share(community: Community) -> float:
+        return float(np.mean([example.label == "yes" for example in community.examples]))
+
+    def surprise(community: Community) -> float:
+        said = [(e.label == "yes") - community.probability(e.user, e.text) for e in community.examples]
+        return float(np.mean(said))
+
+    assert yes_share(choosy) > yes_share(plain) + 0.2
+    assert abs(surprise(choosy)) < 0.03
+    for user in choosy.users:
+        own = [example.text for example in choosy.examples if example.user == user]
+        assert len(set(own)) == len(own) == 40
+    again = generate_community(CommunityConfig(**settings, choosiness=1.0))
+    assert again.examples == choosy.examples
+
+
 def test_people_do_not_depend_on_how_many_there_are(community: Community) -> None:
     few = generate_community(CommunityConfig(users=3))
     assert few.examples == community.examples[: len(few.examples)]
