@@ -195,15 +195,16 @@ def _onboarder(
     config = trainer.config
     folder.mkdir(exist_ok=True)
     onboarding = OnboardingTrainer(
-        trainer.model,
+        trainer.model.to(trainer.device),
         trainer.data,
         profiles,
         config,
         folder,
         trainer.fingerprint,
-        bfloat16=uses_bfloat16(config.training.precision),
+        bfloat16=uses_bfloat16(config.training.precision, trainer.device),
     )
     network = onboarding.run(lambda done, of: on_progress("train onboarding", done, of, ""))
+    trainer.model.cpu()
     return network, onboarding.representatives()
 
 

@@ -31,7 +31,10 @@ Arrays = Mapping[str, FloatArray]
 class LinearEngine:
     """Has what umbel.device_client.engine.Engine has."""
 
-    def __init__(self, recipe: LearningRecipe | None = None) -> None:
+    embedding_size = len(WORDS)
+
+    def __init__(self, recipe: LearningRecipe | None = None, *, onboards: bool = False) -> None:
+        self.onboards = onboards
         manifest = Manifest(
             parent=None,
             task="classification",
@@ -61,6 +64,18 @@ class LinearEngine:
         logits = _counts(tokens) @ shared["head.weight"].T + shared["head.bias"] + profile[PRIVATE][owner]
         return logits.astype(np.float32)
 
+    def read(self, tokens: TokenBatch) -> tuple[FloatArray, FloatArray]:
+        return np.zeros((len(tokens), 2), np.float32), _counts(tokens)
+
+    def onboard(
+        self, logits: FloatArray, embedding: FloatArray, labels: IntArray, owner: IntArray, users: int
+    ) -> tuple[dict[str, FloatArray], FloatArray]:
+        """Everybody's bias starts at a tenth of how often they gave each label."""
+        start = np.zeros((users, 2), np.float32)
+        known = labels >= 0
+        np.add.at(start, (owner[known], labels[known]), np.float32(0.1))
+        return {PRIVATE: start}, np.ones((users, 1), np.float32)
+
     def learn(
         self, tokens: TokenBatch, labels: IntArray, owner: IntArray, profile: Arrays, shared: Arrays
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
@@ -88,9 +103,9 @@ class LinearEngine:
         return nll.astype(np.float32), chances.astype(np.float32)
 
 
-def linear_engine(recipe: LearningRecipe | None = None) -> Engine:
+def linear_engine(recipe: LearningRecipe | None = None, *, onboards: bool = False) -> Engine:
     """Returns the engine under the type that it stands for."""
-    return cast(Engine, cast(Any, LinearEngine(recipe)))
+    return cast(Engine, cast(Any, LinearEngine(recipe, onboards=onboards)))
 
 
 def _counts(tokens: TokenBatch) -> FloatArray:

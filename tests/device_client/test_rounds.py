@@ -89,6 +89,20 @@ def test_the_profile_that_is_kept_is_learned_under_the_values_of_the_round(home:
     assert not np.array_equal(other[PRIVATE], kept[PRIVATE])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_round_starts_from_what_onboarding_writes(home: DeviceHome, share: float) -> None:
+    """Labels count a tenth each, times the recipe's share, as far as it is kept in float16."""
+    engine = linear_engine(onboards=True)
+    recipe = LearningRecipe(steps=2, start=share)
+    train(engine, home, 4, task(replace(WIDE, recipe=recipe)))
+    kept = home.load_profile(engine.release)
+    support = encode_examples(engine, some_examples(10))
+    start = share * 0.1 * np.bincount(support.labels, minlength=2).astype(np.float32)[None]
+    wanted = learn_profiles(engine, [support], recipe, start={PRIVATE: start}, shared=task().arrays)
+    assert kept is not None
+    np.testing.assert_allclose(kept[PRIVATE], wanted[PRIVATE], rtol=0, atol=1e-6)
+
+
 def test_a_round_is_the_same_whatever_was_stored_before(home: DeviceHome) -> None:
     first = train(ENGINE, home, 4, task())
     home.save_profile(ENGINE.release, {PRIVATE: np.array([[9.0, -9.0]], np.float32)})
