@@ -8,18 +8,16 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from umbel.device_client.weights import REPORT, load_weights
 from umbel.shared.errors import ReleaseError
 from umbel.shared.onboarding import GRAPH, INPUTS, PREFIX, START, UNKNOWN, WEIGHTS
 from umbel.shared.profile import FloatArray
-from umbel.shared.rebuilt import rebuild_all
-from umbel.shared.release import BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER, Manifest, Release
-from umbel.shared.storage import unpacked
+from umbel.shared.release import TOKENIZER, Manifest, Release
 from umbel.shared.text import IntArray, TextEncoder, TokenBatch
 
 GRADIENT = "grad."
 _INTEGERS = frozenset({"input_ids", "attention_mask", "owner", "owners", "labels"})
 _ANY = -1  # a width that the manifest does not tell
-_REPORT = "Its files are as they were published, so tell its publisher; another copy will not help."
 
 
 @final
@@ -43,7 +41,7 @@ class Engine:
         self.release = release
         self.threads = threads
         self.encoder = TextEncoder(release.blob_path(TOKENIZER).read_bytes(), release.manifest.max_tokens)
-        self._weights = _load_weights(release)
+        self._weights = load_weights(release)
         self._sessions: dict[str, Any] = {}
 
     @property
@@ -170,7 +168,7 @@ class Engine:
         except Exception as error:
             # onnxruntime's own words can hold a token of a private text, so they are not passed on.
             raise ReleaseError(
-                f"graph '{graph}' of the release cannot be run", [type(error).__name__], _REPORT
+                f"graph '{graph}' of the release cannot be run", [type(error).__name__], REPORT
             ) from None
         return dict(zip(outputs, found, strict=True))
 
@@ -180,47 +178,10 @@ class Engine:
             problems = graph_problems(graph, session, self.release.manifest)
             if problems:
                 raise ReleaseError(
-                    f"graph '{graph}' of the release is not what its manifest says", problems, _REPORT
+                    f"graph '{graph}' of the release is not what its manifest says", problems, REPORT
                 )
             self._sessions[graph] = session
         return self._sessions[graph]
-
-
-def _load_weights(release: Release) -> dict[str, FloatArray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    weights: dict[str, FloatArray] = {}
-    rebuilt = release.manifest.rebuilt
-    problems = []
-    for name in (BACKBONE_WEIGHTS, SHARED_WEIGHTS):
-        try:
-            found = load_file(release.blob_path(name))
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            problems.append(f"{name} cannot be read ({type(error).__name__})")
-            continue
-        problems += [f"{name}: '{t}' is in both weights files" for t in found if t in weights]
-        found, wrong = unpacked(found, release.manifest.storage)
-        problems += [f"{name}: {problem}" for problem in wrong]
-        problems += [
-            f"{name}: '{t}' is {a.dtype}, not float32"
-            for t, a in found.items()
-            if a.dtype != "f4" and t not in release.manifest.storage
-        ]
-        weights |= found
-    problems += [f"'{t}' is in a weights file and rebuilt from a seed" for t in rebuilt if t in weights]
-    if not problems:
-        made, problems = rebuild_all(rebuilt)
-        weights |= made
-    complete = not problems
-    for name, shape in release.manifest.trainables.items():
-        there = weights.get(name)
-        if complete and (there is None or there.shape != shape):
-            size = "nowhere" if there is None else f"of shape {there.shape}"
-            problems.append(f"trainable '{name}' is {size} in the weights, expected shape {shape}")
-    if problems:
-        raise ReleaseError("the weights of the release do not fit its manifest", problems, _REPORT)
-    return weights
 
 
 def _open_session(release: Release, graph: str, weights: Mapping[str, FloatArray], threads: int) -> Any:
@@ -249,7 +210,7 @@ def _open_session(release: Release, graph: str, weights: Mapping[str, FloatArray
     except Exception as error:
         first = next(iter(str(error).splitlines()), "")
         raise ReleaseError(
-            f"graph '{graph}' of the release cannot be opened", [f"{type(error).__name__}: {first}"], _REPORT
+            f"graph '{graph}' of the release cannot be opened", [f"{type(error).__name__}: {first}"], REPORT
         ) from error
 
 
