@@ -111,6 +111,13 @@ class TrainingConfig(Strict):
     clip_norm: float = Field(
         1.0, gt=0, description="Gradients of everything shared are clipped to this norm."
     )
+    adapt_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps in which the encoder learns, as far as it is trained, before methods are trained "
+        "on top of it; 0 trains both together.",
+    )
+    adapt_rate: float = Field(2e-4, gt=0, le=10, description="Learning rate of these steps.")
     traits: int = Field(
         4,
         ge=0,

@@ -23,17 +23,19 @@ from umbel.coordinator.artifacts import (
     save_trained,
 )
 from umbel.coordinator.backbone import Backbone, load_backbone
-from umbel.coordinator.config import CoordinatorConfig
+from umbel.coordinator.config import BackboneConfig, CoordinatorConfig
 from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.onboarding.network import Onboarder
 from umbel.coordinator.onboarding.training import OnboardingTrainer, starts_of
+from umbel.coordinator.training.adapt import Keeper, adapt
 from umbel.coordinator.training.board import Board
 from umbel.coordinator.training.calibrate import choose_recipe
 from umbel.coordinator.training.checkpoint import CHECKPOINT, Progress
 from umbel.coordinator.training.collaborative import Factors, found_factors
 from umbel.coordinator.training.data import TrainingData, prepare
 from umbel.coordinator.training.start import start_shared, start_users
-from umbel.coordinator.training.trainer import ASIDE, Trainer, uses_bfloat16
+from umbel.coordinator.training.step import set_dropout, trained_parameters
+from umbel.coordinator.training.trainer import ASIDE, Trainer, training_device, uses_bfloat16
 from umbel.coordinator.training.traits import TraitHead
 from umbel.shared.errors import TrainingError
 from umbel.shared.examples import Example, labels_of
@@ -46,8 +48,9 @@ from umbel.shared.text import TextEncoder
 _OTHER_TRAINING = "Name one of this very configuration."
 _OTHER_OUT = "Choose another --out, or pass --restart to train again there."
 
+ADAPTATION = "adaptation"
 ONBOARDING = "onboarding"
-"""Folder, in a training's own, of the onboarding network's checkpoints; gone when all is finished."""
+"""Folders, in a training's own, of the checkpoints of what comes before and after; gone at the end."""
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with (phase, steps done, steps in all, a few words on how it goes)."""
@@ -145,7 +148,8 @@ def _train(
         trained = _reused(earlier, config, data, on_progress)
     save_trained(out, trained)
     (out / CHECKPOINT).unlink(missing_ok=True)
-    shutil.rmtree(out / ONBOARDING, ignore_errors=True)
+    for name in (ADAPTATION, ONBOARDING):
+        shutil.rmtree(out / name, ignore_errors=True)
     return trained
 
 
@@ -218,7 +222,9 @@ def _run(
     fingerprint: str,
     on_progress: OnProgress,
 ) -> TrainedModel:
-    trainer = begun(model, data, config, out, fingerprint, factors_of(data, config))
+    factors = factors_of(data, config)
+    adapted = _adapted(model, data, config, factors, out / ADAPTATION, fingerprint, on_progress)
+    trainer = begun(model, data, config, out, fingerprint, factors)
     with closing(Board(out)) as board:
 
         def after_step(reached: Progress) -> None:
@@ -244,7 +250,9 @@ def _run(
         "curve": progress.curve,
         "recipe_trials": trials,
     }
-    tensors = {n: value.detach() for n, value in trainer.weights.items() if not n.startswith(ASIDE)}
+    tensors = {
+        n: value.detach() for n, value in (adapted | trainer.weights).items() if not n.startswith(ASIDE)
+    }
     if network is not None:
         tensors |= {PREFIX + name: value.detach() for name, value in network.named_parameters()}
         report["prototypes"] = [[[texts[row], data.labels[label]] for row, label in rows] for rows in shown]
@@ -270,15 +278,65 @@ def begun(
         factors: What `factors_of` found.
     """
     traits = None
-    if factors is not None and config.backbone.train != "none":
-        rng = torch.Generator().manual_seed(integer_seed(config.seed, 0, "", "init trait head"))
-        encoder: Any = model.encoder
-        traits = TraitHead(factors, int(encoder.config.hidden_size), len(data.tokens), rng)
-    trainer = Trainer(model, data, config, out, fingerprint, traits)
+    joint = config.backbone.train != "none" and not config.training.adapt_steps
+    if factors is not None and joint:
+        traits = _trait_head(model, data, config, factors)
+    trained = config if joint else config.model_copy(update={"backbone": _frozen(config.backbone)})
+    trainer = Trainer(model, data, trained, out, fingerprint, traits)
     with trainer.precision():
         start_shared(model, data)
         start_users(model, trainer.table, data, factors)
     return trainer
+
+
+def _frozen(backbone: BackboneConfig) -> BackboneConfig:
+    return backbone.model_copy(update={"train": "none"})
+
+
+def _trait_head(
+    model: PersonalModel, data: TrainingData, config: CoordinatorConfig, factors: Factors
+) -> TraitHead:
+    rng = torch.Generator().manual_seed(integer_seed(config.seed, 0, "", "init trait head"))
+    encoder: Any = model.encoder
+    return TraitHead(factors, int(encoder.config.hidden_size), len(data.tokens), rng)
+
+
+def _adapted(
+    model: PersonalModel,
+    data: TrainingData,
+    config: CoordinatorConfig,
+    factors: Factors | None,
+    folder: Path,
+    fingerprint: str,
+    on_progress: OnProgress,
+) -> dict[str, Tensor]:
+    """Adapts the encoder, if so configured; returns what was trained of it by name."""
+    training = config.training
+    if not training.adapt_steps or config.backbone.train == "none":
+        return {}
+    device = training_device(training.device)
+    named = trained_parameters(model.to(device), config.backbone)
+    encoder = {n: v for n, v in named.items() if n.startswith("encoder.")}
+    # Most word embeddings are in no text of the data; leaving all of them saves half of a step's memory.
+    encoder = {n: v for n, v in encoder.items() if not n.startswith("encoder.embeddings.")}
+    head = {n: v for n, v in named.items() if n.startswith("task.")}
+    if config.backbone.dropout is not None:
+        set_dropout(model.encoder, config.backbone.dropout)
+    bfloat16 = uses_bfloat16(training.precision, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    adapt(
+        model,
+        [(head, training.head_rate), (encoder, training.adapt_rate)],
+        data,
+        steps=training.adapt_steps,
+        batch_size=training.batch_size,
+        seed=config.seed,
+        precision=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
+        on_step=lambda done, of: on_progress("adapt the encoder", done, of, ""),
+        traits=None if factors is None else _trait_head(model, data, config, factors).to(device),
+        keeper=Keeper(folder, fingerprint),
+    )
+    return {name: value.detach().cpu().clone() for name, value in encoder.items()}
 
 
 def factors_of(data: TrainingData, config: CoordinatorConfig) -> Factors | None:
@@ -329,4 +387,5 @@ def _finished(folder: Path, fingerprint: str, hint: str = _OTHER_OUT) -> Trained
 def _forget(out: Path) -> None:
     for name in (DESCRIPTION, CHECKPOINT):
         (out / name).unlink(missing_ok=True)
-    shutil.rmtree(out / ONBOARDING, ignore_errors=True)
+    for name in (ADAPTATION, ONBOARDING):
+        shutil.rmtree(out / name, ignore_errors=True)

@@ -55,7 +55,7 @@ class Trainer:
         self.data = data
         self.folder = folder
         self.fingerprint = fingerprint
-        self.device = _device(config.training.device)
+        self.device = training_device(config.training.device)
         self.model = model.to(self.device)
         self.table = UserTable(model.profile_spec(), len(data.users)).to(self.device)
         if config.backbone.dropout is not None:
@@ -233,7 +233,12 @@ def _diverged(step: int) -> TrainingError:
     )
 
 
-def _device(wanted: str) -> torch.device:
+def training_device(wanted: str) -> torch.device:
+    """Returns where to train.
+
+    Raises:
+        TrainingError: There is no GPU, but one is asked for.
+    """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise TrainingError(
             "training.device is 'cuda', but torch sees no GPU", hint="Use device = 'auto' or 'cpu'."

@@ -23,8 +23,8 @@ from tests.coordinator.conftest import TinyBackbone
 from tests.coordinator.small_training import STEPS, people, train_small
 from torch import Tensor
 
-from umbel.coordinator.artifacts import DESCRIPTION, MODEL, TrainedModel, load_trained
-from umbel.coordinator.train import ONBOARDING
+from umbel.coordinator.artifacts import DESCRIPTION, MODEL, TrainedModel, load_trained, rebuild
+from umbel.coordinator.train import ADAPTATION, ONBOARDING
 from umbel.coordinator.training import trainer
 from umbel.coordinator.training.checkpoint import CHECKPOINT, Progress, load_checkpoint, save_checkpoint
 from umbel.coordinator.training.trainer import METRICS, interrupts_held
@@ -169,6 +169,35 @@ def test_traits_are_trained_towards_resumed_to_the_same_bits_and_left_behind(
     assert not any("traits" in name for name in with_traits.tensors)
     without = train_small(backbone, tmp_path / "without", training={"traits": 0}, **changes)
     assert not torch.equal(with_traits.tensors["task.weight"], without.tensors["task.weight"])
+
+
+def test_an_encoder_is_adapted_first_then_frozen_and_kept(backbone: str, tmp_path: Path) -> None:
+    """Stopped in its adaptation, or after it, it goes on to the same bits; methods leave it as it is then."""
+    changes: dict[str, Any] = {"examples": agreeing(), "backbone": {"train": "top:1"}}
+    changes["training"] = {"adapt_steps": 6, "adapt_rate": 1e-3}
+    trained = train_small(backbone, tmp_path / "whole", **changes)
+    assert ADAPTATION not in names(tmp_path / "whole")
+    moved = {name for name in trained.tensors if name.startswith("encoder.")}
+    assert moved
+    assert all(".layer.1." in name for name in moved)
+    _, model = rebuild(trained)
+    assert all(torch.equal(model.get_parameter(name), trained.tensors[name]) for name in moved)
+    for phase, step in (("adapt the encoder", 3), ("train", 9)):
+
+        def stop(found: str, done: int, *_: object, phase: str = phase, step: int = step) -> None:
+            if found == phase and done == step:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            train_small(backbone, tmp_path / phase, stop, **changes)
+        train_small(backbone, tmp_path / phase, **changes)
+        assert_same_training(tmp_path / phase, tmp_path / "whole")
+    longer = train_small(
+        backbone,
+        tmp_path / "longer",
+        **changes | {"training": {"adapt_steps": 6, "adapt_rate": 1e-3, "max_steps": 5}},
+    )
+    assert all(torch.equal(longer.tensors[name], trained.tensors[name]) for name in moved)
 
 
 def test_onboarding_is_trained_kept_shown_and_tried_with_recipes(backbone: str, tmp_path: Path) -> None:

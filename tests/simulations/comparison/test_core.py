@@ -14,6 +14,7 @@ from tests.coordinator.conftest import tiny_config, write_backbone
 from tests.simulations.comparison.small_world import LABELS, QUERY, K, small_world
 
 from umbel.coordinator.backbone import Backbone, load_backbone
+from umbel.coordinator.training.adapt import generic_logits, held_out_loss, mean_states, opinions
 from umbel.coordinator.training.data import Rows
 from umbel.shared.errors import ConfigError, DataError
 from umbel.shared.text import TextEncoder
@@ -22,13 +23,7 @@ from umbel.simulations.comparison.cells import RESULT, compare
 from umbel.simulations.comparison.cohort import gather_cohort
 from umbel.simulations.comparison.config import ComparisonConfig, ContestantConfig, DataSetConfig
 from umbel.simulations.comparison.contestant import World, restricted
-from umbel.simulations.comparison.generic import (
-    generic_logits,
-    generic_model,
-    held_out_loss,
-    mean_states,
-    opinions,
-)
+from umbel.simulations.comparison.generic import generic_model
 from umbel.simulations.comparison.place import settings_of
 from umbel.simulations.comparison.profiles import Profiles, needs_whole
 from umbel.simulations.comparison.results import ComparisonError, read_cell, read_comparison, write_cell
