@@ -69,6 +69,16 @@ class PersonalModel(nn.Module):
         rows = {name: rows_of(owner, values) for name, values in profile.items()}
         return Frame(rows, attention_mask, owner=owner)
 
+    def nobody(self, attention_mask: Tensor) -> Frame:
+        """Returns the frame of texts that are read without a profile."""
+        device = attention_mask.device
+        zeros = {t.name: torch.zeros(1, *t.shape, device=device) for t in self.profile_spec().tensors}
+        frame = self.frame(
+            attention_mask, torch.zeros(len(attention_mask), dtype=torch.int64, device=device), zeros
+        )
+        frame.users = zeros
+        return frame
+
     def run(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
         """Returns logits (batch, labels) under a frame that the caller made."""
         return self.read(input_ids, attention_mask, frame)[0]

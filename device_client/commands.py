@@ -136,7 +136,7 @@ def onboard(
     labels = checked.manifest.labels
     rows = [] if examples is None else read_examples(examples, labels=labels, default_user="owner")
     texts = _file_texts(file)
-    found = onboard_profile(checked, rows, texts, profile, threads=threads)
+    found = onboard_profile(checked, rows, texts, profile, explain=explain or as_json, threads=threads)
     seconds = round(time.perf_counter() - begun, 3)
     if as_json:
         typer.echo(json.dumps(_onboarded(found, profile, len(rows), len(texts), seconds), indent=2))

@@ -96,7 +96,8 @@ class Onboarded:
         changed: Share of the owner's texts whose most likely label is another one with the profile.
         moved: Mean change of the probabilities of the owner's texts, from 0 to 1 (total variation).
         likenesses: The prototypes that the owner is most like, the first one most.
-        influences: For each text, labelled ones first, its share in what moved the profile.
+        influences: For each text, labelled ones first, its share in what moved the profile; empty unless
+            asked for.
     """
 
     file_bytes: int
@@ -112,6 +113,7 @@ def onboard_profile(
     texts: Sequence[str],
     path: Path,
     *,
+    explain: bool = True,
     threads: int = 1,
 ) -> Onboarded:
     """Writes the owner's first profile from what is known of them, in one pass, and keeps it.
@@ -121,6 +123,7 @@ def onboard_profile(
         examples: Labelled texts of the owner; there may be none.
         texts: Further texts of theirs.
         path: Where the profile is kept; an older one there is replaced once the new one is whole.
+        explain: Also find each text's influence, which takes a profile without each of them.
         threads: Threads of a graph run.
 
     Raises:
@@ -145,7 +148,7 @@ def onboard_profile(
         float((before.argmax(1) != after.argmax(1)).mean()),
         float(0.5 * np.abs(after - before).sum(1).mean()),
         _likenesses(release, weights[0]),
-        tuple(float(value) for value in influences(engine, known)),
+        tuple(float(value) for value in influences(engine, known)) if explain else (),
     )
     atomic_write(path, data, mode=0o600)
     return found

@@ -16,6 +16,7 @@ from umbel.shared.profile import FloatArray
 from umbel.shared.text import IntArray, TokenBatch, join
 
 _TOGETHER = 32
+_ROWS = 4096
 
 Starter = Callable[[Sequence[tuple[int, IntArray]]], Mapping[str, FloatArray]]
 """(user, which of their examples are known), n of them -> the profile that each starts from: (n, *shape)."""
@@ -108,12 +109,16 @@ def influences(engine: Engine, known: Known) -> FloatArray:
     if count == 0:
         return np.zeros(0, np.float32)
     every = np.arange(count)
-    profile, _ = onboarded(engine, [known, *(known.rows(every[every != left]) for left in range(count))])
+    whole, _ = onboarded(engine, [known])
+    together = max(1, _ROWS // count)  # each one left out takes as many rows as there are texts
     moved = np.zeros(count)
-    for values in profile.values():
-        flat = values.reshape(count + 1, -1).astype(np.float64)
-        size = np.linalg.norm(flat[0])
-        moved += (np.linalg.norm(flat[1:] - flat[0], axis=1) / size if size else 0.0) ** 2
+    for at in range(0, count, together):
+        part = every[at : at + together]
+        rest, _ = onboarded(engine, [known.rows(every[every != left]) for left in part])
+        for name, values in rest.items():
+            flat, own = values.reshape(len(part), -1).astype(np.float64), whole[name].ravel()
+            size = np.linalg.norm(own)
+            moved[part] += (np.linalg.norm(flat - own, axis=1) / size if size else 0.0) ** 2
     moved = np.sqrt(moved)
     total = moved.sum()
     return np.asarray(moved / total if total else moved, np.float32)

@@ -55,7 +55,6 @@ def read_texts(
     place = np.full(len(tokens), -1, np.int64)
     place[texts] = np.arange(len(texts))
     device = next(model.parameters()).device
-    zeros = {name: torch.from_numpy(v).to(device) for name, v in model.profile_spec().zeros(1).items()}
     embeddings: list[Tensor] = [torch.empty(0)] * len(texts)
     logits: list[Tensor] = [torch.empty(0)] * len(texts)
     model.eval()
@@ -63,9 +62,7 @@ def read_texts(
         for index in tokens.like_length(_BATCH, texts):
             part = tokens.rows(texts[index])
             ids, mask = (torch.from_numpy(array).to(device) for array in (part.ids, part.mask))
-            frame = model.frame(mask, torch.zeros(len(index), dtype=torch.int64, device=device), zeros)
-            frame.users = zeros
-            found = model.read(ids, mask, frame)
+            found = model.read(ids, mask, model.nobody(mask))
             for number, row, embedding in zip(index, *(f.float().cpu() for f in found), strict=True):
                 logits[int(number)], embeddings[int(number)] = row, embedding
     return Readings(torch.stack(embeddings), torch.stack(logits), place)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from umbel.coordinator.model import PersonalModel
-from umbel.coordinator.sites import Frame
 from umbel.coordinator.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from umbel.coordinator.training.data import Rows, TrainingData
 from umbel.coordinator.training.trainer import interrupts_held
@@ -191,7 +190,7 @@ def mean_states(
         tokens = data.tokens.rows(texts[part])
         ids, mask = _placed(model, tokens)
         with precision():
-            states = model.states(ids, mask, _nobody(model, mask))
+            states = model.states(ids, mask, model.nobody(mask))
         weights = mask.unsqueeze(-1).float()
         pooled = (states.float() * weights).sum(1) / weights.sum(1).clamp_min(1.0)
         found = torch.empty(len(texts), pooled.shape[1]) if found is None else found
@@ -232,7 +231,7 @@ def _loss(
     weights = root[chosen] / ((root**2).sum() / root.sum())  # the mean over what is drawn
     with precision():
         ids, mask = _placed(model, tokens)
-        logits, embedding = model.read(ids, mask, _nobody(model, mask))
+        logits, embedding = model.read(ids, mask, model.nobody(mask))
     target = torch.from_numpy(shares).float().to(logits.device)
     nll = -(functional.log_softmax(logits.float(), dim=-1) * target).sum(-1)
     loss = (nll * torch.from_numpy(weights).float().to(logits.device)).mean()
@@ -272,7 +271,7 @@ def generic_logits(
         tokens = data.tokens.rows(texts[part])
         with precision():
             ids, mask = _placed(model, tokens)
-            logits, _ = model.read(ids, mask, _nobody(model, mask))
+            logits, _ = model.read(ids, mask, model.nobody(mask))
         found[torch.from_numpy(part)] = logits.float().cpu()
     return found
 
@@ -281,14 +280,3 @@ def _placed(model: PersonalModel, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
     """Returns ids and mask where the model is."""
     device = next(model.parameters()).device
     return torch.from_numpy(tokens.ids).to(device), torch.from_numpy(tokens.mask).to(device)
-
-
-def _nobody(model: PersonalModel, mask: Tensor) -> Frame:
-    """Returns the frame of texts that are read without a profile."""
-    zeros = {
-        tensor.name: torch.zeros(1, *tensor.shape, device=mask.device)
-        for tensor in model.profile_spec().tensors
-    }
-    frame = model.frame(mask, torch.zeros(len(mask), dtype=torch.long, device=mask.device), zeros)
-    frame.users = zeros
-    return frame

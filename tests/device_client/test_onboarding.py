@@ -14,6 +14,7 @@ from tests.numeric import assert_close_relative
 from tests.oracles.onboarding import onboarding_oracle
 
 from umbel import cli
+from umbel.device_client import onboarding
 from umbel.device_client.caution import cautious_profiles
 from umbel.device_client.device import learn_profile, onboard_profile, read_profile
 from umbel.device_client.engine import Engine
@@ -110,7 +111,9 @@ def test_the_graph_says_what_the_slow_twin_says(engine: Engine) -> None:
     assert_close_relative("profile", found["plora.user"], np.asarray(wanted["plora.user"]))
 
 
-def test_influences_are_shares_of_what_leaving_out_changes(engine: Engine) -> None:
+def test_influences_are_shares_of_what_leaving_out_changes(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = known_of(engine, [1, 0])
     found = influences(engine, known)
     whole = onboarded(engine, [known])[0]["plora.user"][0]
@@ -120,6 +123,8 @@ def test_influences_are_shares_of_what_leaving_out_changes(engine: Engine) -> No
         moved.append(float(np.linalg.norm(onboarded(engine, [rest])[0]["plora.user"][0] - whole)))
     assert found == pytest.approx(np.array(moved) / sum(moved), rel=1e-3)
     assert influences(engine, known.rows(np.arange(0))).tolist() == []
+    monkeypatch.setattr(onboarding, "_ROWS", 11)  # two at a time
+    assert influences(engine, known) == pytest.approx(found, rel=1e-4)
 
 
 def test_without_onboarding_it_says_so(tiny_release: Release) -> None:
