@@ -68,14 +68,16 @@ def simulate(
 ) -> None:
     """Run an experiment: data, training, release, federated rounds, people never met, report.
 
-    EXPERIMENT is the name of one that comes with umbel (demo, movielens, methods) or a folder with a
-    config.toml. A stopped run goes on where it was when the same command is given again.
+    EXPERIMENT is the name of one that comes with umbel (demo, movielens, methods, onboarding) or a folder
+    with a config.toml. A stopped run goes on where it was when the same command is given again.
 
     For instance: umbel simulate demo
 
     Or, on real film ratings: umbel simulate movielens --data ml-latest-small
 
     Or, every method against what one would try instead: umbel simulate methods --data FOLDER
+
+    Or, a new person's first minute: umbel simulate onboarding --data FOLDER
     """
     from umbel.simulations.experiment import experiment_folder, read_experiment
     from umbel.simulations.progress import Progress
@@ -146,7 +148,7 @@ def _compare(
     from rich.measure import Measurement
 
     from umbel.simulations.comparison.cells import RESULT, compare, read_comparison_config
-    from umbel.simulations.comparison.page import PAGE, write_page
+    from umbel.simulations.comparison.page import write_page
     from umbel.simulations.comparison.terminal import terminal_tables
     from umbel.simulations.progress import Progress
 
@@ -171,7 +173,7 @@ def _compare(
         taken=take,
         progress=progress,
     )
-    write_page(found, target)
+    page = write_page(found, target)[0]
     if as_json:
         typer.echo((target / RESULT).read_text(encoding="utf-8"), nl=False)
         return
@@ -180,7 +182,7 @@ def _compare(
         # As wide as its figures want: a narrow terminal wraps the lines, which costs no column.
         console.print(table, width=Measurement.get(console, console.options, table).maximum)
     seconds = time.perf_counter() - begun
-    typer.echo(f"Done in {seconds:.0f} s. Look at {target / PAGE}; every figure is in {target / RESULT}.")
+    typer.echo(f"Done in {seconds:.0f} s. Look at {page}; every figure is in {target / RESULT}.")
 
 
 @app.command()

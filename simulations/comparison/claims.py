@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -169,8 +169,8 @@ def loratrf(summary: Summary) -> Claim:
             f"{own.shared_numbers:,} shared numbers against {other.shared_numbers:,}: "
             f"{percent(share, 2)} fewer"
         )
-        verdict = _verdict(summary, difference, 0.0) if fewer else "does not hold"
-        return Finding(data, verdict, (_words(summary, difference), numbers))
+        verdict = verdict_of(summary, difference, 0.0) if fewer else "does not hold"
+        return Finding(data, verdict, (difference_words(summary, difference), numbers))
 
     words = "Shared LoRATRF has at least shared LoRA's accuracy with at least 33.71 % fewer numbers."
     return Claim("LoRATRF", words, _everywhere(summary, finding, "shared-loratrf", "shared-lora"))
@@ -188,10 +188,10 @@ def combination(summary: Summary) -> Claim:
         if difference is None or figures is None or own.private_bytes is None:
             return _unmeasured(data, own.title, single.title)
         enough = figures.accuracy >= 0.69 - _TINY and own.private_bytes < 4096
-        verdict = _verdict(summary, difference, 0.0, strictly=True) if enough else "does not hold"
+        verdict = verdict_of(summary, difference, 0.0, strictly=True) if enough else "does not hold"
         measured = (
             f"{own.title}: {percent(figures.accuracy)} right, {own.private_bytes:,} bytes",
-            f"against {single.title}: {_words(summary, difference)}",
+            f"against {single.title}: {difference_words(summary, difference)}",
         )
         return Finding(data, verdict, measured)
 
@@ -219,9 +219,9 @@ def control(summary: Summary) -> Claim:
         if not rows:
             return _unmeasured(data, "umbel's methods", "the generic model")
         worst, title, k = min(rows, key=lambda row: row[0].value)
-        measured = [f"the largest loss: {title} at k = {k}, {_words(summary, worst)}"]
+        measured = [f"the largest loss: {title} at k = {k}, {difference_words(summary, worst)}"]
         measured += [f"not measured at every k: {', '.join(missing)}"] if missing else []
-        verdict = _verdict(summary, worst, -0.003)
+        verdict = verdict_of(summary, worst, -0.003)
         complete = not missing and all(len(found.seeds) == len(summary.seeds) for found, _, _ in rows)
         return Finding(data, verdict if complete or verdict != "holds" else "not measured", tuple(measured))
 
@@ -251,22 +251,29 @@ def _at_every_k(
             found.add("not measured")
             measured.append(f"k = {k}: not measured")
             continue
-        found.add(_verdict(summary, difference, least, strictly=strictly))
-        measured.append(f"k = {k}: {_words(summary, difference)}{_beside_generic(summary, data, other, k)}")
+        found.add(verdict_of(summary, difference, least, strictly=strictly))
+        measured.append(
+            f"k = {k}: {difference_words(summary, difference)}{_beside_generic(summary, data, other, k)}"
+        )
     if not ks:
         return Finding(data, "not measured", ("this k is not measured here",))
     if not any(summary.difference(data, one, other, k) for k in ks):
         return _unmeasured(data, one, other)
-    return Finding(data, next(verdict for verdict in _WORST_FIRST if verdict in found), tuple(measured))
+    return Finding(data, worst(found), tuple(measured))
 
 
-def _verdict(summary: Summary, difference: Difference, least: float, *, strictly: bool = False) -> Verdict:
+def verdict_of(summary: Summary, difference: Difference, least: float, *, strictly: bool = False) -> Verdict:
     """Judges a difference against what is claimed; only with every seed in does a claim hold."""
     value = difference.value
     if value > least + _TINY if strictly else value >= least - _TINY:
         return "holds" if len(difference.seeds) == len(summary.seeds) else "not measured"
     near = value > least - 0.005 + _TINY and difference.low <= least <= difference.high
     return "undecided" if near else "does not hold"
+
+
+def worst(found: Collection[Verdict]) -> Verdict:
+    """Returns the verdict of a claim that is made of several."""
+    return next((verdict for verdict in _WORST_FIRST if verdict in found), "not measured")
 
 
 def _beside_generic(summary: Summary, data: str, other: str, k: int) -> str:
@@ -277,7 +284,8 @@ def _beside_generic(summary: Summary, data: str, other: str, k: int) -> str:
     return f" (itself {points(difference.value)} to generic)"
 
 
-def _words(summary: Summary, difference: Difference) -> str:
+def difference_words(summary: Summary, difference: Difference) -> str:
+    """Returns a difference in points, with its interval and the seeds that are in."""
     span = f"{points(difference.value)} points [{interval((difference.low, difference.high))}]"
     if len(difference.seeds) == len(summary.seeds):
         return span

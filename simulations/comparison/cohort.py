@@ -91,7 +91,9 @@ def gather_cohort(
     """
     community = None
     if config.source == "community":
-        community = generate_community(CommunityConfig(seed=seed, users=config.users or 120))
+        community = generate_community(
+            CommunityConfig(seed=seed, users=config.users or 120, choosiness=config.choosiness)
+        )
         examples = community.examples
     else:
         if place is None:

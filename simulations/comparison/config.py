@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, final
 
 from pydantic import Field, field_validator, model_validator
 
-from umbel.coordinator.config import BackboneConfig, CoordinatorConfig, Strict
+from umbel.coordinator.config import BackboneConfig, CoordinatorConfig, OnboardingConfig, Strict
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,99}$"
 """Of data sets and contestants: files are named by them, with dots between."""
@@ -29,6 +29,12 @@ class DataSetConfig(Strict):
     )
     user_prefix: str = Field(default="", description="Only people whose id begins so.")
     users: int | None = Field(default=None, ge=4, description="People of the generated community.")
+    choosiness: float = Field(
+        default=0.0,
+        ge=0,
+        le=20,
+        description="How much they judge what they would like, rather than anything.",
+    )
     rivals: tuple[str, ...] = Field(default=(), description="Rivals that take part; empty: all of them.")
     tasks: bool = Field(default=False, description="Profiles are tasks that training knows, not new people.")
     unseen_share: float = Field(default=0.3, gt=0, lt=1, description="Share of people that are new.")
@@ -75,8 +81,45 @@ class DataSetConfig(Strict):
             raise ValueError("k must be ascending, different and at least 1")
         if (self.source == "community") == bool(self.folder) or self.folder.strip(".") != self.folder:
             raise ValueError("every source but community needs folder, a name without dots at its ends")
+        if self.choosiness and self.source != "community":
+            raise ValueError("choosiness is the generated community's")
         if self.tasks and len(self.k) > 1:
             raise ValueError("where profiles are tasks, training learns them from all examples: give one k")
+        return self
+
+
+@final
+class ColdStartConfig(Strict):
+    """[contestants.NAME.cold_start]: what a new person's profile is made from, and how far it is trusted."""
+
+    onboard: bool = Field(default=True, description="It starts as the onboarding network writes it.")
+    learn: bool = Field(default=True, description="It is then learned from the person's examples.")
+    texts: int = Field(default=0, ge=0, description="Further texts of the person, without labels, are known.")
+    share: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        default=(0.5, 1.0), min_length=1, description="Shares of the network's profile that are tried."
+    )
+    folds: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Folds of the cross-validation that says how much is used; 0: all.",
+    )
+    trust: tuple[Annotated[float, Field(ge=-1e3, le=1e3)], ...] = Field(
+        default=(2.0,), min_length=1, description="Nats that speak for all of it beforehand; those tried."
+    )
+    network: OnboardingConfig = Field(
+        default_factory=lambda: OnboardingConfig(steps=80),  # type: ignore[call-arg]
+        description="The onboarding network, and its training.",
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.onboard and not self.learn:
+            raise ValueError("with neither onboard nor learn nothing is done: that is the generic model")
+        if self.onboard and not self.network.steps:
+            raise ValueError("to onboard, the network needs steps")
+        if self.texts and not self.onboard:
+            raise ValueError("texts without labels tell the onboarding network alone")
         return self
 
 
@@ -100,6 +143,9 @@ class ContestantConfig(Strict):
     prior_strength: tuple[_Prior, ...] = Field(
         default=(1.0, 2.0), min_length=1, description="Few-shot priors that are tried."
     )
+    cold_start: ColdStartConfig | None = Field(
+        default=None, description="How a new person's first profile comes about; None: learned from zeros."
+    )
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
@@ -109,7 +155,13 @@ class ContestantConfig(Strict):
     def resolved(self) -> dict[str, Any]:
         """Returns all that its figures depend on, with every default of its methods."""
         methods = {name: own.model_dump(mode="json") for name, own in self._methods().items()}
-        return self.model_dump(mode="json", exclude={"title", "data", "methods"}) | {"methods": methods}
+        unread = {"title", "data", "methods"} | ({"cold_start"} if self.cold_start is None else set())
+        return self.model_dump(mode="json", exclude=unread) | {"methods": methods}
+
+    def trained(self) -> dict[str, Any]:
+        """Returns of that what the trained methods depend on: contestants that agree in it share them."""
+        learned = {"cold_start", "learning_rate", "prior_strength"}
+        return {name: value for name, value in self.resolved().items() if name not in learned}
 
     def _methods(self) -> Mapping[str, Any]:
         return CoordinatorConfig.model_validate({"methods": self.methods}).method_configs()
@@ -119,6 +171,9 @@ class ContestantConfig(Strict):
 class ComparisonConfig(Strict):
     """A whole comparison: every contestant on every data set under every seed."""
 
+    study: Literal["methods", "onboarding"] = Field(
+        default="methods", description="What its page asks: which claims, tables and figures it has."
+    )
     seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] = Field(default=(0, 1, 2), min_length=1)
     notes: tuple[str, ...] = Field(default=(), description="What readers of the results should know.")
     backbone: BackboneConfig = BackboneConfig.model_construct()

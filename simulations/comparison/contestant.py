@@ -117,6 +117,13 @@ class Contestant(ABC):
     def costs(self) -> Costs:
         """Returns what it costs; asked after `prepare`."""
 
+    def seen(self) -> tuple[int, int] | None:
+        """Returns how many held-out examples of seen people are right under what training learned for them.
+
+        Of how many, as well; None for whoever learns nothing for seen people, or is not asked for it.
+        """
+        return None
+
     @abstractmethod
     def logits(self, people: Sequence[Person], k: int, options: Options) -> list[FloatArray]:
         """Learns from each person's `support[:k]`, each for themselves, and predicts their query.

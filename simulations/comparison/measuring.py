@@ -16,7 +16,7 @@ from umbel.simulations.comparison.cohort import Person
 from umbel.simulations.comparison.config import ComparisonConfig
 from umbel.simulations.comparison.contestant import Contestant, Options, World, restricted
 from umbel.simulations.comparison.place import Place, settings_of
-from umbel.simulations.comparison.results import Cell, Measured
+from umbel.simulations.comparison.results import Cell, Measured, Seen
 from umbel.simulations.progress import Progress
 
 _CHOICE_K = (4, 16)
@@ -72,7 +72,13 @@ def _run(contestant: Contestant, place: Place, name: str, on_step: Callable[[int
         best_generic=cohort.best_generic,
         train_seconds=round(trained - begun, 3),
         choose_seconds=round(chosen - trained, 3),
+        seen=_seen(contestant),
     )
+
+
+def _seen(contestant: Contestant) -> Seen | None:
+    counts = contestant.seen()
+    return None if counts is None else Seen(right=counts[0], asked=counts[1])
 
 
 def _title(contestant: Contestant, name: str, config: ComparisonConfig) -> str:
@@ -106,16 +112,19 @@ def measured(contestant: Contestant, people: Sequence[Person], k: int, options: 
     begun = time.perf_counter()
     found = contestant.logits(people, k, options)
     seconds = (time.perf_counter() - begun) / max(len(people), 1)
-    right, nll = [], []
+    right, nll, hits = [], [], []
     for person, logits in zip(people, found, strict=True):
         allowed = restricted(logits, person)
-        right.append(int((allowed.argmax(1) == person.query.label).sum()))
+        hit = allowed.argmax(1) == person.query.label
+        right.append(int(hit.sum()))
+        hits.append(np.packbits(hit).tobytes().hex())
         nll.append(_nll(allowed, person.query))
     return Measured(
         right=tuple(right),
         asked=tuple(len(person.query) for person in people),
         nll=tuple(nll),
         seconds=round(seconds, 6),
+        hits=tuple(hits),
     )
 
 

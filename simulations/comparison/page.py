@@ -8,17 +8,13 @@ from pathlib import Path
 
 from umbel.shared.files import atomic_write
 from umbel.simulations.comparison import plots
-from umbel.simulations.comparison.claims import Claim, Finding, all_claims, verdicts
+from umbel.simulations.comparison.claims import Claim, Finding, verdicts
+from umbel.simulations.comparison.harm import harm
 from umbel.simulations.comparison.results import Comparison
+from umbel.simulations.comparison.studies import Study, study_of
 from umbel.simulations.comparison.summary import BIAS, DRAWS, GENERIC, Entry, Figures, Summary
 from umbel.simulations.report.words import NBSP, interval, percent, points
 from umbel.simulations.results import Machine
-
-PAGE = "methods.md"
-COMMAND = (
-    "umbel simulate methods --data DATA --workers 2 --threads 1\n"
-    "umbel results runs/methods/result.json --out docs/results"
-)
 
 _WIDTH = 130
 _NONE = "–"
@@ -29,9 +25,6 @@ _METHOD = (
     "measured; where profiles are tasks (clinc150), it is trained on examples of these tasks that nobody is "
     "asked about. The two shared adaptations begin with the pretrained encoder instead, both alike. "
     "Contestants in bold have private profiles of umbel's; the others have none.",
-    "umbel's methods train their shared part further on seen people, and so do the start of prompt tuning, "
-    "retrieval and FedAvg; one LoRA or adapter per person begins with the generic model as it is. What the "
-    "shared part alone brings is seen at k = 0.",
     "A person's accuracy is the share of their asked examples that is predicted right. The mean is "
     "taken over the people of a seed, then over seeds. A contestant that learns nothing for a person is "
     "measured once and has that figure at every k. nll is the mean negative log-likelihood of the right "
@@ -57,13 +50,13 @@ _METHOD = (
 )
 
 
-def write_page(comparison: Comparison, folder: Path, command: str = COMMAND) -> list[Path]:
+def write_page(comparison: Comparison, folder: Path, command: str | None = None) -> list[Path]:
     """Writes the page and its figures into a folder; equal comparisons give equal bytes.
 
     Args:
         comparison: May be incomplete; the page says what is missing.
         folder: Made if it is not there. Figures of other data sets are left as they are.
-        command: What regenerates the page.
+        command: What regenerates the page, if not its study's own.
 
     Returns:
         The files written, the page first.
@@ -73,31 +66,34 @@ def write_page(comparison: Comparison, folder: Path, command: str = COMMAND) -> 
         OSError: The folder cannot be written.
     """
     summary = Summary(comparison)
-    texts = {PAGE: _page(comparison, summary, command)}
+    study = study_of(comparison)
+    texts = {study.page: _page(comparison, summary, study, command)}
     for data in _measured(summary):
-        texts[_figure_name(data, "k")] = plots.accuracy_by_k(summary, data)
-        texts[_figure_name(data, "bytes")] = plots.accuracy_by_bytes(summary, data)
+        texts[_figure_name(study, data, "k")] = plots.accuracy_by_k(summary, data)
+        texts[_figure_name(study, data, "bytes")] = plots.accuracy_by_bytes(summary, data)
+        if study.people:
+            texts[_figure_name(study, data, "people")] = plots.gain_by_person(summary, data)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         atomic_write(folder / name, text.encode())
     return [folder / name for name in texts]
 
 
-def page(comparison: Comparison, command: str = COMMAND, draws: int = DRAWS) -> str:
+def page(comparison: Comparison, command: str | None = None, draws: int = DRAWS) -> str:
     """Returns the page as Markdown.
 
     Raises:
         ComparisonError: The cells contradict one another.
     """
-    return _page(comparison, Summary(comparison, draws), command)
+    return _page(comparison, Summary(comparison, draws), study_of(comparison), command)
 
 
-def _page(comparison: Comparison, summary: Summary, command: str) -> str:
+def _page(comparison: Comparison, summary: Summary, study: Study, command: str | None) -> str:
     parts = [
-        *_head(comparison, summary, command),
-        *_claims(all_claims(summary)),
-        *(part for data in summary.data_sets for part in _data_set(summary, data)),
-        *_method(summary),
+        *_head(comparison, summary, study, command or study.command),
+        *_claims(study.claims(summary)),
+        *(part for data in summary.data_sets for part in _data_set(summary, study, data)),
+        *_method(summary, study),
     ]
     return "\n\n".join(parts).replace(NBSP, " ") + "\n"
 
@@ -106,19 +102,19 @@ def _measured(summary: Summary) -> list[str]:
     return [data for data in summary.data_sets if summary.people(data)]
 
 
-def _figure_name(data: str, kind: str) -> str:
-    return f"methods-{data}-{kind}.svg"
+def _figure_name(study: Study, data: str, kind: str) -> str:
+    return f"{study.name}-{data}-{kind}.svg"
 
 
-def _head(comparison: Comparison, summary: Summary, command: str) -> list[str]:
+def _head(comparison: Comparison, summary: Summary, study: Study, command: str) -> list[str]:
     own = sum(group != "rival" for group in summary.groups)
     seeds = ", ".join(str(seed) for seed in summary.seeds)
     what = (
-        f"{own} of umbel's methods and combinations and {len(summary.groups) - own} other ways to fit a "
-        f"model to a person, on the same people of {len(summary.data_sets)} data sets, seeds {seeds}."
+        f"{own} {study.what} and {len(summary.groups) - own} other ways to fit a model to a person, on the "
+        f"same people of {len(summary.data_sets)} data sets, seeds {seeds}."
     )
     return [
-        "# Methods compared",
+        f"# {study.title}",
         _prose(what),
         _prose(_machine(comparison.machine) + _work(summary)),
         *(_prose(note) for note in summary.notes),
@@ -218,14 +214,14 @@ def _once(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return shown
 
 
-def _data_set(summary: Summary, data: str) -> list[str]:
+def _data_set(summary: Summary, study: Study, data: str) -> list[str]:
     if not summary.people(data):
         return [f"## {data}", "Nothing has been run on this data set yet."]
     k = summary.headline_k(data)
     entries = summary.entries(data)
     figures = [
-        f"![Right answers by k on {data}]({_figure_name(data, 'k')})",
-        f"![Right answers at k = {k} by private bytes on {data}]({_figure_name(data, 'bytes')})",
+        f"![Right answers by k on {data}]({_figure_name(study, data, 'k')})",
+        f"![Right answers at k = {k} by private bytes on {data}]({_figure_name(study, data, 'bytes')})",
     ]
     more = [
         "<details><summary>Differences at every k, and further figures</summary>",
@@ -233,7 +229,42 @@ def _data_set(summary: Summary, data: str) -> list[str]:
         _further(summary, data, entries, k),
         "</details>",
     ]
-    return [f"## {data}", _main_table(summary, data, entries, k), *figures, *more]
+    people = _people(summary, study, data, entries) if study.people else []
+    return [f"## {data}", _main_table(summary, data, entries, k), *figures, *people, *more]
+
+
+def _people(summary: Summary, study: Study, data: str, entries: Sequence[Entry]) -> list[str]:
+    """Says who is helped and who is harmed, and what seen people get."""
+    ks = [k for k in summary.ks(data) if k > 0]
+    rows = []
+    for entry in entries:
+        found = [harm(summary, data, entry.contestant, k) for k in ks]
+        if entry.contestant != GENERIC and any(found):
+            texts = [
+                _NONE
+                if row is None
+                else f"{percent(row.harmed)} / {percent(row.chance)} / {percent(row.helped)}"
+                for row in found
+            ]
+            rows.append([_title(entry), *texts])
+    if not rows:
+        return []
+    words = (
+        "People who are worse off than with the generic model, those that the test would find so by "
+        "chance, and those who are better off: one-sided exact paired tests at 5 %, person by person."
+    )
+    ceilings = [f"{_named(entries, name)}: {percent(found)}" for name, found in summary.seen(data).items()]
+    seen = "Seen people's held-out examples, under the private tensors that training learned for them: "
+    return [
+        _prose(words),
+        _table(["worse / by chance / better", *(f"k = {k}" for k in ks)], rows),
+        f"![Gain over generic by person on {data}]({_figure_name(study, data, 'people')})",
+        *([_prose(seen + "; ".join(ceilings) + ".")] if ceilings else []),
+    ]
+
+
+def _named(entries: Sequence[Entry], contestant: str) -> str:
+    return next(entry.title for entry in entries if entry.contestant == contestant)
 
 
 def _main_table(summary: Summary, data: str, entries: Sequence[Entry], k: int) -> str:
@@ -334,7 +365,7 @@ def _gain(summary: Summary, data: str, entry: Entry, baseline: str, k: int) -> s
     return text
 
 
-def _method(summary: Summary) -> list[str]:
+def _method(summary: Summary, study: Study) -> list[str]:
     known = any(
         (found := summary.figures(data, entry.contestant, summary.headline_k(data))) is not None
         and found.share is not None
@@ -342,7 +373,8 @@ def _method(summary: Summary) -> list[str]:
         for entry in summary.entries(data)
     )
     chosen = _METHOD if known else _METHOD[:-1]
-    return ["## How it was measured", *(_prose(text) for text in chosen)]
+    first, *rest = chosen
+    return ["## How it was measured", *(_prose(text) for text in (first, *study.prose, *rest))]
 
 
 def _prose(text: str) -> str:

@@ -16,7 +16,8 @@ from umbel.shared.files import sha256_bytes
 from umbel.shared.text import TextEncoder
 from umbel.simulations.comparison.cache import upper_model
 from umbel.simulations.comparison.cohort import Cohort, gather_cohort
-from umbel.simulations.comparison.config import ComparisonConfig
+from umbel.simulations.comparison.coldstart import ColdStart
+from umbel.simulations.comparison.config import ComparisonConfig, ContestantConfig
 from umbel.simulations.comparison.contestant import Contestant, World, mixed
 from umbel.simulations.comparison.generic import GENERIC_VERSION, generic_model
 from umbel.simulations.comparison.profiles import Profiles, needs_whole
@@ -33,12 +34,15 @@ def settings_of(config: ComparisonConfig, data: str, seed: int, contestant: str)
     own: Any
     unread = {"rivals", "rival_steps"}
     if contestant in config.contestants:
-        own = [Profiles.version, config.contestants[contestant].resolved()]
+        section = config.contestants[contestant]
+        own = [contestant_class(section).version, section.resolved()]
     else:
         kind = REGISTRY[contestant]
         own = [contestant, kind.version, getattr(kind, "rates", None)]
         trains = kind.prepare is not Contestant.prepare
         unread = {"rivals", "steps"} if trains else {"rivals", "steps", "rival_steps"}
+    if not config.data[data].choosiness:
+        unread.add("choosiness")  # as it was hashed before there was one
     return _hashed(
         config.data[data].model_dump(mode="json", exclude=unread),
         own,
@@ -101,7 +105,7 @@ class Place:
         """Makes a contestant: methods of umbel's, or a rival."""
         own = self.config.contestants.get(name)
         if own is not None:
-            return Profiles(self.world(needs_whole(own), progress), name, own)
+            return contestant_class(own)(self.world(needs_whole(own), progress), name, own)
         kind = REGISTRY[name]
         return kind(self.world(kind.whole, progress))
 
@@ -134,7 +138,8 @@ class Place:
         own += [section.traits, GENERIC_VERSION]
         kept = folder / f"generic-{_hashed(*own, *self._seen())[:12]}.safetensors"
         if self.restart:
-            kept.unlink(missing_ok=True)
+            for path in (kept, *folder.glob("methods-*"), *folder.glob("onboarding-*.safetensors")):
+                path.unlink(missing_ok=True)
         generic = generic_model(
             self.backbone,
             self.cohort.data,
@@ -173,6 +178,11 @@ class Place:
         data, table = (replace(part, tokens=tokens) for part in (self.cohort.data, self.cohort.table))
         cohort = replace(self.cohort, data=data, table=table)
         return replace(full, cohort=cohort, backbone=backbone, generic=generic)
+
+
+def contestant_class(config: ContestantConfig) -> type[Profiles]:
+    """Returns what runs one of umbel's contestants."""
+    return Profiles if config.cold_start is None else ColdStart
 
 
 def _hashed(*row: Any) -> str:

@@ -6,12 +6,14 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from umbel.simulations.comparison.summary import Entry, Summary
+from umbel.simulations.comparison.harm import gains
+from umbel.simulations.comparison.summary import GENERIC, Entry, Summary
 from umbel.simulations.report.svg import AXIS, style
 from umbel.simulations.report.words import NBSP, size
 
@@ -98,6 +100,38 @@ def accuracy_by_bytes(summary: Summary, data: str) -> str:
         _label_ends(figure, axes, ends)
 
     return _svg(draw, _height(len(dots)))
+
+
+def gain_by_person(summary: Summary, data: str) -> str:
+    """Returns each person's gain over the generic model at the headline's k, the least first, as SVG.
+
+    Each line is an empirical distribution: at height y, the share y of people gains less than x.
+    """
+    k = summary.headline_k(data)
+    looks = _looks(summary.entries(data))
+    lines = [
+        (entry, found)
+        for entry in summary.entries(data)
+        if entry.contestant != GENERIC and len(found := gains(summary, data, entry.contestant, k)) > 0
+    ]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        _leave_room(figure)
+        ends = []
+        for entry, found in lines:
+            look = looks[entry.contestant] | {"marker": "none"}
+            axes.step(found, np.arange(1, len(found) + 1) / len(found), where="post", **look)
+            middle = len(found) // 2
+            ends.append((found[middle], (middle + 1) / len(found), entry.title, look["color"]))
+        axes.axvline(0.0, color=AXIS, linewidth=0.8)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+g}"))
+        axes.set_xlabel("points gained over the generic model")
+        _percent_axis(axes)
+        axes.set_title(f"{data}: share of people who gain less, k{NBSP}={NBSP}{k}")
+        _label_ends(figure, axes, ends)
+
+    return _svg(draw, _height(len(lines)))
 
 
 def _looks(entries: Sequence[Entry]) -> Mapping[str, dict[str, Any]]:

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +32,6 @@ _TOGETHER = 640  # examples of people who learn side by side
 _BATCH = 64  # examples in one pass
 
 
-@final
 class Profiles(Contestant):
     """Methods on top of the generic model; only a person's private tensors are learned.
 
@@ -51,11 +49,16 @@ class Profiles(Contestant):
 
     def prepare(self, on_step: Callable[[int, int], None]) -> None:
         """Trains the methods' shared tensors and the head, beside the seen people's private tensors."""
-        world = self.world
         config = self._coordinator_config()
-        start = replace(world.backbone, module=world.generic.encoder)
-        data = world.cohort.table
-        model = build_model(start, "classification", data.labels, config.method_configs(), world.seed)
+        model = self._untrained(config)
+        self._tasks = self._train(model, config, on_step)
+        self.model = model.requires_grad_(False).eval()
+
+    def _untrained(self, config: CoordinatorConfig) -> PersonalModel:
+        """Returns the methods on top of the generic model."""
+        world = self.world
+        start, labels = replace(world.backbone, module=world.generic.encoder), world.cohort.table.labels
+        model = build_model(start, "classification", labels, config.method_configs(), world.seed)
         model.task.load_state_dict(world.generic.task.state_dict())
         longest = world.backbone.shape.max_tokens - model.prompt_rows()
         if world.config.max_tokens > longest:
@@ -63,15 +66,21 @@ class Profiles(Contestant):
                 f"contestants.{self.own_name}: texts leave no room for its prompt",
                 [f"max_tokens is {world.config.max_tokens}, at most {longest} fit beside the prompt"],
             )
+        return model
+
+    def _train(
+        self, model: PersonalModel, config: CoordinatorConfig, on_step: Callable[[int, int], None]
+    ) -> dict[str, FloatArray]:
+        """Trains a model in place; returns what the seen people have learned: name -> (users, *shape)."""
+        world = self.world
         fingerprint = self._fingerprint(config)
         folder = world.folder / f"training-{self.own_name}-{fingerprint[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
-        trainer = begun(model, data, config, folder, fingerprint, world.factors)
+        trainer = begun(model, world.cohort.table, config, folder, fingerprint, world.factors)
         trainer.run(lambda progress: on_step(progress.step, config.training.max_steps))
         learned = rebase(trainer)
-        self._tasks = {name: values.numpy() for name, values in learned.items()}
-        self.model = model.requires_grad_(False).eval()
         shutil.rmtree(folder)  # a checkpoint was for a stop in between
+        return {name: values.numpy() for name, values in learned.items()}
 
     def _fingerprint(self, config: CoordinatorConfig) -> str:
         """Returns the hash of what the training depends on: another does not go on from its checkpoint."""
@@ -135,29 +144,42 @@ class Profiles(Contestant):
         return found
 
     def _side_by_side(self, people: Sequence[Person], k: int, options: Options) -> list[FloatArray]:
+        profile = self._trained().profile_spec().zeros(len(people))
+        if self.world.cohort.tasks:
+            index = [self.world.cohort.table.users.index(person.user) for person in people]
+            profile = {name: values[index] for name, values in self._tasks.items()}
+        elif k > 0:
+            profile = self._fitted([p.support.take(np.arange(k)) for p in people], profile, options)
+        return self._predicted([person.query for person in people], profile)
+
+    def _fitted(
+        self, supports: Sequence[Rows], origin: Mapping[str, FloatArray], options: Options
+    ) -> dict[str, FloatArray]:
+        """Learns profiles (users, *shape) side by side, from where they start and pulled to there."""
         model, world = self._trained(), self.world
         tokens = world.cohort.data.tokens
         twin = TorchGradients(model, tokens, bfloat16=world.bfloat16)
-        profile = model.profile_spec().zeros(len(people))
-        if world.cohort.tasks:
-            index = [world.cohort.table.users.index(person.user) for person in people]
-            profile = {name: values[index] for name, values in self._tasks.items()}
-        elif k > 0:
-            recipe = LearningRecipe(
-                steps=world.config.learning_steps,
-                learning_rate=options["rate"],
-                prior_strength=options["prior"],
-                **relative(model),
-            )
-            support = side_by_side([person.support.take(np.arange(k)) for person in people])
-            parts = tokens.like_length(_BATCH, support.text)
-            profile = minimise(lambda values: _learn(twin, support, parts, values), profile, recipe)
-        profile = model.profile_spec().rounded(profile)
-        query = side_by_side([person.query for person in people])
+        recipe = LearningRecipe(
+            steps=world.config.learning_steps,
+            learning_rate=options["rate"],
+            prior_strength=options["prior"],
+            **relative(model),
+        )
+        support = side_by_side(supports)
+        parts = tokens.like_length(_BATCH, support.text)
+        return minimise(lambda values: _learn(twin, support, parts, values), origin, recipe)
+
+    def _predicted(self, queries: Sequence[Rows], profile: Mapping[str, FloatArray]) -> list[FloatArray]:
+        """Returns each query's logits (query, labels) under one's profile, rounded as a device stores it."""
+        model, world = self._trained(), self.world
+        tokens = world.cohort.data.tokens
+        twin = TorchGradients(model, tokens, bfloat16=world.bfloat16)
+        rounded = model.profile_spec().rounded(profile)
+        query = side_by_side(queries)
         logits = np.empty((len(query), len(world.cohort.data.labels)), np.float32)
         for part in tokens.like_length(_BATCH, query.text):
-            logits[part] = twin.logits(query.take(part), profile)
-        ends = np.cumsum([len(person.query) for person in people])
+            logits[part] = twin.logits(query.take(part), rounded)
+        ends = np.cumsum([len(own) for own in queries])
         return [np.asarray(part) for part in np.split(logits, ends[:-1])]
 
     def _trained(self) -> PersonalModel:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, final
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from umbel.coordinator.config import Strict
@@ -19,6 +21,7 @@ from umbel.simulations.results import Machine
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Number = Annotated[float, Field(ge=0, le=1e9)]
+_Bits = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$", max_length=200_000)]
 _K = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,6})$")]
 
 
@@ -36,12 +39,37 @@ class Measured(Strict):
         asked: How many there are.
         nll: Mean negative log-likelihood of each person's query examples, in nats.
         seconds: Seconds of learning and predicting per person.
+        hits: Of each person one bit per query example, 1 where it is right, in hexadecimal; None in results
+            from before this was kept.
     """
 
     right: tuple[_Count, ...]
     asked: tuple[_Count, ...]
     nll: tuple[_Number, ...]
     seconds: _Number
+    hits: tuple[_Bits, ...] | None = None
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        if self.hits is not None:
+            pairs = zip(self.right, self.asked, strict=False)
+            expected = [(right, 2 * -(-asked // 8)) for right, asked in pairs]
+            if [(int(bits or "0", 16).bit_count(), len(bits)) for bits in self.hits] != expected:
+                raise ValueError("hits are not the bits of what is right")
+        return self
+
+
+@final
+class Seen(Strict):
+    """Held-out examples of seen people, under the private tensors that training learned for them.
+
+    Attributes:
+        right: How many are predicted right.
+        asked: How many there are.
+    """
+
+    right: _Count
+    asked: _Count
 
 
 @final
@@ -65,6 +93,7 @@ class Cell(Strict):
         best_generic: The same for answers that do not depend on the person.
         train_seconds: Training of the shared part.
         choose_seconds: Choosing options.
+        seen: What seen people get, whose private tensors were trained with everything else: a ceiling.
     """
 
     schema_: Literal["umbel.cell/1"] = Field(default="umbel.cell/1", alias="schema")
@@ -89,6 +118,7 @@ class Cell(Strict):
     best_generic: tuple[_Share, ...] | None = None
     train_seconds: _Number
     choose_seconds: _Number
+    seen: Seen | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -180,6 +210,11 @@ def cell_name(data: str, seed: int, contestant: str) -> str:
     return f"{data}.{seed}.{contestant}.json"
 
 
+def hit_bits(bits: str, count: int) -> npt.NDArray[np.bool_]:
+    """Returns which of a person's `count` query examples are right, from `Measured.hits`."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=count).astype(np.bool_)
+
+
 def _problems(error: Exception) -> list[str]:
     if not isinstance(error, ValidationError):
         return [type(error).__name__]
@@ -196,7 +231,9 @@ __all__: Sequence[str] = (
     "Comparison",
     "ComparisonError",
     "Measured",
+    "Seen",
     "cell_name",
+    "hit_bits",
     "read_cell",
     "read_comparison",
     "write_cell",

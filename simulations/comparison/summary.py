@@ -118,7 +118,7 @@ class Summary:
         self._cells = {(c.data, c.seed, c.contestant): c for c in comparison.cells}
         self._config = comparison.config
         self._draws = draws
-        self._differences: dict[tuple[str, str, str, int], Difference | None] = {}
+        self._differences: dict[tuple[str, str, str, int, int], Difference | None] = {}
         _check(comparison.cells)
         self.seeds = tuple(sorted({*_listed(self._config, "seeds"), *(c.seed for c in comparison.cells)}))
         self.data_sets = _united(_section(self._config, "data"), (c.data for c in comparison.cells))
@@ -230,7 +230,7 @@ class Summary:
         of fitting the person, and the scale is the same for all. It is below 0 for a contestant that is worse
         than that. It is a ratio of means, since a single person's possible gain may be next to nothing.
         """
-        measured = self._measured(data, contestant, k)
+        measured = self.measured(data, contestant, k)
         if not measured:
             return None
         counts = {seed: self._common(data, seed) for seed in measured}
@@ -244,20 +244,23 @@ class Summary:
             share=self._share(data, contestant, measured),
         )
 
-    def difference(self, data: str, one: str, other: str, k: int) -> Difference | None:
+    def difference(
+        self, data: str, one: str, other: str, k: int, other_k: int | None = None
+    ) -> Difference | None:
         """Returns how much better `one` is than `other` at k; None where no seed has both.
 
         They are compared on the first people that both have, and those are the same: two contestants that
-        have further people are compared on all of these.
+        have further people are compared on all of these. With `other_k`, the other one is taken at that k.
         """
         learns = any(cell.learned for name in (one, other) for cell in self._of(data, name))
-        key = (data, one, other, k if learns else 0)  # at every k the same, so worked out once
+        at, against = k, k if other_k is None else other_k
+        key = (data, one, other, *((at, against) if learns else (0, 0)))  # at every k the same
         if key not in self._differences:
             self._differences[key] = self._compared(*key)
         return self._differences[key]
 
-    def _compared(self, data: str, one: str, other: str, k: int) -> Difference | None:
-        left, right = self._measured(data, one, k), self._measured(data, other, k)
+    def _compared(self, data: str, one: str, other: str, k: int, other_k: int) -> Difference | None:
+        left, right = self.measured(data, one, k), self.measured(data, other, other_k)
         seeds = tuple(seed for seed in left if seed in right)
         if not seeds:
             return None
@@ -289,11 +292,21 @@ class Summary:
         possible = fmean(best) - fmean(generic)
         return (fmean(reached) - fmean(generic)) / possible if possible > 0 else None
 
+    def seen(self, data: str) -> Mapping[str, float]:
+        """Returns what seen people get of each contestant that was asked for it: the mean over seeds."""
+        found = {}
+        for entry in self.entries(data):
+            rows = [cell.seen for cell in self._of(data, entry.contestant) if cell.seen is not None]
+            if rows:
+                found[entry.contestant] = fmean(row.right / max(row.asked, 1) for row in rows)
+        return found
+
     def _of(self, data: str, contestant: str) -> list[Cell]:
         found = (self._cells.get((data, seed, contestant)) for seed in self.seeds)
         return [cell for cell in found if cell is not None]
 
-    def _measured(self, data: str, contestant: str, k: int) -> dict[int, Measured]:
+    def measured(self, data: str, contestant: str, k: int) -> dict[int, Measured]:
+        """Returns what was measured at k, by seed; what learns nothing has the same at every k."""
         rows = {c.seed: c.k.get(str(k) if c.learned else "0") for c in self._of(data, contestant)}
         return {seed: row for seed, row in rows.items() if row is not None}
 

@@ -7,7 +7,7 @@ import pytest
 from tests.coordinator.conftest import tiny_config, write_backbone
 
 from umbel.cli import main
-from umbel.simulations.comparison.page import PAGE
+from umbel.simulations.comparison.studies import STUDIES
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +57,13 @@ def test_a_comparison_from_the_command_line(
     assert "[1/1] made-up, seed 0: plora" in shown.err
     assert "made-up" in shown.out
     assert "…" not in shown.out  # no figure is cut off, however narrow the terminal
-    assert str(out / PAGE) in shown.out
+    assert str(out / STUDIES["methods"].page) in shown.out
     assert run("simulate", experiment, "--out", out, "--threads", 1, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [cell["contestant"] for cell in found["cells"]] == ["generic", "headbias", "plora"]
-    page = (out / PAGE).read_text(encoding="utf-8")
+    page = (out / STUDIES["methods"].page).read_text(encoding="utf-8")
     assert run("results", out / "result.json", "--out", tmp_path / "page") == 0
-    assert (tmp_path / "page" / PAGE).read_text(encoding="utf-8") == page
+    assert (tmp_path / "page" / STUDIES["methods"].page).read_text(encoding="utf-8") == page
     (out / "result.json").write_text("{}", encoding="utf-8")
     assert run("results", out / "result.json", "--out", tmp_path / "page") == 2
     assert "is not a comparison" in capsys.readouterr().err

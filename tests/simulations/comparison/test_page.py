@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 from tests.simulations.comparison.example_comparison import KINDS, comparison, config, random_comparison
 
-from umbel.simulations.comparison.page import PAGE, page, write_page
+from umbel.simulations.comparison.page import page, write_page
 from umbel.simulations.comparison.plots import spread
 from umbel.simulations.comparison.results import read_comparison, write_comparison
+from umbel.simulations.comparison.studies import STUDIES
 from umbel.simulations.comparison.summary import Summary
 from umbel.simulations.comparison.terminal import terminal_tables
 
@@ -155,6 +156,6 @@ def test_the_page_in_the_docs_is_that_of_the_results_in_the_repository(tmp_path:
     top = Path(__file__).parents[3]
     found = read_comparison(top / "simulations" / "experiments" / "methods" / "result.json")
     written = write_page(found, tmp_path)
-    assert (top / "docs" / "results" / PAGE).read_bytes() == written[0].read_bytes()
-    there = {path.name for path in (top / "docs" / "results").iterdir()}
+    assert (top / "docs" / "results" / STUDIES["methods"].page).read_bytes() == written[0].read_bytes()
+    there = {path.name for path in (top / "docs" / "results").glob("methods*")}
     assert there == {path.name for path in written}
