@@ -17,7 +17,7 @@ from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.graphs import onboard
 from umbel.coordinator.graphs.joint import export_joint, parameter_arrays
 from umbel.coordinator.graphs.parity import check_parity, measure_parity
-from umbel.coordinator.graphs.split import in_no_file, split_graphs, weights_file
+from umbel.coordinator.graphs.split import by_content, in_no_file, split_graphs, weights_file
 from umbel.coordinator.model import PersonalModel
 from umbel.shared.checks import shown
 from umbel.shared.errors import ConfigError, ReleaseError
@@ -107,15 +107,19 @@ def publish_model(
     network = rebuild_onboarder(trained, model)
     if network is not None:
         shared |= onboard.parameter_arrays(network)
-    files = [weights_file(BACKBONE_WEIGHTS, encoder), weights_file(SHARED_WEIGHTS, shared)]
+    files = {n: weights_file(n, own) for n, own in ((BACKBONE_WEIGHTS, encoder), (SHARED_WEIGHTS, shared))}
     outside = in_no_file({name: arrays[name] for name in (*rebuilt, *storage)})
     private = [tensor.name for tensor in model.profile_spec().tensors]
-    graphs = split_graphs(joint, private, {name: arrays[name].shape for name in names}, [*files, outside])
+    shapes = {name: arrays[name].shape for name in names}
+    placed = [by_content(files[BACKBONE_WEIGHTS]), files[SHARED_WEIGHTS], outside]
+    graphs = split_graphs(joint, private, shapes, placed)
     if network is not None:
-        graphs[GRAPH] = onboard.onboarding_graph(network, files[1])
+        graphs[GRAPH] = onboard.onboarding_graph(network, files[SHARED_WEIGHTS])
     on_phase("compare torch and onnxruntime")
     # What is compared are the bytes that will be written, weights and what is rebuilt included.
-    written: dict[str, Any] = {name: array for file in files for name, array in load(file.data).items()}
+    written: dict[str, Any] = {
+        name: array for file in files.values() for name, array in load(file.data).items()
+    }
     written, _ = unpacked(written, storage)
     written |= {name: tensor.values() for name, tensor in rebuilt.items()}
     first = {name: graph for name, graph in graphs.items() if name != GRAPH}
@@ -126,7 +130,7 @@ def publish_model(
     check_parity(parity)
     on_phase("write")
     blobs = {f"{name}.onnx": data for name, data in graphs.items()}
-    blobs |= {file.location: file.data for file in files} | {TOKENIZER: backbone.tokenizer_json}
+    blobs |= {name: file.data for name, file in files.items()} | {TOKENIZER: backbone.tokenizer_json}
     manifest = Manifest(
         parent=parent,
         task=config.task.kind,

@@ -73,6 +73,8 @@ class Frame:
         owner: (batch,) int64 whose text each row is; None where the caller gave a row per example itself.
         generic_states: (batch, seq, d) the last token states of the same texts without profiles, without a
             gradient; None unless a method that is on needs the generic pass.
+        shift: (batch, d) what every private prompt row is moved by besides, so that its gradient can be asked
+            for; None nearly always.
         users: Private tensors as the caller gave them, (users, *shape); None where there may be more users
             than examples, as in training.
     """
@@ -84,6 +86,7 @@ class Frame:
     records: dict[str, list[Tensor]] | None = None
     owner: Tensor | None = None
     generic_states: Tensor | None = None
+    shift: Tensor | None = None
     users: Mapping[str, Tensor] | None = None
 
     def per_user(self, make: Callable[..., tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:

@@ -285,7 +285,7 @@ def begun(
     trainer = Trainer(model, data, trained, out, fingerprint, traits)
     with trainer.precision():
         start_shared(model, data)
-        start_users(model, trainer.table, data, factors)
+        start_users(model, trainer.table, data, factors, config.seed)
     return trainer
 
 

@@ -1,4 +1,4 @@
-"""Runs a release's graphs with onnxruntime; all graphs share one copy of the weights in memory."""
+"""Runs a release's graphs with onnxruntime; the encoder's weights are mapped, not copied, into memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from umbel.device_client.weights import REPORT, load_weights
+from umbel.device_client.weights import REPORT, load_weights, placed_names
 from umbel.shared.errors import ReleaseError
 from umbel.shared.onboarding import GRAPH, INPUTS, PREFIX, START, UNKNOWN, WEIGHTS
 from umbel.shared.profile import FloatArray
-from umbel.shared.release import TOKENIZER, Manifest, Release
+from umbel.shared.release import BACKBONE_WEIGHTS, TOKENIZER, Manifest, Release
 from umbel.shared.text import IntArray, TextEncoder, TokenBatch
 
 GRADIENT = "grad."
@@ -195,13 +195,19 @@ def _open_session(release: Release, graph: str, weights: Mapping[str, FloatArray
     options.log_severity_level = 4
     # Spinning threads would take the cores of the other processes of a simulation.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # A weight that is not given below is looked for here, where no file has such a name: never in the folder
-    # that the process happens to run in.
+    # The graphs name the encoder's blob, which onnxruntime maps from here; a weight that it copies costs its
+    # size in each session. Nothing is looked for in the folder that the process happens to run in.
     options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(release.folder / "blobs")
+        "session.model_external_initializers_file_folder_path",
+        str(release.blob_path(BACKBONE_WEIGHTS).parent),
     )
+    placed = placed_names(release)
     # A graph refuses weights that it does not have; the onboarding network's are in no other graph.
-    own = {name: array for name, array in weights.items() if name.startswith(PREFIX) == (graph == GRAPH)}
+    own = {
+        name: array
+        for name, array in weights.items()
+        if name not in placed and name.startswith(PREFIX) == (graph == GRAPH)
+    }
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in own.values()]
     options.add_external_initializers(list(own), values)
     data = release.blob_path(f"{graph}.onnx").read_bytes()

@@ -61,6 +61,11 @@ def load_weights(release: Release) -> dict[str, FloatArray]:
     return weights
 
 
+def placed_names(release: Release) -> frozenset[str]:
+    """Returns the names of the tensors that graphs find themselves, in the encoder's blob beside them."""
+    return frozenset(mapped(release.blob_path(BACKBONE_WEIGHTS)))
+
+
 def mapped(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Returns a safetensors file's tensors as read-only views of the file.
 

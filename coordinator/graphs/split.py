@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto
 
 from umbel.coordinator.graphs.joint import GRADIENT
+from umbel.shared.files import sha256_bytes
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -22,7 +23,7 @@ class WeightsFile:
     """A safetensors file and where each tensor's bytes lie in it.
 
     Attributes:
-        location: File name that the graphs refer to.
+        location: File name that the graphs refer to; see `by_content`.
         data: The whole file.
         places: tensor name -> (offset, length), in bytes from the start of the file.
     """
@@ -46,6 +47,11 @@ def weights_file(location: str, arrays: Arrays) -> WeightsFile:
         if name != "__metadata__"
     }
     return WeightsFile(location, data, places)
+
+
+def by_content(file: WeightsFile) -> WeightsFile:
+    """Returns the file under the name of its blob: onnxruntime finds it beside the graphs, and maps it."""
+    return replace(file, location=sha256_bytes(file.data))
 
 
 def in_no_file(arrays: Arrays) -> WeightsFile:

@@ -182,6 +182,26 @@ class AbstractMethod(nn.Module, ABC):
         """
         return {}
 
+    def response_size(self) -> int:
+        """Returns how many directions of its prompt training shall find; then `start_responding` takes them.
+
+        0, for nearly all: `start_users` says where seen users start.
+        """
+        return 0
+
+    def start_responding(self, coordinates: Tensor, directions: Tensor) -> dict[str, Tensor]:
+        """Sets what private prompt rows move along, once, before training, and returns where users start.
+
+        Args:
+            coordinates: (users, q) where seen users are, q at most `response_size`.
+            directions: (d, q): moving every row by coordinates @ directions.T changes the users' answers as
+                their labels ask for, to first order (coordinator/training/response.py).
+
+        Returns:
+            Full name -> (users, *shape).
+        """
+        return {}
+
     def starts_shared(self) -> bool:
         """Says whether shared tensors take their first values from texts; then `start_shared` sets them."""
         return False

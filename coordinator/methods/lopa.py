@@ -48,8 +48,10 @@ class LoPAConfig(MethodConfig):
         gt=0,
         description="Standard deviation of the first prompt rows: that of the backbone's word embeddings.",
     )
-    start: Literal["embeddings", "zeros"] = Field(
-        default="embeddings", description="Where training starts seen users; new users start at zeros."
+    start: Literal["responses", "embeddings", "zeros"] = Field(
+        default="responses",
+        description="Where training starts seen users, and the basis: along what moves answers as their "
+        "labels ask for, where their labels point, or at zeros. New users start at zeros.",
     )
     storage: Literal["float16", "float32"] = Field(
         default="float16", description="How a device stores the factors."
@@ -136,11 +138,12 @@ class LoPA(AbstractMethod):
         return self.Z * (2.0 * torch.sigmoid(change))  # change 0: exactly Z
 
     def _personal(self, frame: Frame) -> Tensor:
-        """Returns U_u (V + V_u S)^T: (batch, m, d)."""
+        """Returns U_u (V + V_u S)^T: (batch, m, d), and what every row is moved by besides."""
         columns: Tensor = self.V
         if self.config.private == "both":
             columns = columns + _kept("lopa.columns", frame) @ self.S  # (batch, d, r)
-        return _kept("lopa.rows", frame) @ columns.transpose(-1, -2)
+        personal: Tensor = _kept("lopa.rows", frame) @ columns.transpose(-1, -2)
+        return personal if frame.shift is None else personal + frame.shift.unsqueeze(1)
 
     def _instance(self, embedded: Tensor, mask: Tensor) -> Tensor | None:
         """Returns U(x) V(x)^T: (batch, m, d), or None where the text has no say."""
@@ -159,7 +162,20 @@ class LoPA(AbstractMethod):
 
     def starts_users(self) -> bool:
         """Seen users start where their labels point, unless the configuration says zeros."""
-        return self.config.start == "embeddings"
+        return self.config.start != "zeros"
+
+    def response_size(self) -> int:
+        """Returns r: each column of the basis is a direction."""
+        return self.config.rank if self.config.start == "responses" else 0
+
+    @torch.no_grad()
+    def start_responding(self, coordinates: Tensor, directions: Tensor) -> dict[str, Tensor]:
+        """Makes the directions the first columns of V; every row of U_u gets the user's coordinates."""
+        count = coordinates.shape[1]
+        self.V[:, :count].copy_(directions)
+        rows = coordinates.new_zeros(len(coordinates), self.config.rows, self.config.rank)
+        rows[:, :, :count] = coordinates.unsqueeze(1)
+        return {"lopa.rows": rows}
 
     def start_users(self, summary: Tensor) -> dict[str, Tensor]:
         """Returns U_u filled with the users' coordinates on the leading directions of their summaries.

@@ -21,6 +21,7 @@ from umbel.coordinator.model import PersonalModel
 from umbel.coordinator.sites import Frame, InjectedLinear
 from umbel.coordinator.training.collaborative import Factors
 from umbel.coordinator.training.data import Rows, TrainingData
+from umbel.coordinator.training.response import Summary, responding_start
 from umbel.coordinator.training.step import UserTable
 from umbel.shared.text import TokenBatch
 
@@ -35,7 +36,7 @@ Matrix = npt.NDArray[np.float64]
 
 @torch.no_grad()
 def start_users(
-    model: PersonalModel, table: UserTable, data: TrainingData, factors: Factors | None = None
+    model: PersonalModel, table: UserTable, data: TrainingData, factors: Factors | None = None, seed: int = 0
 ) -> None:
     """Sets the table to each method's own start; methods that have none stay at zeros.
 
@@ -45,25 +46,38 @@ def start_users(
         data: What is trained on.
         factors: What judgements of the same texts say of users, where there are such: they start by whom they
             agree with. Otherwise they start by what their labels say about embeddings.
+        seed: Of the choice of texts on which a prompt is tried.
     """
     makers = [method for method in model.method_list() if method.starts_users()]
     if not makers or len(data.labels) > _MOST_LABELS or len(data.users) < 2:
         return
-    summary = torch.from_numpy(_summary(model, data, factors))
+    summary = _summary(model, data, factors)
     values = table.as_profile()
     for method in makers:
-        for name, start in method.start_users(summary).items():
+        size = method.response_size()
+        if size:
+            found = method.start_responding(*responding_start(model, data, summary, size, seed))
+        else:
+            found = method.start_users(torch.from_numpy(summary.values))
+        for name, start in found.items():
             values[name].copy_(start)
 
 
-def _summary(model: PersonalModel, data: TrainingData, factors: Factors | None) -> Matrix:
-    """Returns what seen users' judgements say of them: (users, features)."""
+def _summary(model: PersonalModel, data: TrainingData, factors: Factors | None) -> Summary:
+    """Returns what seen users' judgements say of them, and the features of texts that it refers to."""
     if factors is not None:
-        return collaborative_summaries(factors)
+        return Summary(collaborative_summaries(factors), factors.text, factors.trait / _trait_size(factors))
     texts = _seen_texts(data)
     embedded = embeddings(model, data.tokens.rows(texts))
     rows = replace(data.train, text=np.searchsorted(texts, data.train.text))
-    return summaries(embedded, rows, len(data.users), len(data.labels))
+    values = summaries(embedded, rows, len(data.users), len(data.labels))
+    return Summary(values, texts, embedded - embedded.mean(0))
+
+
+def _trait_size(factors: Factors) -> Matrix:
+    """Returns the root mean square of each trait over judged texts; 1 where there is nothing of it."""
+    found = np.sqrt(np.average(factors.trait**2, axis=0, weights=factors.weight))
+    return np.where(found > _ROUNDING, found, 1.0)
 
 
 def collaborative_summaries(factors: Factors) -> Matrix:

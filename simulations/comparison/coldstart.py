@@ -153,7 +153,8 @@ class ColdStart(Profiles):
         self, model: PersonalModel, config: CoordinatorConfig, on_step: Callable[[int, int], None]
     ) -> dict[str, FloatArray]:
         kept = self.world.folder / f"methods-{self._methods_hash()[:12]}.safetensors"
-        wanted = {n: v for n, v in model.state_dict().items() if not n.startswith("encoder.")}
+        trains = self.config.encoder_layers > 0
+        wanted = {n: v for n, v in model.state_dict().items() if trains or not n.startswith("encoder.")}
         spec, users = model.profile_spec(), len(self.world.cohort.table.users)
         shapes = {n: tuple(v.shape) for n, v in wanted.items()}
         shapes |= {_PROFILE + tensor.name: (users, *tensor.shape) for tensor in spec.tensors}

@@ -134,6 +134,10 @@ class ContestantConfig(Strict):
     private_rate: float = Field(
         default=2e-2, gt=0, le=10, description="Rate of seen people's private tensors."
     )
+    encoder_layers: int = Field(
+        default=0, ge=0, description="Last layers of the encoder that are trained with it; 0: it is frozen."
+    )
+    encoder_rate: float = Field(default=5e-5, gt=0, le=1, description="Their rate.")
     personalised_dropout: float = Field(
         default=0.35, ge=0, lt=1, description="Share of examples trained without a profile."
     )
@@ -155,7 +159,9 @@ class ContestantConfig(Strict):
     def resolved(self) -> dict[str, Any]:
         """Returns all that its figures depend on, with every default of its methods."""
         methods = {name: own.model_dump(mode="json") for name, own in self._methods().items()}
-        unread = {"title", "data", "methods"} | ({"cold_start"} if self.cold_start is None else set())
+        unread = {"title", "data", "methods"}
+        unread |= {"cold_start"} if self.cold_start is None else set()
+        unread |= set() if self.encoder_layers else {"encoder_layers", "encoder_rate"}
         return self.model_dump(mode="json", exclude=unread) | {"methods": methods}
 
     def trained(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.train import begun, rebase
 from umbel.coordinator.training.calibrate import TorchGradients, relative, side_by_side
 from umbel.coordinator.training.data import Rows
+from umbel.coordinator.training.step import trained_parameters
 from umbel.shared.errors import ConfigError
 from umbel.shared.files import sha256_bytes
 from umbel.shared.learning import minimise
@@ -35,9 +36,10 @@ _BATCH = 64  # examples in one pass
 class Profiles(Contestant):
     """Methods on top of the generic model; only a person's private tensors are learned.
 
-    The shared part is trained by the coordinator's own trainer on seen people, with the encoder frozen. A
-    profile is then learned by the device's algorithm with torch's gradients, and rounded as a device stores
-    it: that the graphs and torch agree is what the parity tests are for.
+    The shared part is trained by the coordinator's own trainer on seen people, with the encoder frozen unless
+    the configuration says otherwise. A profile is then learned by the device's algorithm with torch's
+    gradients, and rounded as a device stores it: that the graphs and torch agree is what the parity tests are
+    for.
     """
 
     def __init__(self, world: World, name: str, config: ContestantConfig):
@@ -95,18 +97,20 @@ class Profiles(Contestant):
 
     def _coordinator_config(self) -> CoordinatorConfig:
         world, own = self.world, self.config
+        encoder = f"top:{own.encoder_layers}" if own.encoder_layers else "none"
         return CoordinatorConfig.model_validate(
             {
                 "seed": world.seed,
                 "methods": own.methods,
-                # Its encoder is frozen; with dropout, held-out loss was the same and a step a fifth longer.
-                "backbone": {"dropout": 0.0},
+                # With dropout, held-out loss was the same and a step a fifth longer.
+                "backbone": {"dropout": 0.0, "train": encoder},
                 "training": {
                     "traits": world.config.traits,
                     "max_steps": world.config.steps,
                     "batch_size": world.batch_size,
                     "shared_rate": own.shared_rate,
                     "private_rate": own.private_rate,
+                    "backbone_rate": own.encoder_rate,
                     # Where profiles are tasks, nobody comes without one.
                     "personalised_dropout": 0.0 if world.cohort.tasks else own.personalised_dropout,
                     "head_rate": own.shared_rate,
@@ -129,10 +133,15 @@ class Profiles(Contestant):
         ]
 
     def costs(self) -> Costs:
-        """The profile as it is packed, and the shared tensors beyond the generic model."""
+        """The profile as it is packed, and the shared tensors beyond the generic model, or other than its."""
         model = self._trained()
         spec = model.profile_spec()
-        shared = sum(value.numel() for name, value in model.named_parameters() if name.startswith("methods."))
+        named = dict(model.named_parameters())
+        shared = sum(value.numel() for name, value in named.items() if name.startswith("methods."))
+        if self.config.encoder_layers:
+            layers = trained_parameters(model, self._coordinator_config().backbone)
+            shared += sum(value.numel() for name, value in layers.items() if name.startswith("encoder."))
+            model.requires_grad_(False)
         return Costs(spec.packed_bytes, sum(tensor.size for tensor in spec.tensors), shared)
 
     def logits(self, people: Sequence[Person], k: int, options: Options) -> list[FloatArray]:
