@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import load, load_file
 from tests.coordinator.conftest import WORDS
@@ -141,6 +142,25 @@ def test_a_training_gives_one_release_in_every_process(
         ids.add(done.stdout.strip())
     assert len(ids) == 1
     assert read_release(tmp_path / "1").release_id in ids
+
+
+def test_graphs_name_the_encoders_blob(release: Release) -> None:
+    """Given nothing of the encoder, a graph finds it: file, offset and length of every tensor are right."""
+    blob = release.blob_path("backbone.safetensors")
+    values = load_file(blob)
+    graph = onnx.load_from_string(release.blob_path("predict.onnx").read_bytes())
+    seen = set()
+    for tensor in graph.graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if tensor.name.startswith("encoder."):
+            assert place["location"] == blob.name
+            start, length = int(place["offset"]), int(place["length"])
+            raw = np.frombuffer(blob.read_bytes()[start : start + length], np.float32)
+            assert np.array_equal(raw.reshape(tuple(tensor.dims)), values[tensor.name])
+            seen.add(tensor.name)
+        elif place:
+            assert place["location"] == "shared.safetensors"
+    assert seen
 
 
 @pytest.mark.usefixtures("_exported")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from safetensors.numpy import load, save
 
@@ -63,6 +64,36 @@ def refusal(release: Release) -> ReleaseError:
     with pytest.raises(ReleaseError) as caught:
         use()
     return caught.value
+
+
+def test_the_encoder_is_mapped_and_nothing_else_is_looked_for(
+    tiny_release: Release, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Graphs find the encoder's blob from whatever folder; a device gives them the other weights, no more."""
+    given: list[str] = []
+    add = onnxruntime.SessionOptions.add_external_initializers
+
+    def noted(self: Any, names: list[str], values: list[Any]) -> None:
+        given.extend(names)
+        add(self, names, values)
+
+    monkeypatch.setattr(onnxruntime.SessionOptions, "add_external_initializers", noted)
+    monkeypatch.chdir(tmp_path)
+    engine = Engine(tiny_release)
+    engine.predict(engine.encode(TEXTS), OWNER, profiles(engine, 2), {})
+    assert given
+    assert not [name for name in given if name.startswith("encoder.")]
+
+
+def test_an_encoder_of_another_layout_is_refused(tiny_release: Release, tmp_path: Path) -> None:
+    """The graph names a blob that is not there: it must never read another one in its place."""
+
+    def longer(data: bytes) -> bytes:
+        tensors = load(data)
+        return save({"encoder.another": np.zeros(3, np.float32), **tensors})
+
+    found = refusal(forged(tiny_release, tmp_path, {"backbone.safetensors": longer}))
+    assert "cannot be opened" in str(found)
 
 
 def test_logits_nll_and_gradients_agree_with_each_other(engine: Engine) -> None:
