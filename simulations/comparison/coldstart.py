@@ -26,7 +26,7 @@ from umbel.shared.bias import softmax
 from umbel.shared.files import atomic_write, sha256_bytes
 from umbel.shared.onboarding import UNKNOWN
 from umbel.shared.profile import FloatArray
-from umbel.shared.strength import STRENGTHS, expected_strength, fold_rows
+from umbel.shared.strength import STRENGTHS, Index, expected_strength, fold_rows
 from umbel.simulations.comparison.cohort import Person
 from umbel.simulations.comparison.config import ColdStartConfig, ContestantConfig
 from umbel.simulations.comparison.contestant import Costs, Options, World
@@ -53,6 +53,7 @@ class ColdStart(Profiles):
         self.cold: ColdStartConfig = config.cold_start
         self.network: Onboarder | None = None
         self._readings: Readings | None = None
+        self._folds: dict[tuple[object, ...], tuple[Index, FloatArray]] = {}
 
     def prepare(self, on_step: Callable[[int, int], None]) -> None:
         """Trains the methods, then the onboarding network; or reads what an earlier contestant has kept."""
@@ -99,7 +100,8 @@ class ColdStart(Profiles):
         further = [_without_labels(person.support, k, self.cold.texts) for person in people]
         profile = self._profiles(supports, further, options)
         if k > 0 and self.cold.folds:
-            strengths = self._strengths(supports, further, options)
+            who = (k, *(person.user for person in people))
+            strengths = self._strengths(supports, further, options, who)
             profile = {name: _times(values, strengths) for name, values in profile.items()}
         return self._predicted([person.query for person in people], profile)
 
@@ -122,17 +124,34 @@ class ColdStart(Profiles):
         found, _ = onboarded(self.network, self._readings, known, len(supports))
         return {name: values.numpy() * np.float32(options["share"]) for name, values in found.items()}
 
-    def _strengths(self, supports: Sequence[Rows], further: Sequence[Rows], options: Options) -> FloatArray:
-        """Returns how much of each profile is used, (users,), as the device's `cautious_profiles` does."""
+    def _strengths(
+        self, supports: Sequence[Rows], further: Sequence[Rows], options: Options, who: tuple[object, ...]
+    ) -> FloatArray:
+        """Returns how much of each profile is used, (users,), as the device's `cautious_profiles` does.
+
+        What folds give does not depend on the trust that is tried, so it is kept, by `who`.
+        """
+        found = np.ones(len(supports), np.float32)
+        key = (*who, *(value for name, value in options.items() if name != "trust"))
+        if key not in self._folds:
+            self._folds[key] = self._held_out(supports, further, options)
+        owners, nll = self._folds[key]
+        for user in np.unique(owners):
+            found[user] = expected_strength(nll[:, owners == user].sum(1), options["trust"])
+        return found
+
+    def _held_out(
+        self, supports: Sequence[Rows], further: Sequence[Rows], options: Options
+    ) -> tuple[Index, FloatArray]:
+        """Returns whose each fold is, (folds,), and held-out nll at every strength, (strengths, folds)."""
         splits = [
             (user, *rows)
             for user, own in enumerate(supports)
             for rows in fold_rows(len(own), self.cold.folds)
         ]
-        found = np.ones(len(supports), np.float32)
+        owners = np.array([user for user, _, _ in splits], np.int64)
         if not splits:
-            return found
-        owners = np.array([user for user, _, _ in splits])
+            return owners, np.zeros((len(STRENGTHS), 0), np.float32)
         learned = self._profiles(
             [supports[user].take(rest) for user, rest, _ in splits],
             [further[user] for user in owners],
@@ -144,10 +163,7 @@ class ColdStart(Profiles):
             scaled = {name: values * np.float32(strength) for name, values in learned.items()}
             return np.array([_nll(*pair) for pair in zip(self._predicted(held, scaled), held, strict=True)])
 
-        nll = np.stack([held_nll(strength) for strength in STRENGTHS])
-        for user in np.unique(owners):
-            found[user] = expected_strength(nll[:, owners == user].sum(1), options["trust"])
-        return found
+        return owners, np.stack([held_nll(strength) for strength in STRENGTHS])
 
     def _train(
         self, model: PersonalModel, config: CoordinatorConfig, on_step: Callable[[int, int], None]

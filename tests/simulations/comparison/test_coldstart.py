@@ -88,7 +88,7 @@ def test_strengths_are_found_fold_by_fold(world: World) -> None:
     people, k = world.cohort.people[:2], 5
     nothing = [person.support.take(np.arange(0)) for person in people]
     supports = [person.support.take(np.arange(k)) for person in people]
-    found = made._strengths(supports, nothing, OPTIONS)
+    found = made._strengths(supports, nothing, OPTIONS, ())
     for person, support, strength in zip(people, supports, found, strict=True):
         total = np.zeros(len(STRENGTHS), np.float32)
         for fold in range(3):
