@@ -195,13 +195,12 @@ def _open_session(release: Release, graph: str, weights: Mapping[str, FloatArray
     options.log_severity_level = 4
     # Spinning threads would take the cores of the other processes of a simulation.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    blob = release.blob_path(BACKBONE_WEIGHTS).resolve()
+    # A blob that is a link to a file of another name cannot be found by its own: all weights are given then.
+    placed = placed_names(release) if blob.name == release.manifest.blobs[BACKBONE_WEIGHTS].sha256 else ()
     # The graphs name the encoder's blob, which onnxruntime maps from here; a weight that it copies costs its
     # size in each session. Nothing is looked for in the folder that the process happens to run in.
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path",
-        str(release.blob_path(BACKBONE_WEIGHTS).parent),
-    )
-    placed = placed_names(release)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(blob.parent))
     # A graph refuses weights that it does not have; the onboarding network's are in no other graph.
     own = {
         name: array
@@ -211,6 +210,11 @@ def _open_session(release: Release, graph: str, weights: Mapping[str, FloatArray
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in own.values()]
     options.add_external_initializers(list(own), values)
     data = release.blob_path(f"{graph}.onnx").read_bytes()
+    if graph != GRAPH and placed and blob.name.encode() not in data:
+        raise ReleaseError(
+            f"graph '{graph}' of the release does not name the encoder's blob",
+            hint="An earlier version of umbel made it: its publisher must publish it again.",
+        )
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:

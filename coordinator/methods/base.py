@@ -185,9 +185,13 @@ class AbstractMethod(nn.Module, ABC):
     def response_size(self) -> int:
         """Returns how many directions of its prompt training shall find; then `start_responding` takes them.
 
-        0, for nearly all: `start_users` says where seen users start.
+        0, for nearly all, or where none are found: `start_users` says where seen users start.
         """
         return 0
+
+    def response_reach(self) -> float:
+        """Returns how far a prompt row can be moved before it answers otherwise than to first order."""
+        return 1.0
 
     def start_responding(self, coordinates: Tensor, directions: Tensor) -> dict[str, Tensor]:
         """Sets what private prompt rows move along, once, before training, and returns where users start.

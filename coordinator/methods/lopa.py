@@ -22,6 +22,7 @@ from umbel.shared.profile import TensorSpec
 
 _HEAD_STD = 0.02
 _EPSILON = 1e-6
+_REACH = 5.0
 
 
 @final
@@ -167,6 +168,10 @@ class LoPA(AbstractMethod):
     def response_size(self) -> int:
         """Returns r: each column of the basis is a direction."""
         return self.config.rank if self.config.start == "responses" else 0
+
+    def response_reach(self) -> float:
+        """Returns where a gate begins to saturate, or a few times the size of a row that is added to."""
+        return 1.0 if self.config.combine == "product" else _REACH * self.config.init_std
 
     @torch.no_grad()
     def start_responding(self, coordinates: Tensor, directions: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, final
 
 import numpy as np
@@ -25,7 +26,8 @@ from umbel.shared.rng import generator
 _TEXTS = 1024
 _BATCH = 64
 _RIDGE = 0.1  # of the mean squared gradient entry
-_MOST = 3.0  # times the size that least squares finds
+_SHARES = tuple(2.0**-power for power in range(11))  # of the size that least squares finds
+_TRIED = 256  # judgements on which they are tried
 _HELD_OUT = 50  # judgements that say how large effects are
 _NOTHING = 1e-9  # of the strongest difference between people, or of a curvature: rounding
 
@@ -57,22 +59,28 @@ class Summary:
 
 
 def responding_start(
-    model: PersonalModel, data: TrainingData, summary: Summary, size: int, seed: int
-) -> tuple[Tensor, Tensor]:
+    model: PersonalModel, data: TrainingData, summary: Summary, size: int, reach: float, seed: int
+) -> tuple[Tensor, Tensor] | None:
     """Finds coordinates of seen people, and what a prompt moves along for each coordinate.
+
+    Least squares know answers to first order only, so sizes of the moves are tried on held-out judgements.
 
     Args:
         model: As it was made; exactly one of its methods moves its prompt by `Frame.shift`.
         data: What is trained on; held-out judgements say how large effects are.
         summary: What judgements say.
         size: How many coordinates, at most.
+        reach: How far a move may go: its root mean square over entries and seen people, at most.
         seed: Of the choice of texts.
 
     Returns:
-        Coordinates (users, q) and directions (d, q), float32; q is at most `size`, and 0 if nobody differs.
+        Coordinates (users, q) and directions (d, q), float32, q at most `size`; None where no move of any
+        size makes held-out judgements likelier, as before the head has learned anything.
     """
     left, values, right = np.linalg.svd(summary.values, full_matrices=False)
     count = min(size, int((values > _NOTHING * max(values.max(), _NOTHING)).sum()))
+    if not count:
+        return None
     coordinates = left[:, :count] * values[:count]
     order = generator(seed, 0, "", "responses").permutation(len(summary.texts))
     chosen = np.sort(order[:_TEXTS])
@@ -88,8 +96,37 @@ def responding_start(
     directions = np.linalg.solve(
         square + ridge * np.eye(len(square)), flat.T @ np.reshape(wanted, (len(flat), count))
     )
-    (scale,) = _slopes(judged, texts, logits, [moves @ directions], coordinates)
-    return torch.from_numpy(coordinates).float(), torch.from_numpy(min(scale, _MOST) * directions).float()
+    where, along = torch.from_numpy(coordinates).float(), torch.from_numpy(directions).float()
+    moved = float((where @ along.T).square().mean().sqrt())
+    along = along * min(1.0, reach / moved) if moved > 0 else along
+    share = _best_share(model, data, judged, where, along, seed)
+    return None if share == 0.0 else (where, share * along)
+
+
+def _best_share(
+    model: PersonalModel, data: TrainingData, judged: Rows, where: Tensor, along: Tensor, seed: int
+) -> float:
+    """Returns the share of the moves under which judgements are likeliest in the model itself; 0 for none."""
+    chosen = generator(seed, 0, "", "responses tried").permutation(len(judged))[:_TRIED]
+    rows = judged.take(np.sort(chosen))
+    device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def nll(share: float) -> float:
+        total = 0.0
+        for index in data.tokens.like_length(_BATCH, rows.text):
+            part, own = data.tokens.rows(rows.text[index]), rows.take(index)
+            ids, mask, user, label = (
+                torch.from_numpy(array).to(device) for array in (part.ids, part.mask, own.user, own.label)
+            )
+            with torch.autocast(device.type, enabled=False):
+                frame = model.nobody(mask)
+                frame.shift = share * where.to(device)[user] @ along.to(device).T
+                total += float(model.task.nll(model.run(ids, mask, frame), label).double().sum())
+        return total
+
+    found = {share: nll(share) for share in (0.0, *_SHARES)}
+    return min(found, key=lambda share: found[share])
 
 
 def _wanted(summary: Summary, axes: Matrix, chosen: npt.NDArray[np.int64], labels: int) -> list[Matrix]:
@@ -149,7 +186,7 @@ def _slopes(
     parts: Sequence[Matrix],
     coordinates: Matrix,
 ) -> list[float]:
-    """Returns how much of each part makes judgements likeliest, by one Newton step from none; 0 at least.
+    """Returns how much of each part, 0 at least, makes judgements likeliest, by one Newton step from none.
 
     Args:
         rows: Judgements.
@@ -167,4 +204,11 @@ def _slopes(
     gradient = np.array([(offset * missing).sum() for offset in offsets])
     curvature = np.array([[(one * other * chance).sum() for other in offsets] for one in offsets])
     curvature += (_NOTHING + _NOTHING * np.trace(curvature)) * np.eye(len(offsets))
-    return [max(float(slope), 0.0) for slope in np.linalg.solve(curvature, gradient)]
+    best, slopes = 0.0, np.zeros(len(offsets))
+    for count in range(1, len(offsets) + 1):  # where one would be negative, the others are found without it
+        for kept in map(list, combinations(range(len(offsets)), count)):
+            found = np.linalg.solve(curvature[np.ix_(kept, kept)], gradient[kept])
+            if (found >= 0).all() and found @ gradient[kept] > best:
+                best, slopes = float(found @ gradient[kept]), np.zeros(len(offsets))
+                slopes[kept] = found
+    return [float(slope) for slope in slopes]

@@ -55,10 +55,12 @@ def start_users(
     values = table.as_profile()
     for method in makers:
         size = method.response_size()
-        if size:
-            found = method.start_responding(*responding_start(model, data, summary, size, seed))
-        else:
+        reach = method.response_reach()
+        moves = responding_start(model, data, summary, size, reach, seed) if size else None
+        if moves is None:
             found = method.start_users(torch.from_numpy(summary.values))
+        else:
+            found = method.start_responding(*moves)
         for name, start in found.items():
             values[name].copy_(start)
 

@@ -44,7 +44,7 @@ class ColdStart(Profiles):
     that agree in the network share that.
     """
 
-    version = 1
+    version = 100 * Profiles.version + 1
 
     def __init__(self, world: World, name: str, config: ContestantConfig):
         super().__init__(world, name, config)

@@ -78,20 +78,23 @@ def harmless(summary: Summary) -> Claim:
             if k == 32:
                 verdicts.append(verdict_of(summary, found, 0.01))
             measured.append(f"k = {k}: {difference_words(summary, found)}")
-        worse = harm(summary, data, DEVICE, 4)
-        if worse is None:
+        if 32 not in summary.ks(data):
             verdicts.append("not measured")
-        else:
+        worse = harm(summary, data, DEVICE, 4)
+        if worse is None or worse.seeds < len(summary.seeds):
+            verdicts.append("not measured")
+        if worse is not None:
             verdicts.append("holds" if worse.beyond_chance < _HARM else "does not hold")
             measured.append(
-                f"k = 4: {percent(worse.harmed)} of {worse.people} people are worse off by the paired test, "
-                f"{points(worse.beyond_chance)} points to chance"
+                f"k = 4: the paired test flags {percent(worse.harmed)} of {worse.people} (a person under a "
+                f"seed is one) as worse off, {points(worse.beyond_chance)} points to chance"
             )
         return Finding(data, worst(verdicts), tuple(measured))
 
     words = (
-        f"At every k the interval of the gain over generic ends above {points(_LOSS)} points, at k = 32 the "
-        f"gain is at least 1 point, and at k = 4 fewer than 5{NBSP}% of people beyond chance are worse off."
+        f"At every k the whole interval of the gain over generic lies above {points(_LOSS)} points, at "
+        f"k = 32 the gain is at least 1 point, and at k = 4 the paired test flags fewer than 5{NBSP}% of "
+        "people beyond chance as worse off."
     )
     return Claim("Do no harm", words, _on(summary, "crehate", finding))
 
@@ -127,7 +130,9 @@ def texts(summary: Summary) -> Claim:
         verdict = verdict_of(summary, found, 0.0, strictly=True)
         return Finding(data, verdict, (difference_words(summary, found),))
 
-    words = "16 of a person's texts, none labelled, give better answers than none: where texts carry taste."
+    words = (
+        "Up to 16 of a person's texts, none labelled, give better answers than none: where texts carry taste."
+    )
     able = [data for data in summary.data_sets if summary.takes_part(data, TEXTS)]
     return Claim("Texts alone", words, tuple(finding(data) for data in able))
 

@@ -164,11 +164,6 @@ class ContestantConfig(Strict):
         unread |= set() if self.encoder_layers else {"encoder_layers", "encoder_rate"}
         return self.model_dump(mode="json", exclude=unread) | {"methods": methods}
 
-    def trained(self) -> dict[str, Any]:
-        """Returns of that what the trained methods depend on: contestants that agree in it share them."""
-        learned = {"cold_start", "learning_rate", "prior_strength"}
-        return {name: value for name, value in self.resolved().items() if name not in learned}
-
     def _methods(self) -> Mapping[str, Any]:
         return CoordinatorConfig.model_validate({"methods": self.methods}).method_configs()
 
@@ -210,6 +205,11 @@ class ComparisonConfig(Strict):
             wrong = [data for data in own.data if data not in self.data]
             if wrong:
                 raise ValueError(f"contestants.{name}.data: there is no data set '{wrong[0]}'")
+            tasks = [data for data in own.data or self.data if self.data[data].tasks]
+            if own.cold_start is not None and tasks:
+                raise ValueError(
+                    f"contestants.{name}.cold_start: training knows the profiles of data set '{tasks[0]}'"
+                )
         return self
 
     def on(self, data: str) -> tuple[str, ...]:

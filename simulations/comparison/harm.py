@@ -23,16 +23,19 @@ class Harm:
 
     Each person's answers that one side alone has right are as likely either side's by chance: the one-sided
     sign test at 5 % on these (McNemar's exact test). With few such answers it can find nothing, so what it
-    finds by chance is less than 5 %, and is worked out for each person.
+    finds by chance is less than 5 %, and is worked out for each person. Nor does it see small harm: with 30
+    questions of which 15 % are answered otherwise, it flags one person in 20 where all lose 5 points.
 
     Attributes:
-        people: How many were compared, all seeds together.
+        people: How many were compared, all seeds together; whoever is there under two seeds counts twice.
+        seeds: How many seeds that is.
         harmed: The share of them that is worse off.
         helped: The share that is better off.
         chance: The share that the test would find either way if nobody was.
     """
 
     people: int
+    seeds: int
     harmed: float
     helped: float
     chance: float
@@ -50,6 +53,7 @@ def harm(summary: Summary, data: str, contestant: str, k: int) -> Harm | None:
         return None
     return Harm(
         people=len(rows),
+        seeds=sum(row.hits is not None for row in summary.measured(data, contestant, k).values()),
         harmed=fmean(tail(lost + won, lost) <= LEVEL for lost, won in rows),
         helped=fmean(tail(lost + won, won) <= LEVEL for lost, won in rows),
         chance=fmean(size(lost + won) for lost, won in rows),

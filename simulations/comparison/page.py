@@ -254,7 +254,10 @@ def _people(summary: Summary, study: Study, data: str, entries: Sequence[Entry])
         "chance, and those who are better off: one-sided exact paired tests at 5 %, person by person."
     )
     ceilings = [f"{_named(entries, name)}: {percent(found)}" for name, found in summary.seen(data).items()]
-    seen = "Seen people's held-out examples, under the private tensors that training learned for them: "
+    seen = (
+        "Seen people's held-out examples, by which training chose when to stop, under the private tensors "
+        "that it learned for them: "
+    )
     return [
         _prose(words),
         _table(["worse / by chance / better", *(f"k = {k}" for k in ks)], rows),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -138,8 +139,8 @@ class Place:
         own += [section.traits, GENERIC_VERSION]
         kept = folder / f"generic-{_hashed(*own, *self._seen())[:12]}.safetensors"
         if self.restart:
-            for path in (kept, *folder.glob("methods-*"), *folder.glob("onboarding-*.safetensors")):
-                path.unlink(missing_ok=True)
+            shutil.rmtree(folder)  # checkpoints, and what contestants have kept of their training
+            folder.mkdir()
         generic = generic_model(
             self.backbone,
             self.cohort.data,

@@ -87,7 +87,10 @@ class Profiles(Contestant):
     def _fingerprint(self, config: CoordinatorConfig) -> str:
         """Returns the hash of what the training depends on: another does not go on from its checkpoint."""
         world = self.world
-        rows = [getattr(world.cohort.table.train, part) for part in ("text", "user", "label")]
+        table = world.cohort.table
+        rows = [
+            getattr(r, part) for r in (table.train, table.validation) for part in ("text", "user", "label")
+        ]
         row = [world.config.model_dump(mode="json"), config.model_dump(mode="json"), world.cohort.texts]
         data = json.dumps(row).encode() + b"".join(part.tobytes() for part in rows)
         weights = [

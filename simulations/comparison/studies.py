@@ -68,7 +68,10 @@ STUDIES: dict[Name, Study] = {
         coldstart_claims,
         (
             "All of umbel's ways that share methods and rates share the trained methods, too, and those that "
-            "onboard share the network: they differ in what is done on the device.",
+            "onboard share the network: they differ in what is done on the device. The seconds of a shared "
+            "training stand with whoever was measured first.",
+            "The paired test sees large harm only: with 30 questions of which 15 % are answered otherwise, "
+            "it flags one person in 20 where everybody loses 5 points.",
             "Profiles are learned by torch's gradients; that the device's graphs give the same is what "
             "parity tests are for.",
         ),

@@ -1,5 +1,6 @@
 """The engine on a real small release, and on releases whose hashes are right and whose content is not."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from umbel.device_client.engine import Engine
 from umbel.shared.errors import ReleaseError
 from umbel.shared.files import sha256_bytes
 from umbel.shared.profile import FloatArray, ProfileSpec, TensorSpec
-from umbel.shared.release import Blob, Manifest, Release, write_release
+from umbel.shared.release import Blob, Manifest, Release, read_release, write_release
 from umbel.shared.rng import generator
 from umbel.shared.text import IntArray, TokenBatch
 
@@ -93,7 +94,25 @@ def test_an_encoder_of_another_layout_is_refused(tiny_release: Release, tmp_path
         return save({"encoder.another": np.zeros(3, np.float32), **tensors})
 
     found = refusal(forged(tiny_release, tmp_path, {"backbone.safetensors": longer}))
-    assert "cannot be opened" in str(found)
+    assert "does not name the encoder's blob" in str(found)
+    assert "publish it again" in str(found)
+
+
+@pytest.mark.parametrize("same_name", [True, False])
+def test_blobs_may_be_links(tiny_release: Release, tmp_path: Path, same_name: bool) -> None:
+    """As in a store that keeps every file once, whatever it calls them there."""
+    linked, store = tmp_path / "release", tmp_path / "store"
+    (linked / "blobs").mkdir(parents=True)
+    store.mkdir()
+    shutil.copy(tiny_release.folder / "manifest.json", linked)
+    for number, blob in enumerate(sorted((tiny_release.folder / "blobs").iterdir())):
+        target = store / (blob.name if same_name else f"object-{number}")
+        shutil.copy(blob, target)
+        (linked / "blobs" / blob.name).symlink_to(target)
+    one, other = Engine(tiny_release), Engine(read_release(linked))
+    profile = profiles(one, 2)
+    found = [each.predict(each.encode(TEXTS), OWNER, profile, {}) for each in (one, other)]
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_logits_nll_and_gradients_agree_with_each_other(engine: Engine) -> None:

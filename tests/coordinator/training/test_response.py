@@ -1,5 +1,6 @@
 """Where a prompt starts: how answers respond to it, how large effects are, and what it is all good for."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,9 @@ def test_seen_people_start_nearer_to_their_labels(
     start_users(model, table, data, factors)
     assert not torch.equal(lopa.V, before)
     assert mean_nll(model, data, table) < generic - 0.002
-    rows = table.as_profile()["lopa.rows"]
+    rows = table.as_profile()["lopa.rows"].detach()
+    moved = (rows[:, 0] @ lopa.V.detach().T).square().mean().sqrt()
+    assert float(moved) <= 1.001 * lopa.response_reach()
     assert torch.equal(rows, rows[:, :1].expand_as(rows))  # every row of a person starts alike
     again, first = UserTable(model.profile_spec(), len(data.users)), lopa.V.clone()
     start_users(model, again, data, factors)
@@ -134,14 +137,27 @@ def test_seen_people_start_nearer_to_their_labels(
 def test_where_nobody_differs_nothing_is_found(tiny_backbone: TinyBackbone) -> None:
     model, data, _ = small(tiny_backbone)
     summary = Summary(np.zeros((len(data.users), 6)), np.arange(4), numbers("features", 4, 2))
-    coordinates, directions = responding_start(model, data, summary, 4, 0)
-    assert coordinates.shape == (len(data.users), 0)
-    lopa = model.methods["lopa"]
-    assert isinstance(lopa, LoPA)
-    before = lopa.V.clone()
-    found = lopa.start_responding(coordinates, directions)
-    assert not found["lopa.rows"].any()
-    assert torch.equal(lopa.V, before)
+    assert responding_start(model, data, summary, 4, 1.0, 0) is None
+
+
+@pytest.mark.parametrize("combine", ["product", "add"])
+def test_moves_that_make_nothing_likelier_are_not_made(tiny_backbone: TinyBackbone, combine: str) -> None:
+    """Held-out judgements say so.
+
+    Labels of held-out judgements are the opposite of what the summary says: every size of move is wrong.
+    """
+    model, data, _ = small(tiny_backbone, combine=combine)
+    sign = np.where(np.arange(len(data.users)) % 2 == 0, 1.0, -1.0)
+    summary = Summary(
+        np.stack([0 * sign, sign], 1), np.arange(len(data.tokens)), np.zeros((len(data.tokens), 1))
+    )
+    agreed = Rows(
+        data.validation.text, data.validation.user, (sign[data.validation.user] > 0).astype(np.int64)
+    )
+    against = replace(agreed, label=1 - agreed.label)
+    found = responding_start(model, replace(data, validation=agreed), summary, 4, 1.0, 0)
+    assert found is not None
+    assert responding_start(model, replace(data, validation=against), summary, 4, 1.0, 0) is None
 
 
 def test_more_directions_than_people_differ_in_are_left(tiny_backbone: TinyBackbone) -> None:
@@ -150,10 +166,15 @@ def test_more_directions_than_people_differ_in_are_left(tiny_backbone: TinyBackb
     lopa = model.methods["lopa"]
     assert isinstance(lopa, LoPA)
     before = lopa.V.clone()
-    values = np.zeros((len(data.users), 6))
-    values[:, 0] = numbers("taste", len(data.users))
-    summary = Summary(values, np.arange(12), numbers("features", 12, 2))
-    found = lopa.start_responding(*responding_start(model, data, summary, 4, 0))
+    values = np.zeros((len(data.users), 4))
+    values[:, 2] = values[:, 3] = numbers("lean", len(data.users))
+    values[:, 2] *= -1
+    label = (values[data.validation.user, 3] > 0).astype(np.int64)
+    data = replace(data, validation=replace(data.validation, label=label))
+    summary = Summary(values, np.arange(len(data.tokens)), np.zeros((len(data.tokens), 1)))
+    moves = responding_start(model, data, summary, 4, 1.0, 0)
+    assert moves is not None
+    found = lopa.start_responding(*moves)
     assert torch.equal(lopa.V[:, 1:], before[:, 1:])
     assert not found["lopa.rows"][:, :, 1:].any()
     assert found["lopa.rows"][:, :, 0].any()

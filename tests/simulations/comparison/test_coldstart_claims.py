@@ -83,7 +83,7 @@ def test_harm_is_looked_for_person_by_person() -> None:
     assert crehate(MIXED, 6 / 12).verdict == "does not hold"  # no gain at 32
     found = crehate([[False] * 12, *MIXED[1:]], 7 / 12)
     assert found.verdict == "does not hold"
-    assert "20.0\u00a0% of 5 people are worse off" in found.measured[-1]
+    assert "flags 20.0\u00a0% of 5 (a person" in found.measured[-1]
 
 
 @pytest.mark.parametrize(
@@ -121,5 +121,5 @@ def test_the_page_says_who_is_helped_and_what_seen_people_get() -> None:
     assert text.startswith("# The first minute of a new person\n")
     assert "umbel simulate onboarding --data DATA" in text
     assert "| **device** | 0.0 % / 1.6 % / 100.0 % |" in text
-    assert "device: 75.0 %." in text
+    assert "device: 75.0 %." in " ".join(text.split())
     assert "onboarding-community-people.svg" in text

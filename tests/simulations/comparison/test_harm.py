@@ -73,7 +73,7 @@ def test_people_are_judged_one_by_one() -> None:
     assert discordant(summary, "movielens", "plora", 4) == [(12, 0), (0, 12), (6, 6), (0, 0)] * 2
     found = harm(summary, "movielens", "plora", 4)
     assert found is not None
-    assert (found.people, found.harmed, found.helped) == (8, 0.25, 0.25)
+    assert (found.people, found.seeds, found.harmed, found.helped) == (8, 2, 0.25, 0.25)
     assert found.chance == pytest.approx(3 * size(12) / 4)
     assert found.beyond_chance == pytest.approx(0.25 - found.chance)
     assert gains(summary, "movielens", "plora", 4) == pytest.approx([-1, -1, 0, 0, 0, 0, 1, 1])
