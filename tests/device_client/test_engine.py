@@ -217,15 +217,19 @@ def test_a_tokenizer_that_is_none(tiny_release: Release, tmp_path: Path) -> None
 def test_a_missing_weight_is_never_looked_for_elsewhere(
     tiny_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The graph names a file; one of that name where the process runs is none of the release's."""
-    (tmp_path / "backbone.safetensors").write_bytes(
-        tiny_release.blob_path("backbone.safetensors").read_bytes()
+    """Graphs name files; those of these names where the process runs are none of the release's."""
+    encoder, shared = (
+        tiny_release.blob_path(name) for name in ("backbone.safetensors", "shared.safetensors")
     )
+    (tmp_path / encoder.name).write_bytes(encoder.read_bytes())
+    (tmp_path / "shared.safetensors").write_bytes(shared.read_bytes())
     monkeypatch.chdir(tmp_path)
-    release = forged(tiny_release, tmp_path / "forged", {"backbone.safetensors": without(WORD_EMBEDDINGS)})
-    error = refusal(release)
+    release = forged(tiny_release, tmp_path / "a", {"backbone.safetensors": without(WORD_EMBEDDINGS)})
+    assert refusal(release).headline == "graph 'predict' of the release does not name the encoder's blob"
+    fixed = sorted(set(load(shared.read_bytes())) - set(tiny_release.manifest.trainables))[0]
+    error = refusal(forged(tiny_release, tmp_path / "b", {"shared.safetensors": without(fixed)}))
     assert error.headline == "graph 'predict' of the release cannot be opened"
-    assert WORD_EMBEDDINGS in str(error)
+    assert fixed in str(error)
 
 
 def test_weights_of_another_kind(tiny_release: Release, tmp_path: Path) -> None:
