@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -42,6 +42,7 @@ class Engine:
         self.threads = threads
         self.encoder = TextEncoder(release.blob_path(TOKENIZER).read_bytes(), release.manifest.max_tokens)
         self._weights = load_weights(release)
+        self._placed = placed_names(release)
         self._sessions: dict[str, Any] = {}
 
     @property
@@ -174,7 +175,7 @@ class Engine:
 
     def _session(self, graph: str) -> Any:
         if graph not in self._sessions:
-            session = _open_session(self.release, graph, self._weights, self.threads)
+            session = _open_session(self.release, graph, self._weights, self._placed, self.threads)
             problems = graph_problems(graph, session, self.release.manifest)
             if problems:
                 raise ReleaseError(
@@ -184,7 +185,9 @@ class Engine:
         return self._sessions[graph]
 
 
-def _open_session(release: Release, graph: str, weights: Mapping[str, FloatArray], threads: int) -> Any:
+def _open_session(
+    release: Release, graph: str, weights: Mapping[str, FloatArray], placed: Collection[str], threads: int
+) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -196,8 +199,6 @@ def _open_session(release: Release, graph: str, weights: Mapping[str, FloatArray
     # Spinning threads would take the cores of the other processes of a simulation.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     blob = release.blob_path(BACKBONE_WEIGHTS).resolve()
-    # A blob that is a link to a file of another name cannot be found by its own: all weights are given then.
-    placed = placed_names(release) if blob.name == release.manifest.blobs[BACKBONE_WEIGHTS].sha256 else ()
     # The graphs name the encoder's blob, which onnxruntime maps from here; a weight that it copies costs its
     # size in each session. Nothing is looked for in the folder that the process happens to run in.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(blob.parent))

@@ -62,8 +62,12 @@ def load_weights(release: Release) -> dict[str, FloatArray]:
 
 
 def placed_names(release: Release) -> frozenset[str]:
-    """Returns the names of the tensors that graphs find themselves, in the encoder's blob beside them."""
-    return frozenset(mapped(release.blob_path(BACKBONE_WEIGHTS)))
+    """Returns the names of the tensors that graphs find themselves, in the encoder's blob beside them.
+
+    There are none where the blob is a link to a file of another name, which graphs cannot find by its own.
+    """
+    blob = release.blob_path(BACKBONE_WEIGHTS)
+    return frozenset(mapped(blob)) if blob.resolve().name == blob.name else frozenset()
 
 
 def mapped(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
-from pathlib import Path
 from typing import final
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from umbel.coordinator.config import CoordinatorConfig
 from umbel.coordinator.model import PersonalModel
@@ -23,13 +19,14 @@ from umbel.coordinator.onboarding.training import OnboardingTrainer, onboarded
 from umbel.coordinator.training.calibrate import side_by_side
 from umbel.coordinator.training.data import Rows, stack
 from umbel.shared.bias import softmax
-from umbel.shared.files import atomic_write, sha256_bytes
+from umbel.shared.files import sha256_bytes
 from umbel.shared.onboarding import UNKNOWN
 from umbel.shared.profile import FloatArray
 from umbel.shared.strength import STRENGTHS, Index, expected_strength, fold_rows
 from umbel.simulations.comparison.cohort import Person
 from umbel.simulations.comparison.config import ColdStartConfig, ContestantConfig
 from umbel.simulations.comparison.contestant import Costs, Options, World
+from umbel.simulations.comparison.kept import keep, read_kept
 from umbel.simulations.comparison.profiles import Profiles
 
 _PROFILE = "profile."
@@ -174,13 +171,13 @@ class ColdStart(Profiles):
         spec, users = model.profile_spec(), len(self.world.cohort.table.users)
         shapes = {n: tuple(v.shape) for n, v in wanted.items()}
         shapes |= {_PROFILE + tensor.name: (users, *tensor.shape) for tensor in spec.tensors}
-        tensors = _read_back(kept, shapes)
+        tensors = read_kept(kept, shapes)
         if tensors is not None:
             model.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
             return {t.name: tensors[_PROFILE + t.name].numpy() for t in spec.tensors}
         tasks = super()._train(model, config, on_step)
         state = model.state_dict()
-        _keep(
+        keep(
             kept,
             {name: state[name] for name in wanted}
             | {_PROFILE + name: torch.from_numpy(values) for name, values in tasks.items()},
@@ -192,9 +189,17 @@ class ColdStart(Profiles):
         row = [self._methods_hash(), config.onboarding.model_dump(mode="json")]
         fingerprint = sha256_bytes(json.dumps(row).encode())
         folder = self.world.folder / f"onboarding-{fingerprint[:12]}"
+        kept = folder.with_suffix(".safetensors")
+        model, labels = self._trained(), len(self.world.cohort.table.labels)
+        width = self.world.backbone.shape.hidden_size
+        network = Onboarder(config.onboarding, model.profile_spec(), width, labels, config.seed)
+        tensors = read_kept(kept, {name: tuple(value.shape) for name, value in network.named_parameters()})
+        if tensors is not None:
+            network.load_state_dict(tensors)
+            return network.requires_grad_(False).eval()
         folder.mkdir(parents=True, exist_ok=True)
         trainer = OnboardingTrainer(
-            self._trained(),
+            model,
             self.world.cohort.table,
             {name: torch.from_numpy(values) for name, values in self._tasks.items()},
             config,
@@ -202,15 +207,8 @@ class ColdStart(Profiles):
             fingerprint,
             bfloat16=self.world.bfloat16,
         )
-        kept = folder.with_suffix(".safetensors")
-        parameters = dict(trainer.network.named_parameters())
-        tensors = _read_back(kept, {name: tuple(value.shape) for name, value in parameters.items()})
-        if tensors is not None:
-            trainer.network.load_state_dict(tensors)
-            network = trainer.network.requires_grad_(False).eval()
-        else:
-            network = trainer.run(on_step)
-            _keep(kept, {name: value.detach() for name, value in network.named_parameters()})
+        network = trainer.run(on_step)
+        keep(kept, dict(network.named_parameters()))
         shutil.rmtree(folder)
         return network
 
@@ -236,17 +234,3 @@ def _times(values: FloatArray, strengths: FloatArray) -> FloatArray:
 def _nll(logits: FloatArray, rows: Rows) -> float:
     chance = softmax(logits)[np.arange(len(rows)), rows.label]
     return float(-np.log(np.maximum(chance, 1e-12)).sum())
-
-
-def _keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    atomic_write(path, save({name: value.detach().contiguous().clone() for name, value in tensors.items()}))
-
-
-def _read_back(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
-    """Returns kept tensors, if there are some of these names and shapes."""
-    try:
-        tensors = load(path.read_bytes()) if path.is_file() else {}
-    except SafetensorError:
-        return None
-    fits = {name: tuple(value.shape) for name, value in tensors.items()} == dict(shapes)
-    return tensors if fits else None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from umbel.simulations.comparison.claims import Claim, Finding, Verdict, difference_words, verdict_of, worst
 from umbel.simulations.comparison.harm import harm
-from umbel.simulations.comparison.summary import GENERIC, Summary
+from umbel.simulations.comparison.summary import GENERIC, Figures, Summary
 from umbel.simulations.report.words import NBSP, percent, points
 
 DEVICE = "device"
@@ -43,18 +43,10 @@ def films(summary: Summary) -> Claim:
     """On MovieLens 64 % at k = 0, 68 % at 4, 70 % at 16 and 71 % at 32."""
 
     def finding(data: str) -> Finding:
-        verdicts: list[Verdict] = []
-        measured = []
-        for k, least in _FILMS.items():
-            found = summary.figures(data, DEVICE, k)
-            if found is None:
-                verdicts.append("not measured")
-                continue
-            complete = len(found.by_seed) == len(summary.seeds)
-            reached = found.accuracy >= least - _TINY
-            verdicts.append("does not hold" if not reached else "holds" if complete else "not measured")
-            measured.append(f"k = {k}: {percent(found.accuracy)} (claimed: {percent(least, 0)})")
-        return Finding(data, worst(verdicts), tuple(measured))
+        def words_of(reached: float, least: float) -> str:
+            return f"{percent(reached)} (claimed: {percent(least, 0)})"
+
+        return _reaching(summary, data, _FILMS, lambda found: found.accuracy, words_of)
 
     named = ", ".join(f"{percent(least, 0)} at k = {k}" for k, least in _FILMS.items())
     return Claim("Films", f"At least {named} are right.", _on(summary, "movielens", finding))
@@ -103,18 +95,10 @@ def gain(summary: Summary) -> Claim:
     """In the generated community 60 % of the possible gain at k = 16 and 80 % at 32."""
 
     def finding(data: str) -> Finding:
-        verdicts: list[Verdict] = []
-        measured = []
-        for k, least in _GAINS.items():
-            found = summary.figures(data, DEVICE, k)
-            if found is None or found.share is None:
-                verdicts.append("not measured")
-                continue
-            complete = len(found.by_seed) == len(summary.seeds)
-            reached = found.share >= least - _TINY
-            verdicts.append("does not hold" if not reached else "holds" if complete else "not measured")
-            measured.append(f"k = {k}: {percent(found.share, 0)} of the possible gain")
-        return Finding(data, worst(verdicts), tuple(measured))
+        def words_of(reached: float, least: float) -> str:
+            return f"{percent(reached, 0)} of the possible gain"
+
+        return _reaching(summary, data, _GAINS, lambda found: found.share, words_of)
 
     words = f"60{NBSP}% of the possible gain at k = 16, 80{NBSP}% at k = 32."
     return Claim("Possible gain", words, _on(summary, "community", finding))
@@ -135,6 +119,29 @@ def texts(summary: Summary) -> Claim:
     )
     able = [data for data in summary.data_sets if summary.takes_part(data, TEXTS)]
     return Claim("Texts alone", words, tuple(finding(data) for data in able))
+
+
+def _reaching(
+    summary: Summary,
+    data: str,
+    levels: Mapping[int, float],
+    value: Callable[[Figures], float | None],
+    words_of: Callable[[float, float], str],
+) -> Finding:
+    """Holds where a figure of the device's reaches its level at each k; the worst verdict counts."""
+    verdicts: list[Verdict] = []
+    measured = []
+    for k, least in levels.items():
+        found = summary.figures(data, DEVICE, k)
+        reached = None if found is None else value(found)
+        if found is None or reached is None:
+            verdicts.append("not measured")
+            continue
+        complete = len(found.by_seed) == len(summary.seeds)
+        holds: Verdict = "holds" if complete else "not measured"
+        verdicts.append(holds if reached >= least - _TINY else "does not hold")
+        measured.append(f"k = {k}: {words_of(reached, least)}")
+    return Finding(data, worst(verdicts), tuple(measured))
 
 
 def _on(summary: Summary, data: str, finding: Callable[[str], Finding]) -> tuple[Finding, ...]:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,8 +26,8 @@ from umbel.coordinator.training.adapt import (
 from umbel.coordinator.training.collaborative import found_factors
 from umbel.coordinator.training.data import TrainingData
 from umbel.coordinator.training.traits import TraitHead
-from umbel.shared.files import atomic_write
 from umbel.shared.rng import integer_seed
+from umbel.simulations.comparison.kept import keep, read_kept
 
 GENERIC_VERSION = 3
 """Goes up when the same settings would give another generic model."""
@@ -114,7 +112,9 @@ def generic_model(
         on_step: Called with (steps done, steps in all).
     """
     model = build_model(backbone, "classification", data.labels, {}, seed)
-    if _read_back(model, kept):
+    found = read_kept(kept, {name: tuple(value.shape) for name, value in model.named_parameters()})
+    if found is not None:
+        model.load_state_dict(found, strict=False)
         return model.requires_grad_(False).eval()
     if rate == 0:
         train_head(model, data, steps=steps, precision=precision, on_step=on_step)
@@ -137,8 +137,7 @@ def generic_model(
             on_step=on_step,
             traits=_traits(backbone, data, traits, seed),
         )
-    tensors = {name: value.detach().contiguous().clone() for name, value in model.named_parameters()}
-    atomic_write(kept, save(tensors))
+    keep(kept, dict(model.named_parameters()))
     return model
 
 
@@ -149,19 +148,3 @@ def _traits(backbone: Backbone, data: TrainingData, size: int, seed: int) -> Tra
         return None
     rng = torch.Generator().manual_seed(integer_seed(seed, 0, "", "comparison: trait head"))
     return TraitHead(factors, backbone.shape.hidden_size, len(data.tokens), rng)
-
-
-def _read_back(model: PersonalModel, kept: Path) -> bool:
-    """Takes a kept model's values, if there is one of the same shapes that holds numbers."""
-    try:
-        tensors = load(kept.read_bytes()) if kept.is_file() else {}
-    except SafetensorError:
-        return False
-    parameters = dict(model.named_parameters())
-    fits = tensors.keys() == parameters.keys() and all(
-        tensors[name].shape == value.shape and bool(torch.isfinite(tensors[name]).all())
-        for name, value in parameters.items()
-    )
-    if fits:
-        model.load_state_dict(tensors, strict=False)
-    return fits

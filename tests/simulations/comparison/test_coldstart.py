@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.coordinator.conftest import tiny_config, write_backbone
 from tests.simulations.comparison.small_world import K, small_world
 
-from umbel.coordinator.backbone import Backbone, load_backbone
+from umbel.coordinator.backbone import Backbone
 from umbel.shared.bias import softmax
 from umbel.shared.strength import STRENGTHS, expected_strength
 from umbel.simulations.comparison.coldstart import ColdStart
@@ -19,16 +18,6 @@ from umbel.simulations.comparison.contestant import World
 
 NETWORK = {"steps": 4, "warm_steps": 30, "prototypes": 4, "code_size": 6, "hidden": 8, "users": 4}
 OPTIONS = {"rate": 0.5, "prior": 0.1, "share": 1.0, "trust": 2.0}
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(write_backbone(tmp_path_factory.mktemp("bert"), tiny_config("bert"))))
-
-
-@pytest.fixture(scope="module")
-def world(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> World:
-    return small_world(backbone, tmp_path_factory.mktemp("world"))
 
 
 def cold(world: World, **options: Any) -> ColdStart:

@@ -10,10 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.coordinator.conftest import tiny_config, write_backbone
 from tests.simulations.comparison.small_world import LABELS, QUERY, K, small_world
 
-from umbel.coordinator.backbone import Backbone, load_backbone
+from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.training.adapt import generic_logits, held_out_loss, mean_states, opinions
 from umbel.coordinator.training.data import Rows
 from umbel.shared.errors import ConfigError, DataError
@@ -28,16 +27,6 @@ from umbel.simulations.comparison.place import settings_of
 from umbel.simulations.comparison.profiles import Profiles, needs_whole
 from umbel.simulations.comparison.results import ComparisonError, read_cell, read_comparison, write_cell
 from umbel.simulations.progress import Progress
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(write_backbone(tmp_path_factory.mktemp("bert"), tiny_config("bert"))))
-
-
-@pytest.fixture(scope="module")
-def world(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> World:
-    return small_world(backbone, tmp_path_factory.mktemp("world"))
 
 
 def community(**options: Any) -> DataSetConfig:

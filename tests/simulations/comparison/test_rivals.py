@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.coordinator.conftest import tiny_config, write_backbone
 from tests.oracles.rivals import bias_oracle, neighbours_oracle, softmax_oracle
 from tests.simulations.comparison.small_world import LABELS, QUERY, K, small_world
 
-from umbel.coordinator.backbone import Backbone, load_backbone
+from umbel.coordinator.backbone import Backbone
 from umbel.shared.profile import FloatArray
 from umbel.shared.text import IntArray
 from umbel.simulations.comparison.cohort import Person
@@ -25,16 +24,6 @@ from umbel.simulations.comparison.rivals.retrieval import Retrieval, nearest
 GRADIENT = ("lora", "adapter", "prompt", "fedavg")
 LEARNING = ("headbias", "knn", *GRADIENT)
 D, LAYERS, BLOCK = 32, 2, 48  # of the tiny encoder
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(write_backbone(tmp_path_factory.mktemp("bert"), tiny_config("bert"))))
-
-
-@pytest.fixture(scope="module")
-def world(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> World:
-    return small_world(backbone, tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
