@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar, final
+from typing import Annotated, Any, Literal, Self, TypeVar, final
 
 from pydantic import (
     BaseModel,
@@ -15,6 +15,7 @@ from pydantic import (
     ValidationError,
     field_serializer,
     field_validator,
+    model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
@@ -207,16 +208,24 @@ class OnboardingConfig(Strict):
     warm_rate: float = Field(3e-3, gt=0, le=1, description="Learning rate before the episodes.")
     rate: float = Field(1e-3, gt=0, le=1, description="Learning rate in episodes.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay.")
+    rounds: bool = Field(False, description="Whether devices train the network in rounds, too.")
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> Self:
+        if self.rounds and not self.steps:
+            raise ValueError("rounds train a network that steps = 0 does not make")
+        return self
 
 
 def _round_tensors(validated: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the patterns of the task head and of what each method lets devices train."""
+    """Returns the patterns of the task head, of what each method lets devices train, and of onboarding."""
     named = [
         f"methods.{name}.{pattern}"
         for name in validated["methods"]
         for pattern in method_class(name).round_tensors
     ]
-    return ("task.*", *named)
+    onboarding = validated.get("onboarding")
+    return ("task.*", *named, *(("onboarding.*",) if onboarding and onboarding.rounds else ()))
 
 
 @final
@@ -236,8 +245,8 @@ class CoordinatorConfig(Strict):
     onboarding: OnboardingConfig = OnboardingConfig.model_construct()
     trainables: tuple[str, ...] = Field(
         default_factory=_round_tensors,
-        description="Shared tensors (patterns) that devices may train in rounds; by default the task head "
-        "and what each method names.",
+        description="Shared tensors (patterns) that devices may train in rounds; by default the task head, "
+        "what each method names and, with onboarding.rounds, the onboarding network (onboarding.*).",
     )
 
     @field_validator("methods", mode="plain")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,10 +19,11 @@ from umbel.coordinator.graphs.joint import export_joint, parameter_arrays
 from umbel.coordinator.graphs.parity import check_parity, measure_parity
 from umbel.coordinator.graphs.split import by_content, in_no_file, split_graphs, weights_file
 from umbel.coordinator.model import PersonalModel
+from umbel.coordinator.onboarding.shown import shown_anew
 from umbel.shared.checks import shown
 from umbel.shared.errors import ConfigError, ReleaseError
 from umbel.shared.files import sha256_bytes, sole_use
-from umbel.shared.onboarding import GRAPH, MOST_CHARACTERS, PREFIX, Onboarding, Shown
+from umbel.shared.onboarding import MOST_CHARACTERS, PREFIX, Onboarding, Shown
 from umbel.shared.profile import FloatArray
 from umbel.shared.rebuilt import Rebuilt, described, digest
 from umbel.shared.release import (
@@ -89,10 +90,12 @@ def publish_model(
     on_phase: OnPhase = _silent,
 ) -> Release:
     """Writes a release of a model that is in memory; see `publish`."""
-    from safetensors.numpy import load
-
     config = trained.config
-    names = trainable_names(model, config.trainables)
+    network = rebuild_onboarder(trained, model)
+    parameters = {} if network is None else onboard.parameter_arrays(network)
+    trainables = trainable_names(model, config.trainables, list(parameters))
+    names = [name for name in trainables if name not in parameters]
+    lessons = [name for name in trainables if name in parameters]
     max_tokens = min(config.backbone.max_tokens, model.longest_text(backbone.shape))
     storage = model.stored_tensors()
     model = _as_stored(model, storage)
@@ -104,32 +107,24 @@ def publish_model(
     shared = {name: array for name, array in arrays.items() if name not in {*encoder, *rebuilt}}
     for name, kind in storage.items():
         shared |= packed(name, arrays[name], kind)
-    network = rebuild_onboarder(trained, model)
-    if network is not None:
-        shared |= onboard.parameter_arrays(network)
+    shared |= parameters
     files = {n: weights_file(n, own) for n, own in ((BACKBONE_WEIGHTS, encoder), (SHARED_WEIGHTS, shared))}
     outside = in_no_file({name: arrays[name] for name in (*rebuilt, *storage)})
     private = [tensor.name for tensor in model.profile_spec().tensors]
     shapes = {name: arrays[name].shape for name in names}
     placed = [by_content(files[BACKBONE_WEIGHTS]), files[SHARED_WEIGHTS], outside]
     graphs = split_graphs(joint, private, shapes, placed)
-    if network is not None:
-        graphs[GRAPH] = onboard.onboarding_graph(network, files[SHARED_WEIGHTS])
+    own = {} if network is None else onboard.onboarding_graphs(network, files[SHARED_WEIGHTS], lessons)
     on_phase("compare torch and onnxruntime")
     # What is compared are the bytes that will be written, weights and what is rebuilt included.
-    written: dict[str, Any] = {
-        name: array for file in files.values() for name, array in load(file.data).items()
-    }
-    written, _ = unpacked(written, storage)
-    written |= {name: tensor.values() for name, tensor in rebuilt.items()}
-    first = {name: graph for name, graph in graphs.items() if name != GRAPH}
+    written = _weights({name: file.data for name, file in files.items()}, storage, rebuilt)
     plain = {name: array for name, array in written.items() if not name.startswith(PREFIX)}
-    parity = measure_parity(model, first, plain, names, max_tokens)
+    parity = measure_parity(model, graphs, plain, names, max_tokens)
     if network is not None:
-        parity |= onboard.measure_onboarding(network, graphs[GRAPH], written)
+        parity |= onboard.measure_onboarding(network, own, written)
     check_parity(parity)
     on_phase("write")
-    blobs = {f"{name}.onnx": data for name, data in graphs.items()}
+    blobs = {f"{name}.onnx": data for name, data in (graphs | own).items()}
     blobs |= {name: file.data for name, file in files.items()} | {TOKENIZER: backbone.tokenizer_json}
     manifest = Manifest(
         parent=parent,
@@ -140,7 +135,7 @@ def publish_model(
         max_tokens=max_tokens,
         profile=model.profile_spec(),
         recipe=trained.recipe,
-        trainables={name: tuple(arrays[name].shape) for name in names},
+        trainables={name: tuple((arrays | parameters)[name].shape) for name in trainables},
         parity={name: float(f"{value:.2e}") for name, value in parity.items()},
         blobs=_described(blobs),
         rebuilt=rebuilt,
@@ -163,6 +158,7 @@ def publish_update(release: Release, values: Mapping[str, FloatArray], folder: P
     """Writes the release that follows another after rounds: the same graphs, other values of its trainables.
 
     The graphs take trainables as inputs, so they need no new export; only one blob and the manifest change.
+    If rounds have trained onboarding, what shows each prototype is chosen anew.
 
     Args:
         release: The release that the rounds started from.
@@ -180,8 +176,23 @@ def publish_update(release: Release, values: Mapping[str, FloatArray], folder: P
     shared |= {name: np.asarray(value, np.float32) for name, value in values.items()}
     blobs = {name: release.blob_path(name).read_bytes() for name in manifest.blobs}
     blobs[SHARED_WEIGHTS] = weights_file(SHARED_WEIGHTS, shared).data
-    updated = replace(manifest, parent=release.release_id, blobs=_described(blobs))
+    onboarding = manifest.onboarding
+    if any(name.startswith(PREFIX) for name in values):
+        weights = _weights(blobs, manifest.storage, manifest.rebuilt)
+        onboarding = shown_anew(manifest, blobs, weights)
+    updated = replace(manifest, parent=release.release_id, blobs=_described(blobs), onboarding=onboarding)
     return write_release(folder, updated, blobs)
+
+
+def _weights(
+    blobs: Mapping[str, bytes], storage: Mapping[str, str], rebuilt: Mapping[str, Rebuilt]
+) -> dict[str, Any]:
+    """Returns every weight of a release by name, as devices will have it."""
+    from safetensors.numpy import load
+
+    written: dict[str, Any] = load(blobs[BACKBONE_WEIGHTS]) | load(blobs[SHARED_WEIGHTS])
+    written, _ = unpacked(written, storage)
+    return written | {name: tensor.values() for name, tensor in rebuilt.items()}
 
 
 def _rebuilt(model: PersonalModel, arrays: Mapping[str, FloatArray]) -> dict[str, Rebuilt]:
@@ -234,16 +245,23 @@ def _check_values(values: Mapping[str, FloatArray], trainables: Mapping[str, tup
         raise ReleaseError("these tensors are not the release's trainables", problems)
 
 
-def trainable_names(model: PersonalModel, patterns: tuple[str, ...]) -> list[str]:
-    """Returns the shared parameters that match the patterns.
+def trainable_names(
+    model: PersonalModel, patterns: tuple[str, ...], onboarding: Sequence[str] = ()
+) -> list[str]:
+    """Returns the shared parameters that match the patterns: the model's, then the onboarding network's.
 
     The encoder's are never among them, nor are those that a release holds as a seed or rounded.
+
+    Args:
+        model: The model.
+        patterns: With * and ?.
+        onboarding: Names of the onboarding network's parameters; none if there is no such network.
 
     Raises:
         ConfigError: A pattern matches nothing that rounds could train.
     """
     fixed = {*model.rebuilt_tensors(), *model.stored_tensors()}
-    shared = [name for name in model.shared_names() if name not in fixed]
+    shared = [*(name for name in model.shared_names() if name not in fixed), *onboarding]
     idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in shared)]
     if idle:
         known = [any(fnmatchcase(name, pattern) for name in fixed) for pattern in idle]

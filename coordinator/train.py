@@ -364,8 +364,8 @@ def _words(row: dict[str, float] | None) -> str:
 
 def _fingerprint(config: CoordinatorConfig, examples: Sequence[Example], backbone: Backbone) -> str:
     """Returns the hash of all that the trained tensors depend on."""
-    idle = {"recipe", "trainables"} | (set() if config.onboarding.steps else {"onboarding"})
-    row = config.model_dump(mode="json", exclude=idle)
+    unread: Any = {"rounds"} if config.onboarding.steps else True
+    row = config.model_dump(mode="json", exclude={"recipe": True, "trainables": True, "onboarding": unread})
     digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode())
     digest.update(backbone.sha256.encode())
     for example in examples:

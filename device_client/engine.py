@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
 
 from umbel.device_client.weights import REPORT, load_weights, placed_names
 from umbel.shared.errors import ReleaseError
-from umbel.shared.onboarding import GRAPH, INPUTS, PREFIX, START, UNKNOWN, WEIGHTS
+from umbel.shared.onboarding import (
+    GRAPH,
+    INPUTS,
+    PREFIX,
+    QUERY,
+    START,
+    TEACH,
+    TOTAL,
+    UNKNOWN,
+    WANTED,
+    WEIGHTS,
+)
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import BACKBONE_WEIGHTS, TOKENIZER, Manifest, Release
 from umbel.shared.text import IntArray, TextEncoder, TokenBatch
 
 GRADIENT = "grad."
-_INTEGERS = frozenset({"input_ids", "attention_mask", "owner", "owners", "labels"})
+_INTEGERS = frozenset(
+    {"input_ids", "attention_mask", "owner", "owners", "labels", "query_labels", "query_owner"}
+)
+_ONBOARDING = (GRAPH, TEACH)
+_Value = TypeVar("_Value")
 _ANY = -1  # a width that the manifest does not tell
 
 
@@ -25,7 +40,7 @@ class Engine:
     """The graphs of one release, ready to run.
 
     Sessions are made when first used. The trainable shared tensors have the release's values unless `shared`
-    says otherwise; in a round it carries the round's.
+    says otherwise; in a round it carries the round's, and each graph takes those that it has.
     """
 
     def __init__(self, release: Release, *, threads: int = 1):
@@ -75,14 +90,14 @@ class Engine:
         """
         return self._run("predict", ["logits"], _feed(tokens, owner, profile, shared))["logits"]
 
-    def read(self, tokens: TokenBatch) -> tuple[FloatArray, FloatArray]:
-        """Returns what texts are to a person about whom nothing is known.
+    def read(self, tokens: TokenBatch, shared: Mapping[str, FloatArray]) -> tuple[FloatArray, FloatArray]:
+        """Returns what texts are to a person about whom nothing is known; arguments as in `predict`.
 
         Returns:
             Logits (batch, labels) and embeddings (batch, d), the mean states of their tokens.
         """
         nobody = self.release.manifest.profile.zeros(1)
-        feed = _feed(tokens, np.zeros(len(tokens), np.int64), nobody, {})
+        feed = _feed(tokens, np.zeros(len(tokens), np.int64), nobody, shared)
         found = self._run("predict", ["logits", "text_embedding"], feed)
         return found["logits"], found["text_embedding"]
 
@@ -108,6 +123,7 @@ class Engine:
         labels: IntArray,
         owner: IntArray,
         users: int,
+        shared: Mapping[str, FloatArray],
     ) -> tuple[dict[str, FloatArray], FloatArray]:
         """Writes users' first profiles.
 
@@ -117,15 +133,42 @@ class Engine:
             labels: (texts,) label numbers; -1 where only the text is known.
             owner: (texts,) whose each text is; -1: nobody's.
             users: How many users there are, those without texts included.
+            shared: As in `predict`.
 
         Returns:
             Private tensors (users, *shape) float32, and the weight of each prototype (users, prototypes).
         """
         outputs = {t.name: START + t.name for t in self.release.manifest.profile.tensors}
-        found = self._run(
-            GRAPH, [WEIGHTS, *outputs.values()], _support(logits, embedding, labels, owner, users)
-        )
+        feed = _support(logits, embedding, labels, owner, users) | _own(shared)
+        found = self._run(GRAPH, [WEIGHTS, *outputs.values()], feed)
         return {name: found[output] for name, output in outputs.items()}, found[WEIGHTS]
+
+    def teach(
+        self,
+        known: tuple[FloatArray, FloatArray, IntArray, IntArray],
+        query: tuple[FloatArray, FloatArray, IntArray, IntArray],
+        wanted: Mapping[str, FloatArray],
+        shared: Mapping[str, FloatArray],
+    ) -> dict[str, FloatArray]:
+        """Returns what texts teach the onboarding network: the gradient by each of its trainable tensors.
+
+        It is that of sum_T <wanted_T, profile_T>, of the profile that `onboard` writes, and of the nll of the
+        queries under the prototypes' answers.
+
+        Args:
+            known: Logits, embeddings, labels and owners as in `onboard`; one text at least.
+            query: The same of the texts that users are asked, every label known.
+            wanted: The gradient of their loss by each private tensor: (users, *shape).
+            shared: As in `predict`.
+        """
+        users = len(next(iter(wanted.values())))
+        feed = _support(*known, users) | _own(shared)
+        feed |= {WANTED + name: values for name, values in wanted.items()}
+        logits, embedding, labels, owner = query
+        feed |= dict(zip(QUERY, (embedding, logits, labels, owner), strict=True))
+        outputs = {name: GRADIENT + name for name in _own(self.release.manifest.trainables)}
+        found = self._run(TEACH, list(outputs.values()), feed)
+        return {name: found[output] for name, output in outputs.items()}
 
     def learn(
         self,
@@ -151,7 +194,7 @@ class Engine:
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """Returns each example's nll (batch,) and the gradient of their sum by every trainable tensor."""
         feed = _feed(tokens, owner, profile, shared) | _targets(labels)
-        return self._gradients("contribute", self.release.manifest.trainables, feed)
+        return self._gradients("contribute", _models(self.release.manifest.trainables), feed)
 
     def _gradients(
         self, graph: str, names: Iterable[str], feed: dict[str, npt.NDArray[Any]]
@@ -206,12 +249,12 @@ def _open_session(
     own = {
         name: array
         for name, array in weights.items()
-        if name not in placed and name.startswith(PREFIX) == (graph == GRAPH)
+        if name not in placed and name.startswith(PREFIX) == (graph in _ONBOARDING)
     }
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in own.values()]
     options.add_external_initializers(list(own), values)
     data = release.blob_path(f"{graph}.onnx").read_bytes()
-    if graph != GRAPH and placed and blob.name.encode() not in data:
+    if graph not in _ONBOARDING and placed and blob.name.encode() not in data:
         raise ReleaseError(
             f"graph '{graph}' of the release does not name the encoder's blob",
             hint="An earlier version of umbel made it: its publisher must publish it again.",
@@ -229,11 +272,12 @@ def graph_problems(graph: str, session: Any, manifest: Manifest) -> list[str]:
     """Returns where a graph's inputs, overridable weights and outputs are not what the manifest promises."""
     private = {tensor.name: tensor.shape for tensor in manifest.profile.tensors}
     free: Mapping[str, tuple[int | None, ...]] = {name: (None, *shape) for name, shape in private.items()}
-    if graph == GRAPH:
-        return _onboarding_problems(session, manifest, free)
+    if graph in _ONBOARDING:
+        return _onboarding_problems(graph, session, manifest, free)
     tokens = {"input_ids": (None, None), "attention_mask": (None, None), "owner": (None,)}
     targets = {} if graph == "predict" else {"labels": (None,), "weights": (None,)}
-    worked_on = private if graph == "learn" else manifest.trainables
+    trainables = _models(manifest.trainables)
+    worked_on = private if graph == "learn" else trainables
     gradients = {GRADIENT + n: shape for n, shape in (free if graph == "learn" else worked_on).items()}
     results: dict[str, tuple[int | None, ...]] = {
         "logits": (None, len(manifest.labels)),
@@ -243,22 +287,29 @@ def graph_problems(graph: str, session: Any, manifest: Manifest) -> list[str]:
         results = {"loss": (), "nll": (None,), **gradients}
     return [
         *_value_problems("input", session.get_inputs(), {**tokens, **targets, **free}),
-        *_value_problems("trainable", session.get_overridable_initializers(), manifest.trainables),
+        *_value_problems("trainable", session.get_overridable_initializers(), trainables),
         *_value_problems("output", session.get_outputs(), results),
     ]
 
 
 def _onboarding_problems(
-    session: Any, manifest: Manifest, free: Mapping[str, tuple[int | None, ...]]
+    graph: str, session: Any, manifest: Manifest, free: Mapping[str, tuple[int | None, ...]]
 ) -> list[str]:
     prototypes = len(manifest.onboarding.prototypes) if manifest.onboarding is not None else 0
     inputs: dict[str, tuple[int | None, ...]] = dict.fromkeys(INPUTS, (None,))
     inputs |= {"text_embedding": (None, _ANY), "logits": (None, len(manifest.labels))}
     results: dict[str, tuple[int | None, ...]] = {START + name: shape for name, shape in free.items()}
     results[WEIGHTS] = (None, prototypes)
+    trainables = _own(manifest.trainables)
+    if graph == TEACH:
+        inputs |= dict(
+            zip(QUERY, ((None, _ANY), (None, len(manifest.labels)), (None,), (None,)), strict=True)
+        )
+        inputs |= {WANTED + name: shape for name, shape in free.items()}
+        results = {TOTAL: ()} | {GRADIENT + name: shape for name, shape in trainables.items()}
     return [
         *_value_problems("input", session.get_inputs(), inputs),
-        *_value_problems("trainable", session.get_overridable_initializers(), {}),
+        *_value_problems("trainable", session.get_overridable_initializers(), trainables),
         *_value_problems("output", session.get_outputs(), results),
     ]
 
@@ -288,7 +339,18 @@ def _size_fits(found: object, expected: int | None) -> bool:
 def _feed(
     tokens: TokenBatch, owner: IntArray, profile: Mapping[str, FloatArray], shared: Mapping[str, FloatArray]
 ) -> dict[str, npt.NDArray[Any]]:
-    return {"input_ids": tokens.ids, "attention_mask": tokens.mask, "owner": owner, **profile, **shared}
+    own = {"input_ids": tokens.ids, "attention_mask": tokens.mask, "owner": owner}
+    return {**own, **profile, **_models(shared)}
+
+
+def _models(tensors: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Returns those of the shared tensors that the model's graphs have."""
+    return {name: value for name, value in tensors.items() if not name.startswith(PREFIX)}
+
+
+def _own(tensors: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Returns those of the shared tensors that are the onboarding network's."""
+    return {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
 
 
 def _support(

@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import Encoded
+from umbel.device_client.learning import NO_SHARED, Encoded
 from umbel.shared.errors import ReleaseError
 from umbel.shared.onboarding import UNKNOWN
 from umbel.shared.profile import FloatArray
@@ -45,7 +45,13 @@ class Known:
         return Known(self.logits[index], self.embedding[index], self.labels[index])
 
 
-def read_known(engine: Engine, examples: TokenBatch, labels: IntArray, texts: TokenBatch) -> Known:
+def read_known(
+    engine: Engine,
+    examples: TokenBatch,
+    labels: IntArray,
+    texts: TokenBatch,
+    shared: Mapping[str, FloatArray] = NO_SHARED,
+) -> Known:
     """Reads a user's texts once, without a profile.
 
     Args:
@@ -53,22 +59,26 @@ def read_known(engine: Engine, examples: TokenBatch, labels: IntArray, texts: To
         examples: Texts that have a label.
         labels: (examples,) label numbers.
         texts: Texts of which only the text is known; they come after the examples.
+        shared: A round's values of trainable shared tensors.
     """
     tokens = join([examples, texts])
     logits = np.zeros((len(tokens), len(engine.labels)), np.float32)
     embedding = np.zeros((len(tokens), engine.embedding_size), np.float32)
     for index in tokens.like_length(_TOGETHER):
-        logits[index], embedding[index] = engine.read(tokens.rows(index))
+        logits[index], embedding[index] = engine.read(tokens.rows(index), shared)
     unknown = np.full(len(texts), UNKNOWN, np.int64)
     return Known(logits, embedding, np.concatenate([labels, unknown]))
 
 
-def onboarded(engine: Engine, users: Sequence[Known]) -> tuple[dict[str, FloatArray], FloatArray]:
+def onboarded(
+    engine: Engine, users: Sequence[Known], shared: Mapping[str, FloatArray] = NO_SHARED
+) -> tuple[dict[str, FloatArray], FloatArray]:
     """Writes the first profiles of some users, each from what is known of them alone.
 
     Args:
         engine: A release that has onboarding.
         users: What is known of each; of nothing comes the generic profile.
+        shared: A round's values of trainable shared tensors.
 
     Returns:
         Private tensors (users, *shape) float32, not rounded yet, and each prototype's weight
@@ -88,7 +98,7 @@ def onboarded(engine: Engine, users: Sequence[Known]) -> tuple[dict[str, FloatAr
         for part in ("logits", "embedding", "labels")
     )
     owner = np.repeat(np.arange(len(users)), [len(known) for known in users])
-    profile, weights = engine.onboard(logits, embedding, labels, owner, len(users))
+    profile, weights = engine.onboard(logits, embedding, labels, owner, len(users), shared)
     broken = [name for name, values in profile.items() if not np.isfinite(values).all()]
     if broken:
         raise ReleaseError(
@@ -124,16 +134,24 @@ def influences(engine: Engine, known: Known) -> FloatArray:
     return np.asarray(moved / total if total else moved, np.float32)
 
 
-def examples_starter(engine: Engine, supports: Sequence[Encoded], share: float) -> Starter | None:
+def examples_starter(
+    engine: Engine, supports: Sequence[Encoded], share: float, shared: Mapping[str, FloatArray] = NO_SHARED
+) -> Starter | None:
     """Returns where users start of whom labelled examples alone are known; arguments as in `starter`."""
     if not engine.onboards or share == 0.0:
         return None
     nothing = engine.encode([])
-    known = [read_known(engine, own.tokens, own.labels, nothing) for own in supports]
-    return starter(engine, known, [len(own) for own in supports], share)
+    known = [read_known(engine, own.tokens, own.labels, nothing, shared) for own in supports]
+    return starter(engine, known, [len(own) for own in supports], share, shared)
 
 
-def starter(engine: Engine, users: Sequence[Known], examples: Sequence[int], share: float) -> Starter | None:
+def starter(
+    engine: Engine,
+    users: Sequence[Known],
+    examples: Sequence[int],
+    share: float,
+    shared: Mapping[str, FloatArray] = NO_SHARED,
+) -> Starter | None:
     """Returns where learning starts: from what onboarding makes of the examples that are known at the time.
 
     Args:
@@ -141,6 +159,7 @@ def starter(engine: Engine, users: Sequence[Known], examples: Sequence[int], sha
         users: What is known of each user, labelled examples first.
         examples: How many labelled ones each of them has; their further texts are always known.
         share: How much of the onboarded profile is used.
+        shared: A round's values of trainable shared tensors, as `users` were read.
 
     Returns:
         None where the release has no onboarding, or nothing of it is used: learning starts from zeros.
@@ -153,7 +172,7 @@ def starter(engine: Engine, users: Sequence[Known], examples: Sequence[int], sha
             users[user].rows(np.concatenate([rows, np.arange(examples[user], len(users[user]))]))
             for user, rows in places
         ]
-        profile, _ = onboarded(engine, known)
+        profile, _ = onboarded(engine, known, shared)
         return {name: values * np.float32(share) for name, values in profile.items()}
 
     return start

@@ -1,5 +1,7 @@
 """A device's part in a round: private steps on a frozen shared part, then shared steps on a frozen profile.
 
+Where rounds train the onboarding network, its owner then plays somebody new (`teaching.py`).
+
 The profile is learned anew in every round, from zeros, rather than from the one that is stored:
 - the prior pulls towards where learning started, so starting each time from the last profile would undo the
   prior a little more with every round, and the profile would overfit to a handful of examples;
@@ -20,8 +22,10 @@ from umbel.device_client.engine import Engine
 from umbel.device_client.learning import Encoded, encode_examples, learn_profiles, predict_logits
 from umbel.device_client.onboarding import examples_starter
 from umbel.device_client.store import DeviceHome
+from umbel.device_client.teaching import taught_change
 from umbel.shared.errors import ExampleError
 from umbel.shared.messages import Contribution, EvaluationReply, RoundTask, clipped
+from umbel.shared.onboarding import PREFIX
 from umbel.shared.profile import FloatArray
 from umbel.shared.rng import generator
 from umbel.shared.text import IntArray
@@ -46,6 +50,7 @@ def train(engine: Engine, home: DeviceHome, client: int, task: RoundTask) -> Con
     profile = _learned(engine, support, task)
     home.save_profile(engine.release, profile)
     change = shared_change(engine, support, profile, client, task)
+    change |= taught_change(engine, support, client, task)
     contribution = Contribution(
         release_id=engine.release.release_id,
         round=task.round,
@@ -85,7 +90,7 @@ def evaluate(engine: Engine, home: DeviceHome, task: RoundTask) -> EvaluationRep
 
 def _learned(engine: Engine, support: Encoded, task: RoundTask) -> dict[str, FloatArray]:
     recipe = task.settings.recipe or engine.release.manifest.recipe
-    start = examples_starter(engine, [support], recipe.start)
+    start = examples_starter(engine, [support], recipe.start, task.arrays)
     origin = None if start is None else start([(0, np.arange(len(support)))])
     return learn_profiles(engine, [support], recipe, start=origin, shared=task.arrays)
 
@@ -93,7 +98,7 @@ def _learned(engine: Engine, support: Encoded, task: RoundTask) -> dict[str, Flo
 def shared_change(
     engine: Engine, support: Encoded, profile: Mapping[str, FloatArray], client: int, task: RoundTask
 ) -> dict[str, FloatArray]:
-    """Runs SGD on the shared tensors with the profile frozen and returns what changed, not yet clipped.
+    """Runs SGD on the model's shared tensors, the profile frozen, and returns what changed, not yet clipped.
 
     Args:
         engine: The release.
@@ -109,14 +114,15 @@ def shared_change(
     # Owner 0 has no profile and owner 1 has the device's: one batch holds examples seen with and without it.
     both = {name: np.concatenate([np.zeros_like(values), values]) for name, values in profile.items()}
     dropout = generator(task.seed, task.round, str(client), "profile dropout")
-    values = dict(task.arrays)
+    first = {name: value for name, value in task.arrays.items() if not name.startswith(PREFIX)}
+    values = dict(first)
     for index in minibatches(len(support), settings.batch_size, settings.local_steps, client, task):
         rows = support.rows(index)
         owner = (dropout.random(len(rows)) >= settings.profile_dropout).astype(np.int64)
         _, gradients = engine.contribute(rows.tokens, rows.labels, owner, both, values)
         rate = np.float32(settings.local_rate / len(rows))
         values = {name: value - rate * gradients[name] for name, value in values.items()}
-    return {name: value - task.arrays[name] for name, value in values.items()}
+    return {name: value - first[name] for name, value in values.items()}
 
 
 def minibatches(count: int, size: int, steps: int, client: int, task: RoundTask) -> list[IntArray]:

@@ -27,6 +27,9 @@ TRAIN, EVALUATE = "train", "evaluate"
 Scalar: TypeAlias = str | int | float | bool
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
+RATES = ("local_rate", "clip", "profile_dropout", "onboarding_rate")
+"""The local settings that are no whole numbers."""
+
 # A sum of squares in another order may differ in its last bits; that is no larger change.
 _NORM_SLACK = 1e-5
 _HINT = "Both sides must run the same umbel and the same release; nothing was changed."
@@ -81,6 +84,9 @@ class LocalSettings:
         example_cap: Largest number of examples that a device reports.
         profile_dropout: Chance that an example of a shared step is seen without the profile, so that what
             people without a profile get is trained too (PLoRA's personalised dropout).
+        onboarding_steps: Episodes in which the owner plays somebody new, where rounds train onboarding.
+        onboarding_rate: The rate of their steps.
+        onboarding_learning_steps: Few-shot steps after which every other episode takes its loss; 0: none.
         recipe: How to learn the profile; the release's own recipe if None.
     """
 
@@ -90,6 +96,9 @@ class LocalSettings:
     clip: float = 1.0
     example_cap: int = 32
     profile_dropout: float = 0.2
+    onboarding_steps: int = 4
+    onboarding_rate: float = 0.05
+    onboarding_learning_steps: int = 2
     recipe: LearningRecipe | None = None
 
     def problems(self) -> list[str]:
@@ -101,6 +110,9 @@ class LocalSettings:
             *number_problems("clip", self.clip, 1e-9, 1e9),
             *count_problems("example_cap", self.example_cap, 1, 10**9),
             *number_problems("profile_dropout", self.profile_dropout, 0.0, 1.0),
+            *count_problems("onboarding_steps", self.onboarding_steps, 0, 10_000),
+            *number_problems("onboarding_rate", self.onboarding_rate, 0.0, 1e3),
+            *count_problems("onboarding_learning_steps", self.onboarding_learning_steps, 0, 10_000),
         ]
         return wrong + [f"recipe: {problem}" for problem in (self.recipe.problems() if self.recipe else ())]
 
@@ -109,7 +121,7 @@ class LocalSettings:
         config: dict[str, Scalar] = {
             f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"
         }
-        config |= {name: float(config[name]) for name in ("local_rate", "clip", "profile_dropout")}
+        config |= {name: float(config[name]) for name in RATES}
         return {**config, "recipe": json.dumps(self.recipe.as_json(), sort_keys=True) if self.recipe else ""}
 
 
@@ -262,7 +274,8 @@ def read_task(wire: Wire, manifest: Manifest) -> RoundTask:
     """
     names = {
         "release_id": str, "round": int, "seed": int, "stage": str, "local_steps": int, "local_rate": float,
-        "batch_size": int, "clip": float, "example_cap": int, "profile_dropout": float, "recipe": str,
+        "batch_size": int, "clip": float, "example_cap": int, "profile_dropout": float,
+        "onboarding_steps": int, "onboarding_rate": float, "onboarding_learning_steps": int, "recipe": str,
     }  # fmt: skip
     found, problems = _fields(wire.config, names)
     recipe = _recipe(found.get("recipe", ""), problems)

@@ -10,8 +10,17 @@ from umbel.shared.errors import ReleaseError
 GRAPH = "onboard"
 """The graph that a release with onboarding has beside the others."""
 
+TEACH = "teach"
+"""The graph that it has besides if devices train the network in rounds, too."""
+
 INPUTS = ("text_embedding", "logits", "labels", "owner", "owners")
 """Of each text its embedding, logits, label and owner; and the users."""
+
+QUERY = ("query_embedding", "query_logits", "query_labels", "query_owner")
+"""Of `teach`: the same of texts that users are asked, all of them labelled."""
+
+WANTED = "wanted."
+"""Of the input of `teach` that holds the loss's gradient by what a private tensor starts from."""
 
 PREFIX = "onboarding."
 """Of the network's parameters, among a release's shared tensors."""
@@ -21,6 +30,9 @@ START = "start."
 
 WEIGHTS = "prototypes"
 """The output that holds the weight of each prototype: (users, prototypes)."""
+
+TOTAL = "total"
+"""The output of `teach` whose gradient its others are, a scalar."""
 
 UNKNOWN = -1
 """The label of a text of which only the text is known."""

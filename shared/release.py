@@ -20,7 +20,7 @@ from umbel.shared.errors import ReleaseError, UmbelError
 from umbel.shared.examples import MAX_NAME_CHARACTERS
 from umbel.shared.files import atomic_write, sha256_bytes, sha256_file
 from umbel.shared.onboarding import GRAPH as ONBOARDING_GRAPH
-from umbel.shared.onboarding import Onboarding
+from umbel.shared.onboarding import PREFIX, TEACH, Onboarding
 from umbel.shared.profile import ProfileSpec
 from umbel.shared.rebuilt import Rebuilt, read_rebuilt
 from umbel.shared.recipe import LearningRecipe
@@ -33,7 +33,7 @@ BACKBONE_WEIGHTS = "backbone.safetensors"
 SHARED_WEIGHTS = "shared.safetensors"
 TOKENIZER = "tokenizer.json"
 _BLOBS = (*(f"{graph}.onnx" for graph in GRAPHS), BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER)
-_ONBOARDING_BLOB = f"{ONBOARDING_GRAPH}.onnx"
+_ONBOARDING_BLOB, _TEACHING_BLOB = f"{ONBOARDING_GRAPH}.onnx", f"{TEACH}.onnx"
 _KEYS = (
     "format",
     "parent",
@@ -262,6 +262,10 @@ def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
     blobs = row["blobs"] if isinstance(row.get("blobs"), dict) else {}
     if ("onboarding" in row) != (_ONBOARDING_BLOB in blobs):
         problems.append("manifest: onboarding is there without its graph, or that without it")
+    if any(name.startswith(PREFIX) for name in trainables) != (_TEACHING_BLOB in blobs):
+        problems.append(
+            "manifest: rounds train onboarding without its graph, or that is there and they do not"
+        )
     if problems or profile is None or recipe is None:
         return None
     return Manifest(
@@ -355,7 +359,8 @@ def _are_numbers(value: Any) -> bool:
 def _are_blobs(value: Any) -> bool:
     if not isinstance(value, dict) or not all(map(_is_blob, value.values())):
         return False
-    return set(value) in (set(_BLOBS), {*_BLOBS, _ONBOARDING_BLOB})
+    more = {_ONBOARDING_BLOB}, {_ONBOARDING_BLOB, _TEACHING_BLOB}
+    return set(value) - set(_BLOBS) in (set(), *more) and set(_BLOBS) <= set(value)
 
 
 def _is_blob(value: Any) -> bool:
@@ -375,7 +380,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "blobs": (
         _are_blobs,
         f"an object that gives sha256 and bytes of each of: {', '.join(_BLOBS)}; with onboarding also of "
-        f"{_ONBOARDING_BLOB}",
+        f"{_ONBOARDING_BLOB}, and of {_TEACHING_BLOB} where rounds train it",
     ),
 }
 
@@ -383,7 +388,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 def _blob_problems(folder: Path, blobs: Any) -> list[str]:
     """Checks every blob that is described at all, whatever else is wrong."""
     described = blobs if isinstance(blobs, dict) else {}
-    known = {*_BLOBS, _ONBOARDING_BLOB}
+    known = {*_BLOBS, _ONBOARDING_BLOB, _TEACHING_BLOB}
     found = [_blob_problem(folder, n, b) for n, b in sorted(described.items()) if n in known and _is_blob(b)]
     return [problem for problem in found if problem]
 

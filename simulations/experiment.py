@@ -70,6 +70,13 @@ class RoundsConfig(Strict):
     local_rate: float = Field(default=0.01, gt=0, description="Their rate.")
     batch_size: int = Field(default=8, ge=1, description="Examples per shared step.")
     profile_dropout: float = Field(default=0.2, ge=0, le=1, description="Share of them seen without profile.")
+    onboarding_steps: int = Field(
+        default=4, ge=0, description="Episodes of a device, where rounds train the onboarding network."
+    )
+    onboarding_rate: float = Field(default=0.05, gt=0, description="The rate of their steps.")
+    onboarding_learning_steps: int = Field(
+        default=2, ge=0, description="Few-shot steps after which every other episode takes its loss."
+    )
     clip: float = Field(default=1.0, gt=0, description="Largest L2 norm of one device's change.")
     min_replies: int = Field(default=1, ge=1, description="A round with fewer changes moves nothing.")
     server_rate: float = Field(default=1.0, gt=0, description="How far the mean change is followed.")
@@ -92,6 +99,9 @@ class RoundsConfig(Strict):
             local_rate=self.local_rate,
             batch_size=self.batch_size,
             profile_dropout=self.profile_dropout,
+            onboarding_steps=self.onboarding_steps,
+            onboarding_rate=self.onboarding_rate,
+            onboarding_learning_steps=self.onboarding_learning_steps,
             clip=self.clip,
             min_replies=self.min_replies,
             server_rate=self.server_rate,

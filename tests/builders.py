@@ -30,15 +30,27 @@ WORDS = (
 )
 
 
-def tiny_release(folder: Path, *, onboarding: bool = False) -> Release:
-    """Publishes a release around a random BERT of width 32 and 2 layers, and returns it. Needs torch."""
+def tiny_release(folder: Path, *, onboarding: bool = False, taught: bool = False) -> Release:
+    """Publishes a release around a random BERT of width 32 and 2 layers, and returns it. Needs torch.
+
+    Args:
+        folder: The backbone goes to its "backbone", the release to its "release".
+        onboarding: Whether it has an onboarding network.
+        taught: Whether rounds train that, too.
+    """
+    from umbel.coordinator.publish import publish_model
+
+    return publish_model(*tiny_training(folder, onboarding, taught), folder / "release")
+
+
+def tiny_training(folder: Path, onboarding: bool, taught: bool) -> tuple[Any, Any, Any]:
+    """Returns model, backbone and training of the tiny release."""
     from tests.coordinator.conftest import tiny_config, write_backbone
 
     from umbel.coordinator.artifacts import TrainedModel
     from umbel.coordinator.backbone import load_backbone
     from umbel.coordinator.config import CoordinatorConfig
     from umbel.coordinator.model import build_model
-    from umbel.coordinator.publish import publish_model
     from umbel.shared.recipe import LearningRecipe
 
     backbone = load_backbone(str(write_backbone(folder / "backbone", tiny_config("bert"))))
@@ -46,7 +58,7 @@ def tiny_release(folder: Path, *, onboarding: bool = False) -> Release:
         {
             "backbone": {"name": str(folder / "backbone"), "max_tokens": 16},
             "methods": {"plora": {"rank": 4, "alpha": 8.0, "user_size": 8}},
-            "trainables": ("task.*", "methods.*.B"),
+            "trainables": ("task.*", "methods.*.B", *(("onboarding.*",) if taught else ())),
             "onboarding": TINY_ONBOARDING if onboarding else {},
         }
     )
@@ -55,8 +67,11 @@ def tiny_release(folder: Path, *, onboarding: bool = False) -> Release:
     recipe = LearningRecipe(steps=6)
     tensors = _onboarding_tensors(model, config) if onboarding else {}
     report = {"prototypes": [[["good film", "yes"], ["bad book", "no"]]] * 5} if onboarding else {}
-    trained = TrainedModel(config, LABELS, backbone.sha256, "0" * 64, recipe, report, tensors)
-    return publish_model(model, backbone, trained, folder / "release")
+    return (
+        model,
+        backbone,
+        TrainedModel(config, LABELS, backbone.sha256, "0" * 64, recipe, report, tensors),
+    )
 
 
 def _onboarding_tensors(model: Any, config: Any) -> dict[str, Any]:

@@ -48,3 +48,11 @@ def onboarding_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     from tests.builders import tiny_release as build
 
     return build(tmp_path_factory.mktemp("onboarding-release"), onboarding=True)
+
+
+@pytest.fixture(scope="session")
+def taught_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The same, and rounds train the network, too."""
+    from tests.builders import tiny_release as build
+
+    return build(tmp_path_factory.mktemp("taught-release"), onboarding=True, taught=True)

@@ -64,11 +64,17 @@ class LinearEngine:
         logits = _counts(tokens) @ shared["head.weight"].T + shared["head.bias"] + profile[PRIVATE][owner]
         return logits.astype(np.float32)
 
-    def read(self, tokens: TokenBatch) -> tuple[FloatArray, FloatArray]:
+    def read(self, tokens: TokenBatch, shared: Arrays) -> tuple[FloatArray, FloatArray]:
         return np.zeros((len(tokens), 2), np.float32), _counts(tokens)
 
     def onboard(
-        self, logits: FloatArray, embedding: FloatArray, labels: IntArray, owner: IntArray, users: int
+        self,
+        logits: FloatArray,
+        embedding: FloatArray,
+        labels: IntArray,
+        owner: IntArray,
+        users: int,
+        shared: Arrays,
     ) -> tuple[dict[str, FloatArray], FloatArray]:
         """Everybody's bias starts at a tenth of how often they gave each label."""
         start = np.zeros((users, 2), np.float32)

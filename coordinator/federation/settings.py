@@ -9,11 +9,11 @@ from typing import Any, final
 
 from umbel.shared.checks import count_problems, number_problems, parsed_json
 from umbel.shared.errors import ConfigError, ReleaseError
-from umbel.shared.messages import LocalSettings
+from umbel.shared.messages import RATES, LocalSettings
 from umbel.shared.recipe import LearningRecipe
 
 WEIGHTINGS = ("uniform", "examples")
-_NUMBERS = ("local_rate", "clip", "profile_dropout", "server_rate", "server_momentum", "timeout_s")
+_NUMBERS = (*RATES, "server_rate", "server_momentum", "timeout_s")
 _COUNTS = {
     "rounds": (0, 100_000),
     "clients_per_round": (1, 10**7),
@@ -39,6 +39,9 @@ class RoundSettings:
         clip: Largest L2 norm of a device's change.
         example_cap: Largest number of examples that a device reports.
         profile_dropout: Chance that an example of a shared step is seen without the profile.
+        onboarding_steps: Episodes of a device, where rounds train the onboarding network.
+        onboarding_rate: The rate of their steps.
+        onboarding_learning_steps: Few-shot steps after which every other episode takes its loss; 0: none.
         recipe: How devices learn their profile; the release's own recipe if None.
         server_rate: How far the shared tensors move along the mean change.
         server_momentum: Share of the last move that is kept; 0 for none.
@@ -57,6 +60,9 @@ class RoundSettings:
     clip: float = 1.0
     example_cap: int = 32
     profile_dropout: float = 0.2
+    onboarding_steps: int = 4
+    onboarding_rate: float = 0.05
+    onboarding_learning_steps: int = 2
     recipe: LearningRecipe | None = None
     server_rate: float = 1.0
     server_momentum: float = 0.0

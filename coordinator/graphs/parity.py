@@ -52,10 +52,11 @@ def measure_parity(
         for graph, session in sessions.items():
             for name, found in _graph_outputs(graph, session, feed).items():
                 pairs.setdefault(f"{graph}/{name}", []).append((found, expected[name]))
-    return {name: _worst(rows) for name, rows in pairs.items()}
+    return {name: worst_difference(rows) for name, rows in pairs.items()}
 
 
-def _worst(pairs: Sequence[tuple[Array, Array]]) -> float:
+def worst_difference(pairs: Sequence[tuple[Array, Array]]) -> float:
+    """Returns the worst relative difference of (found, expected), as `measure_parity` counts it."""
     floor = _FLOOR * max(float(np.linalg.norm(expected)) for _, expected in pairs)
     return max(relative_difference(found, expected, floor) for found, expected in pairs)
 

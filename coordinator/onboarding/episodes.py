@@ -9,6 +9,7 @@ import numpy as np
 
 from umbel.coordinator.config import OnboardingConfig
 from umbel.coordinator.training.data import Rows, stack
+from umbel.shared.episodes import drawn_part
 from umbel.shared.onboarding import UNKNOWN
 from umbel.shared.rng import generator
 from umbel.shared.text import IntArray
@@ -53,11 +54,7 @@ class Players:
         self._groups = groups
 
     def episode(self, config: OnboardingConfig, users: int, seed: int, step: int) -> Episode:
-        """Draws an episode.
-
-        Half of a user's examples at most are the query. Of the others, k are known with their labels and n
-        without: k and n are drawn from 0, 1, 2, 4 and so on up to the most that there may be, and at least
-        one text is known.
+        """Draws an episode: who plays, and of each what is known and asked (`drawn_part`).
 
         Args:
             config: How many examples each of them gives.
@@ -69,23 +66,11 @@ class Players:
         chosen = rng.permutation(self.able)[:users]
         support, query = [], []
         for number, user in enumerate(chosen):
-            own = rng.permutation(self._groups[user])
-            asked = min(config.query, len(own) // 2)
-            rest = own[asked:]
-            k = _count(rng, config.most_labelled)
-            n = max(_count(rng, config.most_texts), 1 - k)
-            known = rest[: k + n]
+            own = self._groups[user]
+            part = drawn_part(rng, len(own), config.query, config.most_labelled, config.most_texts)
+            known, asked = own[part.known], own[part.query]
             label = self.rows.label[known].copy()
-            label[k:] = UNKNOWN
+            label[part.labelled :] = UNKNOWN
             support.append(Rows(self.rows.text[known], np.full(len(known), number), label))
-            query.append(
-                Rows(self.rows.text[own[:asked]], np.full(asked, number), self.rows.label[own[:asked]])
-            )
+            query.append(Rows(self.rows.text[asked], np.full(len(asked), number), self.rows.label[asked]))
         return Episode(chosen, stack(support), stack(query))
-
-
-def _count(rng: np.random.Generator, most: int) -> int:
-    """Returns 0, 1, 2, 4, ... or `most`, each as likely."""
-    powers = [2**power for power in range(most.bit_length()) if 2**power < most]
-    counts = [0, *powers, *([most] if most else [])]
-    return int(counts[rng.integers(len(counts))])

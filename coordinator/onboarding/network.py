@@ -15,6 +15,7 @@ from umbel.shared.profile import ProfileSpec
 from umbel.shared.rng import integer_seed
 
 _CONSTANT = 1e-6  # a deviation below which an input says nothing
+_LEAST = 1e-9  # of a weight: 0 has no logarithm
 _HALF = 4.0  # texts, or labelled ones, at which what they say counts half, before training
 
 
@@ -112,6 +113,20 @@ class Onboarder(nn.Module):
         generic = functional.log_softmax(logits, dim=-1).unsqueeze(1)
         own = functional.log_softmax(logits.unsqueeze(1) + self.judgements(z), dim=-1)
         return ((own - generic) * given.unsqueeze(1)).sum(-1)
+
+    def mixture(self, weights: Tensor, embedding: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns -log sum_c w_c p_c(y | i) of labelled texts, what `judgements` are trained by: (texts,).
+
+        Args:
+            weights: (texts, prototypes) those of the person whose text each is.
+            embedding: (texts, d) without a profile.
+            logits: (texts, labels) without a profile.
+            labels: (texts,) int64, every one known.
+        """
+        own = logits.unsqueeze(1) + self.judgements(self.retrieve(embedding))
+        chance = functional.log_softmax(own, dim=-1)  # (texts, prototypes, labels)
+        said = (chance * self._given(labels).unsqueeze(1)).sum(-1)
+        return -torch.logsumexp(said + (weights + _LEAST).log(), dim=1)
 
     @torch.no_grad()
     def fit_inputs(self, mean: Tensor, deviation: Tensor) -> None:

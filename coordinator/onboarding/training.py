@@ -11,13 +11,13 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from umbel.coordinator.config import CoordinatorConfig, OnboardingConfig
 from umbel.coordinator.model import PersonalModel
 from umbel.coordinator.onboarding.episodes import Episode, Players
 from umbel.coordinator.onboarding.network import Onboarder
 from umbel.coordinator.onboarding.reading import Readings, read_texts
+from umbel.coordinator.onboarding.shown import representatives
 from umbel.coordinator.training.calibrate import TorchGradients, relative
 from umbel.coordinator.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from umbel.coordinator.training.data import Rows, TrainingData
@@ -32,7 +32,6 @@ from umbel.shared.text import TokenBatch
 _WARM_USERS = 32  # embeddings are there already, so that more users cost nothing
 _CHECKPOINT_EVERY = 50
 _CLIP = 1.0
-_LEAST = 1e-9  # of a weight: 0 has no logarithm
 _LEAST_JUDGES = 3
 
 
@@ -110,28 +109,18 @@ class OnboardingTrainer:
                     raise KeyboardInterrupt
         return self.network.requires_grad_(False).eval()
 
-    @torch.no_grad()
     def representatives(self) -> list[list[tuple[int, int]]]:
         """Returns, for each prototype, the training texts that show what it stands for: (text, label).
 
-        They are those of which it makes a label likeliest that the generic model does not. A text that fewer
-        than three users judged may be somebody's own, and is not shown.
+        A text that fewer than three users judged may be somebody's own, and is not shown.
         """
         pairs = np.unique(np.stack([self.data.train.text, self.data.train.user]), axis=1)
         text, judges = np.unique(pairs[0], return_counts=True)
         texts = text[judges >= _LEAST_JUDGES]
         if not len(texts):
             return [[] for _ in range(self.options.prototypes)]
-        embedding, logits = self.readings.rows(texts)
-        own = logits.unsqueeze(1) + self.network.judgements(self.network.retrieve(embedding))
-        lift = functional.softmax(own, dim=-1) - functional.softmax(logits, dim=-1).unsqueeze(1)
-        best, label = lift.max(-1)  # (texts, prototypes)
-        count = min(self.options.shown, len(texts))
-        order = best.argsort(dim=0, descending=True, stable=True)[:count]
-        return [
-            [(int(texts[row]), int(label[row, prototype])) for row in order[:, prototype].tolist()]
-            for prototype in range(best.shape[1])
-        ]
+        found = representatives(self.network, *self.readings.rows(texts), self.options.shown)
+        return [[(int(texts[row]), label) for row, label in rows] for rows in found]
 
     def _step(self) -> None:
         step, warm = self.progress.step, self.options.warm_steps
@@ -160,13 +149,8 @@ class OnboardingTrainer:
     def _mixture(self, episode: Episode, weights: Tensor) -> Tensor:
         """Returns the mean nll of the query under the prototypes' answers, mixed by the users' weights."""
         embedding, logits = self.readings.rows(episode.query.text)
-        own = logits.unsqueeze(1) + self.network.judgements(self.network.retrieve(embedding))
-        chance = functional.log_softmax(own, dim=-1)  # (query, prototypes, labels)
-        label = torch.from_numpy(episode.query.label).reshape(-1, 1, 1).expand(-1, chance.shape[1], 1)
-        said = chance.gather(2, label).squeeze(2)
-        return -torch.logsumexp(
-            said + (weights + _LEAST).log()[torch.from_numpy(episode.query.user)], dim=1
-        ).mean()
+        label, user = (torch.from_numpy(part) for part in (episode.query.label, episode.query.user))
+        return self.network.mixture(weights[user], embedding, logits, label).mean()
 
     def _distance(self, episode: Episode, profile: Mapping[str, Tensor]) -> Tensor:
         """Returns the mean squared distance to what the users have learned, in units of its own size."""

@@ -106,7 +106,7 @@ def test_the_graph_says_what_the_slow_twin_says(engine: Engine) -> None:
         owner,
         owners,
     )
-    found, weights = engine.onboard(known.logits, known.embedding, known.labels, owner, 3)
+    found, weights = engine.onboard(known.logits, known.embedding, known.labels, owner, 3, {})
     assert_close_relative("weights", weights, np.asarray(shares))
     assert_close_relative("profile", found["plora.user"], np.asarray(wanted["plora.user"]))
 

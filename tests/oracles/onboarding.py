@@ -95,3 +95,14 @@ def _evidence(weights: Arrays, prototype: int, z: Array, logits: Array, label: i
     """Returns log p_c(y) / p(y): how much better the prototype's answer fits the label than the model's."""
     added = weights["judge"][prototype] @ z / math.sqrt(len(z)) + weights["judge_bias"][prototype]
     return math.log(softmax(logits + added)[label]) - math.log(softmax(logits)[label])
+
+
+def mixture_oracle(parameters: Arrays, shares: Array, embedding: Array, logits: Array, label: int) -> float:
+    """Returns -log sum_c w_c p_c(y | i) of one text, with w = `shares` (prototypes,) of its person."""
+    weights = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
+    z = _retrieved(weights, embedding)
+    chance = 0.0
+    for c, share in enumerate(shares):
+        added = weights["judge"][c] @ z / math.sqrt(len(z)) + weights["judge_bias"][c]
+        chance += share * softmax(logits + added)[label]
+    return -math.log(chance)

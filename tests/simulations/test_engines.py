@@ -340,3 +340,24 @@ def test_flwr_run_of_the_thin_app_gives_the_same_numbers(
     while any(Path(f"/proc/{pid}").exists() for pid in left) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
+
+
+def test_rounds_train_the_onboarding_network_and_a_release_follows(
+    taught_release: Release, devices: Path, tmp_path: Path
+) -> None:
+    """What a new person's first profile is depends on what others' devices have taught."""
+    from umbel.coordinator.publish import publish_update
+    from umbel.device_client.device import onboard_profile
+
+    settings = replace(SETTINGS, local_rate=1e-6, onboarding_rate=0.5)
+    found = run("serial", taught_release, devices, tmp_path / "out", settings)
+    assert [record.failures for record in found.rounds] == [0, 0]
+    after = publish_update(taught_release, found.trainables, tmp_path / "after")
+    changed = {n for n, blob in after.manifest.blobs.items() if blob != taught_release.manifest.blobs[n]}
+    assert changed == {"shared.safetensors"}
+    profiles = []
+    for number, release in enumerate((taught_release, after)):
+        file = tmp_path / f"{number}.umbel"
+        onboard_profile(release, [], ["good film", "a slow book"], file)
+        profiles.append(file.read_bytes()[40:])
+    assert profiles[0] != profiles[1]
