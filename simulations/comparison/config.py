@@ -177,6 +177,10 @@ class ComparisonConfig(Strict):
     )
     seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] = Field(default=(0, 1, 2), min_length=1)
     notes: tuple[str, ...] = Field(default=(), description="What readers of the results should know.")
+    reasons: Mapping[str, str] = Field(
+        default_factory=dict,
+        description="Name of a claim: what was found, and tried, where it does not hold.",
+    )
     backbone: BackboneConfig = BackboneConfig.model_construct()
     batch_size: int = Field(default=64, ge=1, description="Examples per training step.")
     rivals: tuple[str, ...] = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from umbel.shared.files import atomic_write
@@ -91,7 +91,7 @@ def page(comparison: Comparison, command: str | None = None, draws: int = DRAWS)
 def _page(comparison: Comparison, summary: Summary, study: Study, command: str | None) -> str:
     parts = [
         *_head(comparison, summary, study, command or study.command),
-        *_claims(study.claims(summary)),
+        *_claims(study.claims(summary), summary.reasons),
         *(part for data in summary.data_sets for part in _data_set(summary, study, data)),
         *_method(summary, study),
     ]
@@ -177,7 +177,7 @@ def _span(counts: Iterable[int]) -> str:
     return str(different[0]) if different else ""
 
 
-def _claims(claims: Sequence[Claim]) -> list[str]:
+def _claims(claims: Sequence[Claim], reasons: Mapping[str, str]) -> list[str]:
     counts = verdicts(claims)
     found = ", ".join(f"{verdict}: {count}" for verdict, count in counts.items())
     words = (
@@ -197,7 +197,15 @@ def _claims(claims: Sequence[Claim]) -> list[str]:
         _prose(words),
         _table(("", "claim", "data set", "verdict", "measured"), _once(rows), right=()),
         *(_prose(note) for note in notes),
+        *_reasons(claims, reasons),
     ]
+
+
+def _reasons(claims: Sequence[Claim], reasons: Mapping[str, str]) -> list[str]:
+    """Says of the claims that do not hold everywhere what was found behind that."""
+    open_ = [claim.name for claim in claims if any(f.verdict != "holds" for f in claim.findings)]
+    told = [_prose(f"**{name}.** {reasons[name]}") for name in open_ if name in reasons]
+    return ["### What was found where a claim does not hold", *told] if told else []
 
 
 def _evidence(finding: Finding) -> str:

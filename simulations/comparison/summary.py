@@ -133,6 +133,11 @@ class Summary:
         return tuple(str(note) for note in _listed(self._config, "notes"))
 
     @property
+    def reasons(self) -> dict[str, str]:
+        """Name of a claim -> what the configuration says of where it does not hold."""
+        return {name: str(words) for name, words in _section(self._config, "reasons").items()}
+
+    @property
     def work_seconds(self) -> float:
         """Seconds of all cells that are in: training, choosing options, learning and predicting."""
         return sum(

@@ -9,6 +9,8 @@ import pytest
 from rich.console import Console
 from tests.simulations.comparison.example_comparison import KINDS, comparison, config, random_comparison
 
+from umbel.simulations.comparison.cells import read_comparison_config
+from umbel.simulations.comparison.claims import all_claims
 from umbel.simulations.comparison.page import page, write_page
 from umbel.simulations.comparison.plots import spread
 from umbel.simulations.comparison.results import read_comparison, write_comparison
@@ -159,3 +161,25 @@ def test_the_page_in_the_docs_is_that_of_the_results_in_the_repository(tmp_path:
     assert (top / "docs" / "results" / STUDIES["methods"].page).read_bytes() == written[0].read_bytes()
     there = {path.name for path in (top / "docs" / "results").glob("methods*")}
     assert there == {path.name for path in written}
+
+
+def test_reasons_stand_where_a_claim_does_not_hold() -> None:
+    """The one of a claim that holds is left out, and without any there is no such part."""
+    made = random_comparison(3)
+    names = {claim.name: claim for claim in all_claims(Summary(made, draws=40))}
+    opened = [n for n, claim in names.items() if any(f.verdict != "holds" for f in claim.findings)]
+    reasons = {name: f"Because of {number}." for number, name in enumerate(names)}
+    told = page(comparison(made.cells, {**made.config, "reasons": reasons}), draws=40)
+    assert opened
+    for name, words in reasons.items():
+        assert (f"**{name}.** {words}" in told) == (name in opened)
+    assert "### What was found where a claim does not hold" in told
+    assert "What was found" not in page(made, draws=40)
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_shipped_reasons_are_of_claims_that_there_are(name: str) -> None:
+    folder = Path(__file__).parents[3] / "simulations" / "experiments" / name
+    reasons = read_comparison_config(folder).reasons
+    claims = STUDIES[name].claims(Summary(comparison([], config({})), draws=40))  # type: ignore[index]
+    assert set(reasons) <= {claim.name for claim in claims}
