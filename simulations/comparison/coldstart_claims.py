@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from umbel.simulations.comparison.claims import Claim, Finding, Verdict, difference_words, verdict_of, worst
 from umbel.simulations.comparison.harm import harm
 from umbel.simulations.comparison.summary import GENERIC, Figures, Summary
-from umbel.simulations.report.words import NBSP, percent, points
+from umbel.simulations.report.words import NBSP, interval, percent, points
 
 DEVICE = "device"
 """Onboarded, learned and cross-validated: what a device does. The names are those of the configuration."""
@@ -79,7 +79,8 @@ def harmless(summary: Summary) -> Claim:
             verdicts.append("holds" if worse.beyond_chance < _HARM else "does not hold")
             measured.append(
                 f"k = 4: the paired test flags {percent(worse.harmed)} of {worse.people} (a person under a "
-                f"seed is one) as worse off, {points(worse.beyond_chance)} points to chance"
+                f"seed is one) as worse off, {points(worse.beyond_chance)} points to chance "
+                f"[{interval((worse.low, worse.high))}]"
             )
         return Finding(data, worst(verdicts), tuple(measured))
 

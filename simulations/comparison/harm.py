@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from math import comb
 from statistics import fmean
 from typing import final
+
+import numpy as np
+import numpy.typing as npt
 
 from umbel.simulations.comparison.results import hit_bits
 from umbel.simulations.comparison.summary import GENERIC, Summary
@@ -32,6 +36,8 @@ class Harm:
         harmed: The share of them that is worse off.
         helped: The share that is better off.
         chance: The share that the test would find either way if nobody was.
+        low: Lower end of the 95 % interval of `beyond_chance`, by the paired bootstrap over people.
+        high: Its upper end.
     """
 
     people: int
@@ -39,6 +45,8 @@ class Harm:
     harmed: float
     helped: float
     chance: float
+    low: float
+    high: float
 
     @property
     def beyond_chance(self) -> float:
@@ -48,30 +56,47 @@ class Harm:
 
 def harm(summary: Summary, data: str, contestant: str, k: int) -> Harm | None:
     """Returns whom a contestant helps and harms at k; None where answers were not kept one by one."""
-    rows = discordant(summary, data, contestant, k)
+    by_seed = discordant(summary, data, contestant, k)
+    rows = [row for people in by_seed.values() for row in people.values()]
     if not rows:
         return None
+    low, high = summary.interval([(list(people), _beyond(people)) for people in by_seed.values()])
     return Harm(
         people=len(rows),
-        seeds=sum(row.hits is not None for row in summary.measured(data, contestant, k).values()),
+        seeds=len(by_seed),
         harmed=fmean(tail(lost + won, lost) <= LEVEL for lost, won in rows),
         helped=fmean(tail(lost + won, won) <= LEVEL for lost, won in rows),
         chance=fmean(size(lost + won) for lost, won in rows),
+        low=low,
+        high=high,
     )
 
 
-def discordant(summary: Summary, data: str, contestant: str, k: int) -> list[tuple[int, int]]:
-    """Returns, for each person, how many answers the generic model alone has right, and how many it alone."""
+def _beyond(people: Mapping[str, tuple[int, int]]) -> npt.NDArray[np.float64]:
+    """Returns for each person whether the test flags them as worse off, less how likely it does by chance."""
+    return np.array([(tail(lost + won, lost) <= LEVEL) - size(lost + won) for lost, won in people.values()])
+
+
+def discordant(summary: Summary, data: str, contestant: str, k: int) -> dict[int, dict[str, tuple[int, int]]]:
+    """Returns seed -> person -> how many answers the generic model alone has right, and how many it alone.
+
+    Seeds of which answers were not kept one by one, and people who were asked nothing, are left out.
+    """
     own, generic = summary.measured(data, contestant, k), summary.measured(data, GENERIC, k)
-    found = []
+    found: dict[int, dict[str, tuple[int, int]]] = {}
     for seed, row in own.items():
         other = generic.get(seed)
         if other is None or row.hits is None or other.hits is None:
             continue
-        for mine, theirs, asked in zip(row.hits, other.hits, row.asked, strict=False):
+        people = {}
+        for user, mine, theirs, asked in zip(
+            summary.users(data, seed), row.hits, other.hits, row.asked, strict=False
+        ):
             left, right = hit_bits(mine, asked), hit_bits(theirs, asked)
             if asked:
-                found.append((int((right & ~left).sum()), int((left & ~right).sum())))
+                people[user] = int((right & ~left).sum()), int((left & ~right).sum())
+        if people:
+            found[seed] = people
     return found
 
 

@@ -274,14 +274,21 @@ class Summary:
             count = min(len(left[seed].right), len(right[seed].right))
             gains = _accuracies(left[seed], count) - _accuracies(right[seed], count)
             groups.append((self._users(data, seed, left[seed], count), gains))
-        low, high = clustered_bootstrap(groups, _SEED, self._draws)
+        low, high = self.interval(groups)
         value = fmean(float(gains.mean()) for _, gains in groups)
         return Difference(value, low, high, seeds, sum(len(gains) for _, gains in groups))
 
+    def interval(self, groups: Sequence[tuple[Sequence[str], Values]]) -> tuple[float, float]:
+        """Returns the 95 % interval of the mean over seeds of people's mean: (people's ids, a value each)."""
+        return clustered_bootstrap(groups, _SEED, self._draws)
+
+    def users(self, data: str, seed: int) -> tuple[str, ...]:
+        """Returns the ids of all people under a seed, in the order in which they are measured."""
+        return max((c.users for c in self._cells.values() if (c.data, c.seed) == (data, seed)), key=len)
+
     def _users(self, data: str, seed: int, row: Measured, count: int) -> list[str]:
         """Returns the ids of the first `count` people who were asked anything."""
-        users = max((c.users for c in self._cells.values() if (c.data, c.seed) == (data, seed)), key=len)
-        pairs = zip(users[:count], row.asked[:count], strict=True)
+        pairs = zip(self.users(data, seed)[:count], row.asked[:count], strict=True)
         return [user for user, asked in pairs if asked]
 
     def _share(self, data: str, contestant: str, measured: Mapping[int, Measured]) -> float | None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tests.oracles.bootstrap import paired_bootstrap
 from tests.simulations.comparison.example_comparison import cell, comparison
 
 from umbel.simulations.comparison.harm import LEVEL, discordant, gains, harm, size, tail
@@ -70,11 +71,27 @@ def test_people_are_judged_one_by_one() -> None:
     generic = [right, wrong, mixed, right[:4]]
     own = [wrong, right, [not hit for hit in mixed], right[:4]]
     summary = Summary(comparison([*cells(generic, own), *cells(generic, own, seed=1)]), draws=10)
-    assert discordant(summary, "movielens", "plora", 4) == [(12, 0), (0, 12), (6, 6), (0, 0)] * 2
+    by_seed = discordant(summary, "movielens", "plora", 4)
+    assert [list(by_seed[seed].values()) for seed in (0, 1)] == [[(12, 0), (0, 12), (6, 6), (0, 0)]] * 2
+    assert list(by_seed[0]) == list(summary.users("movielens", 0))
     found = harm(summary, "movielens", "plora", 4)
     assert found is not None
     assert (found.people, found.seeds, found.harmed, found.helped) == (8, 2, 0.25, 0.25)
     assert found.chance == pytest.approx(3 * size(12) / 4)
     assert found.beyond_chance == pytest.approx(0.25 - found.chance)
+    assert -size(12) <= found.low <= found.beyond_chance <= found.high <= 1
     assert gains(summary, "movielens", "plora", 4) == pytest.approx([-1, -1, 0, 0, 0, 0, 1, 1])
     assert harm(summary, "movielens", "plora", 16) is None
+
+
+def test_the_interval_is_that_of_people() -> None:
+    """Everybody alike leaves no width; one harmed person in four makes it as wide as drawing people does."""
+    right, wrong = [True] * 12, [False] * 12
+    for count in (0, 1, 4):
+        own = [wrong if number < count else right for number in range(4)]
+        summary = Summary(comparison(cells([right] * 4, own)), draws=400)
+        found = harm(summary, "movielens", "plora", 4)
+        assert found is not None
+        flags = [1 - size(12)] * count + [-size(0)] * (4 - count)
+        assert (found.low, found.high) == pytest.approx(paired_bootstrap(flags, 0, 400), abs=0.01)
+        assert (found.high - found.low < 1e-9) == (count in (0, 4))
