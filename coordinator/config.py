@@ -249,6 +249,14 @@ class CoordinatorConfig(Strict):
         "what each method names and, with onboarding.rounds, the onboarding network (onboarding.*).",
     )
 
+    @model_validator(mode="after")
+    def _something_to_adapt(self) -> Self:
+        if self.training.adapt_steps and self.backbone.train == "none":
+            raise ValueError(
+                "training.adapt_steps trains an encoder that backbone.train = 'none' leaves as it is"
+            )
+        return self
+
     @field_validator("methods", mode="plain")
     @classmethod
     def _methods(cls, value: Any) -> Mapping[str, MethodConfig]:

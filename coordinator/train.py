@@ -312,7 +312,7 @@ def _adapted(
 ) -> dict[str, Tensor]:
     """Adapts the encoder, if so configured; returns what was trained of it by name."""
     training = config.training
-    if not training.adapt_steps or config.backbone.train == "none":
+    if not training.adapt_steps:
         return {}
     device = training_device(training.device)
     named = trained_parameters(model.to(device), config.backbone)

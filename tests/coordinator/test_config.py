@@ -119,3 +119,15 @@ def test_a_method_registered_later_is_known(monkeypatch: pytest.MonkeyPatch) -> 
     config = validated(CoordinatorConfig, {"methods": {"twin": {"rank": 3}, "plora": {}}}, "here")
     assert list(config.method_configs()) == ["twin", "plora"]
     assert config.method_configs()["twin"] == PLoRAConfig(rank=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[training]\nadapt_steps = 5", "backbone.train = 'none'"),
+        ("[onboarding]\nrounds = true", "steps = 0"),
+    ],
+)
+def test_steps_that_would_train_nothing_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    (problem,) = problems_of(text, tmp_path)
+    assert words in problem
