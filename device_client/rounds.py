@@ -115,6 +115,8 @@ def shared_change(
     both = {name: np.concatenate([np.zeros_like(values), values]) for name, values in profile.items()}
     dropout = generator(task.seed, task.round, str(client), "profile dropout")
     first = {name: value for name, value in task.arrays.items() if not name.startswith(PREFIX)}
+    if not first:
+        return {}
     values = dict(first)
     for index in minibatches(len(support), settings.batch_size, settings.local_steps, client, task):
         rows = support.rows(index)
