@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ app = typer.Typer(
     help="Train what everyone shares on examples of seen users, and publish it as a release for devices.",
 )
 
+_LOG_EVERY_S = 60.0
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 
 
@@ -35,9 +37,9 @@ def train(
 ) -> None:
     """Train the shared part of every method on the examples of seen users.
 
-    CONFIG is a TOML file with the sections backbone, task, methods.NAME, training and recipe; an empty file
-    takes every default. When stopped, give the same command again: it goes on from the last checkpoint, to
-    the same weights.
+    CONFIG is a TOML file with seed, trainables and the sections backbone, task, methods.NAME, training,
+    recipe and onboarding; an empty file takes every default. When stopped, give the same command again: it
+    goes on from the last checkpoint, to the same weights.
 
     For instance: umbel coordinator train config.toml --examples seen.jsonl --out training
 
@@ -157,6 +159,10 @@ def _bar(quiet: bool) -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True, quiet=quiet)
+    if not console.is_terminal:
+        yield _lines(console)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -164,7 +170,7 @@ def _bar(quiet: bool) -> Iterator[Any]:
         TextColumn("{task.fields[words]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True, quiet=quiet)) as progress:
+    with Progress(*columns, console=console) as progress:
         tasks: dict[str, Any] = {}
 
         def on_progress(phase: str, done: int, total: int, words: str) -> None:
@@ -175,9 +181,26 @@ def _bar(quiet: bool) -> Iterator[Any]:
         yield on_progress
 
 
+def _lines(console: Any) -> Any:
+    """Returns what writes a line when a phase begins, and every minute: a log shows that work goes on."""
+    told: dict[str, float] = {}
+
+    def on_progress(phase: str, done: int, total: int, words: str) -> None:
+        now = time.monotonic()
+        if phase not in told or now - told[phase] >= _LOG_EVERY_S:
+            told[phase] = now
+            console.print(f"{phase}: {done}/{total} {words}".rstrip(), highlight=False, markup=False)
+
+    return on_progress
+
+
 @contextmanager
 def _status(quiet: bool) -> Iterator[Any]:
     from rich.console import Console
 
-    with Console(stderr=True, quiet=quiet).status("load") as status:
+    console = Console(stderr=True, quiet=quiet)
+    if not console.is_terminal:
+        yield lambda phase: console.print(phase, highlight=False, markup=False)
+        return
+    with console.status("load") as status:
         yield status.update

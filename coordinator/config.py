@@ -26,7 +26,9 @@ from umbel.coordinator.tasks import REGISTRY as TASKS
 from umbel.shared.checks import has_controls, shown
 from umbel.shared.errors import ConfigError
 from umbel.shared.examples import MAX_NAME_CHARACTERS
+from umbel.shared.onboarding import PREFIX as ONBOARDING
 
+_LONGEST = 200  # characters of what a parser says
 Section = TypeVar("Section", bound=BaseModel)
 
 
@@ -145,15 +147,27 @@ class TrainingConfig(Strict):
 class RecipeConfig(Strict):
     """[recipe]: what is tried, on calibration users, to choose how devices learn; every combination."""
 
-    steps: tuple[Annotated[int, Field(ge=0, le=10_000)], ...] = (16,)
-    learning_rate: tuple[Annotated[float, Field(ge=0, le=100)], ...] = (0.3,)
-    prior_strength: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = (0.5, 1.0, 2.0)
-    second_moment: tuple[Literal["tensor", "element", "none"], ...] = ("tensor",)
+    steps: tuple[Annotated[int, Field(ge=0, le=10_000)], ...] = Field(
+        (16,), description="Few-shot steps of a device."
+    )
+    learning_rate: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
+        (0.3,), description="Their first rate; it falls to 0."
+    )
+    prior_strength: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = Field(
+        (0.5, 1.0, 2.0), description="How strongly a profile is pulled to where learning starts."
+    )
+    second_moment: tuple[Literal["tensor", "element", "none"], ...] = Field(
+        ("tensor",),
+        description="What AdamW divides by: the gradient's size per tensor, per number, or nothing.",
+    )
     start: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         (0.0, 0.5, 1.0),
         description="Shares of the onboarded profile to start from, where there is onboarding.",
     )
-    bias_prior: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    bias_prior: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] = Field(
+        (0.1, 0.3, 1.0, 3.0, 10.0),
+        description="The pull to zero of the private bias that personal accuracy is compared with.",
+    )
     k: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (4, 16), description="Support sizes over which the loss is averaged."
     )
@@ -202,9 +216,11 @@ class OnboardingConfig(Strict):
     shown: int = Field(
         3, ge=0, le=20, description="Training texts that a release shows for each prototype; 0: none."
     )
-    prototypes: int = Field(32, ge=1, description="Prototypes in the bank [K].")
-    code_size: int = Field(64, ge=2, description="Size of retrieved codes, prototypes and what heads read.")
-    hidden: int = Field(128, ge=1, description="Hidden width of the retriever and the hypernetwork.")
+    prototypes: int = Field(32, ge=1, le=4096, description="Prototypes in the bank [K].")
+    code_size: int = Field(
+        64, ge=4, le=4096, description="Size of retrieved codes, prototypes and what heads read."
+    )
+    hidden: int = Field(128, ge=1, le=4096, description="Hidden width of the retriever and the hypernetwork.")
     warm_rate: float = Field(3e-3, gt=0, le=1, description="Learning rate before the episodes.")
     rate: float = Field(1e-3, gt=0, le=1, description="Learning rate in episodes.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay.")
@@ -225,7 +241,7 @@ def _round_tensors(validated: dict[str, Any]) -> tuple[str, ...]:
         for pattern in method_class(name).round_tensors
     ]
     onboarding = validated.get("onboarding")
-    return ("task.*", *named, *(("onboarding.*",) if onboarding and onboarding.rounds else ()))
+    return ("task.*", *named, *((f"{ONBOARDING}*",) if onboarding and onboarding.rounds else ()))
 
 
 @final
@@ -250,7 +266,13 @@ class CoordinatorConfig(Strict):
     )
 
     @model_validator(mode="after")
-    def _something_to_adapt(self) -> Self:
+    def _consistent(self) -> Self:
+        named = any(pattern.startswith(ONBOARDING) for pattern in self.trainables)
+        if named != self.onboarding.rounds:
+            which = "names onboarding tensors" if named else "names no onboarding tensors"
+            raise ValueError(
+                f"trainables {which}, but onboarding.rounds is {str(self.onboarding.rounds).lower()}"
+            )
         if self.training.adapt_steps and self.backbone.train == "none":
             raise ValueError(
                 "training.adapt_steps trains an encoder that backbone.train = 'none' leaves as it is"
@@ -310,8 +332,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}", [error.strerror or type(error).__name__]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML", [str(error)]) from error
+    except (ValueError, RecursionError) as error:  # not TOML, not text, or numbers and nests without end
+        raise ConfigError(f"{path} is not TOML", [str(error)[:_LONGEST]]) from error
 
 
 def validated(kind: type[Section], row: Mapping[str, Any], place: str) -> Section:

@@ -27,7 +27,8 @@ def grow(trained: TrainedModel, changes: Mapping[str, Mapping[str, Any]]) -> Tra
         changes: Method name -> the options that change, such as {"xpeft": {"adapters": 120}}.
 
     Raises:
-        ConfigError: A method is not there or cannot grow like this, or an option is out of range.
+        ConfigError: A method is not there or cannot grow like this, an option is out of range, or an
+            onboarding network writes profiles of the smaller size.
         BackboneError: The backbone is not the one that was trained on.
     """
     config = _changed(trained.config, changes)
@@ -40,6 +41,11 @@ def grow(trained: TrainedModel, changes: Mapping[str, Mapping[str, Any]]) -> Tra
     backbone, smaller = rebuild(trained)
     seed = integer_seed(config.seed, 0, fingerprint, "grow")  # no growth adds what an earlier one added
     larger = build_model(backbone, config.task.kind, trained.labels, after, seed)
+    if config.onboarding.steps and larger.profile_spec() != smaller.profile_spec():
+        raise ConfigError(
+            "the training has an onboarding network, which writes profiles of the smaller size",
+            hint="Train one of the larger size, or grow one that was trained without [onboarding].",
+        )
     tensors = dict(trained.tensors)
     for name in wider:
         _method(larger, name).grow_from(_method(smaller, name))
@@ -76,7 +82,7 @@ def read_changes(words: Sequence[str]) -> dict[str, dict[str, Any]]:
         method, _, option = name.strip().partition(".")
         try:
             parsed = tomllib.loads(f"value = {value}")
-        except (tomllib.TOMLDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # not TOML, or numbers and nests without end
             parsed = {}
         if not (method and option) or parsed.keys() != {"value"}:
             wrong.append(f"found '{shown(word)}'")

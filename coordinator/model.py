@@ -16,8 +16,11 @@ from umbel.coordinator.sites import Frame, FrameHolder, InjectedLinear, find_sit
 from umbel.coordinator.tasks import task_class
 from umbel.coordinator.tasks.base import AbstractTask
 from umbel.shared.bank import RandomTensor
+from umbel.shared.errors import ConfigError
 from umbel.shared.profile import ProfileSpec
 from umbel.shared.rng import integer_seed
+
+_LEAST_ROOM = 8  # tokens of a text: two of them mark its ends
 
 
 @final
@@ -202,7 +205,7 @@ def build_model(
     """Builds a model around a copy of the backbone; the same arguments give the same bits.
 
     Raises:
-        ConfigError: A method or the task is not known.
+        ConfigError: A method or the task is not known, or the methods' rows leave texts no room.
         BackboneError: The backbone's layers cannot be found.
     """
     encoder = copy.deepcopy(backbone.module)
@@ -214,7 +217,18 @@ def build_model(
         built[name].bind(len(labels))
     task_maker: Any = task_class(task_kind)
     task = task_maker(tuple(labels), backbone.shape.hidden_size, _rng(seed, "init task"))
-    return PersonalModel(encoder, built, task)
+    model = PersonalModel(encoder, built, task)
+    room = model.longest_text(backbone.shape)
+    if room < _LEAST_ROOM:
+        raise ConfigError(
+            "the methods' prompts leave texts no room",
+            [
+                f"prompts take {model.prompt_rows()} of the encoder's {backbone.shape.max_tokens} tokens",
+                f"texts have {max(room, 0)}, expected {_LEAST_ROOM} at least",
+            ],
+            "Give prompts fewer rows.",
+        )
+    return model
 
 
 def _rng(seed: int, purpose: str) -> torch.Generator:

@@ -262,16 +262,21 @@ def trainable_names(
     """
     fixed = {*model.rebuilt_tensors(), *model.stored_tensors()}
     shared = [*(name for name in model.shared_names() if name not in fixed), *onboarding]
-    idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in shared)]
+    idle = [pattern for pattern in patterns if not any(_matches(name, pattern) for name in shared)]
     if idle:
-        known = [any(fnmatchcase(name, pattern) for name in fixed) for pattern in idle]
+        known = [any(_matches(name, pattern) for name in fixed) for pattern in idle]
         words = ("nothing", "only tensors that a release holds as a seed or rounded")
         raise ConfigError(
             "trainables names tensors that the model cannot train",
             [f"'{pattern}' matches {words[there]}" for pattern, there in zip(idle, known, strict=True)],
             f"Shared tensors look like: {', '.join(shared[:3])}, ...",
         )
-    return [name for name in shared if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return [name for name in shared if any(_matches(name, pattern) for pattern in patterns)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Says whether a pattern names a tensor; the onboarding network's are named by their own prefix only."""
+    return fnmatchcase(name, pattern) and name.startswith(PREFIX) == pattern.startswith(PREFIX)
 
 
 def _described(blobs: Mapping[str, bytes]) -> dict[str, Blob]:

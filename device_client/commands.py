@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from umbel.device_client.device import Onboarded, Prediction
+    from umbel.device_client.device import Learned, Onboarded, Prediction
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -86,11 +86,18 @@ def learn(
         typer.echo(f"Note: {note}")
     typer.echo(
         f"Learned from {len(rows)} examples in {found['seconds']:.1f} s. On them the loss went from "
-        f"{learned.nll_generic:.3f} to {learned.nll_personal:.3f}.\n{_strength(learned.strength)}"
+        f"{learned.nll_generic:.3f} to {learned.nll_personal:.3f}.\n"
+        f"{_worse(learned)}{_strength(learned.strength)}"
         f"The profile is in {profile} ({learned.file_bytes} bytes). "
         f"Use it: umbel device predict --release {release} "
         f'--profile {profile} "some text"'
     )
+
+
+def _worse(learned: Learned) -> str:
+    if learned.nll_personal <= learned.nll_generic:
+        return ""
+    return "That is worse than without a profile: use --generic with predict, or give more examples.\n"
 
 
 def _strength(strength: float) -> str:
@@ -134,13 +141,25 @@ def onboard(
     begun = time.perf_counter()
     checked = read_release(release)
     labels = checked.manifest.labels
+    replaced = profile.exists()
     rows = [] if examples is None else read_examples(examples, labels=labels, default_user="owner")
     texts = _file_texts(file)
     found = onboard_profile(checked, rows, texts, profile, explain=explain or as_json, threads=threads)
     seconds = round(time.perf_counter() - begun, 3)
     if as_json:
-        typer.echo(json.dumps(_onboarded(found, profile, len(rows), len(texts), seconds), indent=2))
+        told = _onboarded(found, profile, len(rows), len(texts), seconds)
+        start = checked.manifest.recipe.start
+        typer.echo(json.dumps({**told, "replaced": replaced, "start": start}, indent=2))
         return
+    if replaced:
+        typer.echo(
+            "Note: it replaces the profile that was there; 'umbel device learn' makes a learned one again."
+        )
+    if checked.manifest.recipe.start == 0.0:
+        typer.echo(
+            "Note: of the people whom this release was tried on, learning from labelled examples went better "
+            "without this profile, so 'umbel device learn' does not start from it."
+        )
     typer.echo(
         f"Read {len(rows)} examples and {len(texts)} texts in {seconds:.1f} s. With the profile, "
         f"{found.changed:.0%} of them get another label than everybody's; probabilities move by "

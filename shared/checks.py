@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 _SHOWN_CHARACTERS = 40
+_TURNING = frozenset(
+    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)  # turn the order of what is shown
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -91,8 +94,8 @@ def tamed(text: str) -> str:
     r"""Returns a text as it can be shown in one line: what steers a terminal or ends a line is replaced.
 
     Example:
-        >>> tamed("two\nlines")
-        'two\ufffdlines'
+        >>> tamed("two\nlines"), tamed("\u202eback")
+        ('two\ufffdlines', '\ufffdback')
     """
     return "".join("\ufffd" if _is_control(character) else character for character in text)
 
@@ -108,4 +111,4 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Zl", "Zp")
+    return unicodedata.category(character) in ("Cc", "Zl", "Zp") or character in _TURNING

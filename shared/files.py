@@ -35,6 +35,7 @@ _MARKS = {
     "run.json": "a run of 'umbel simulate'",
     "manifest.json": "a release",
     "training.json": "a training",
+    "cells": "a comparison",
 }
 
 
@@ -43,12 +44,12 @@ def refuse_taken(folder: Path, own: str = "") -> None:
 
     Args:
         folder: Where somebody wants to write; it need not exist.
-        own: The mark of what may be there: "run.json", "manifest.json" or "training.json".
+        own: The mark of what may be there: "run.json", "manifest.json", "training.json" or "cells".
 
     Raises:
         ConfigError: The folder holds something else.
     """
-    found = [what for mark, what in _MARKS.items() if mark != own and (folder / mark).is_file()]
+    found = [what for mark, what in _MARKS.items() if mark != own and (folder / mark).exists()]
     if found:
         raise ConfigError(f"{folder} holds {' and '.join(found)}", hint="Name another folder to write to.")
 

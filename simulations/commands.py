@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from umbel.simulations.comparison.results import Comparison
     from umbel.simulations.results import Result
 
 app = typer.Typer(no_args_is_help=True, help="Run experiments, and measure releases.")
@@ -173,7 +174,7 @@ def _compare(
         taken=take,
         progress=progress,
     )
-    page = write_page(found, target)[0]
+    page = write_page(found, target, _regenerating(found, target / RESULT))[0]
     if as_json:
         typer.echo((target / RESULT).read_text(encoding="utf-8"), nl=False)
         return
@@ -199,8 +200,21 @@ def results(
     from umbel.simulations.comparison.page import write_page
     from umbel.simulations.comparison.results import read_comparison
 
-    written = write_page(read_comparison(result), out)
+    found = read_comparison(result)
+    written = write_page(found, out, _regenerating(found, result))
     typer.echo(f"Wrote {written[0]} and {len(written) - 1} figures.")
+
+
+def _regenerating(found: Comparison, result: Path) -> str | None:
+    """Returns what runs what is missing and writes the page; None for a comparison that comes with umbel."""
+    from umbel.simulations.comparison.cells import read_comparison_config
+    from umbel.simulations.comparison.studies import study_of
+    from umbel.simulations.experiment import experiment_folder
+
+    shipped = read_comparison_config(experiment_folder(study_of(found).name))
+    if shipped.model_dump(mode="json") == found.config:
+        return None
+    return f"umbel simulate EXPERIMENT --data DATA --out {result.parent}\numbel results {result} --out FOLDER"
 
 
 def _changes(**given: Any) -> dict[str, dict[str, Any]]:

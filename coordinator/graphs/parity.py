@@ -23,6 +23,7 @@ _FAULT = "This is a fault of the export, not of your data: report it with the ve
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
 _FLOOR = 0.05
+_ABSOLUTE = 1e-3  # a gradient that is zero by its equation is rounding alone, about 1e-9
 
 
 def measure_parity(
@@ -37,7 +38,7 @@ def measure_parity(
     The difference of a tensor is |onnxruntime - torch| / |torch| in L2. Torch computes in float64, so
     that what is measured is onnxruntime's own rounding (about 1e-6 here) and nothing else. In one batch a
     gradient may be next to nothing by cancellation, and rounding large beside it: the divisor is at least a
-    twentieth of the tensor's largest |torch|.
+    twentieth of the tensor's largest |torch|, and at least 0.001.
 
     Raises:
         ReleaseError: onnxruntime cannot open or run a graph.
@@ -57,7 +58,7 @@ def measure_parity(
 
 def worst_difference(pairs: Sequence[tuple[Array, Array]]) -> float:
     """Returns the worst relative difference of (found, expected), as `measure_parity` counts it."""
-    floor = _FLOOR * max(float(np.linalg.norm(expected)) for _, expected in pairs)
+    floor = max(_FLOOR * max(float(np.linalg.norm(expected)) for _, expected in pairs), _ABSOLUTE)
     return max(relative_difference(found, expected, floor) for found, expected in pairs)
 
 

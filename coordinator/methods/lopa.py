@@ -29,8 +29,10 @@ _REACH = 5.0
 class LoPAConfig(MethodConfig):
     """Options of LoPA; the paper's symbols in brackets."""
 
-    rows: int = Field(default=10, ge=1, description="Shared prompt rows [m].")
-    rank: int = Field(default=4, ge=1, description="Rank of the factors [r]; the paper uses 1, 2 and 4.")
+    rows: int = Field(default=10, ge=1, le=4096, description="Shared prompt rows [m].")
+    rank: int = Field(
+        default=4, ge=1, le=4096, description="Rank of the factors [r]; the paper uses 1, 2 and 4."
+    )
     private: Literal["both", "rows"] = Field(
         default="both", description="Private factors: both, or only the row factor over a shared basis."
     )
@@ -39,7 +41,9 @@ class LoPAConfig(MethodConfig):
         description="The person multiplies the shared rows, adds to them, or moves m more rows beside them.",
     )
     instance: bool = Field(default=True, description="Fit the rows to the text, too.")
-    width: int = Field(default=256, ge=1, description="Hidden width of the heads that read the text.")
+    width: int = Field(
+        default=256, ge=1, le=4096, description="Hidden width of the heads that read the text."
+    )
     standardise: bool = Field(
         default=True, description="Scale the text's mean embedding to mean 0, variance 1 before the heads."
     )

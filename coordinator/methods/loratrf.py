@@ -28,9 +28,9 @@ _EPSILON = 1e-8
 class LoRATRFConfig(MethodConfig):
     """Options of LoRATRF; the paper's symbols in brackets. What its abstract leaves open is an option."""
 
-    rank: int = Field(default=16, ge=1, description="Rank of the update [r].")
+    rank: int = Field(default=16, ge=1, le=4096, description="Rank of the update [r].")
     alpha: float = Field(default=16.0, gt=0, description="Scale of the update is alpha / rank [alpha].")
-    filter_rank: int = Field(default=8, ge=1, description="Rank of the filtered part [r'].")
+    filter_rank: int = Field(default=8, ge=1, le=4096, description="Rank of the filtered part [r'].")
     beta: float = Field(default=1.0, gt=0, description="Scale of the filtered part [beta].")
     gate: Literal["cosine-clamp", "sigmoid"] = Field(
         default="cosine-clamp", description="How relevant a token is: max(cos(h, xi), 0), or a sigmoid."
@@ -48,7 +48,7 @@ class LoRATRFConfig(MethodConfig):
     private: Literal["gates", "shift", "none"] = Field(
         default="gates", description="What a person has: a gate per layer, a shift of xi, or nothing."
     )
-    shift_size: int = Field(default=8, ge=1, description="Floats of a private shift [q].")
+    shift_size: int = Field(default=8, ge=1, le=4096, description="Floats of a private shift [q].")
     storage: Literal["float16", "float32"] = Field(
         default="float16", description="How a device stores the private tensor."
     )

@@ -29,12 +29,18 @@ _APART = -1e9  # a logit whose share of any softmax is 0, and whose gradient is 
 class PHAConfig(MethodConfig):
     """Options of PHA; the paper's symbols in brackets."""
 
-    width: int = Field(default=8, ge=1, description="Bottleneck of the adapters that are written [b].")
-    prototype_size: int = Field(default=64, ge=1, description="Floats in the private prototype [k].")
-    layer_size: int = Field(default=64, ge=1, description="Size of a layer's embedding.")
-    hidden: int = Field(default=128, ge=1, description="Hidden width of the hypernetwork and the retriever.")
-    code_size: int = Field(default=64, ge=1, description="Size of what the adapters are written from [u].")
-    prototypes: int = Field(default=16, ge=1, description="Prototypes in the shared bank [K].")
+    width: int = Field(
+        default=8, ge=1, le=4096, description="Bottleneck of the adapters that are written [b]."
+    )
+    prototype_size: int = Field(default=64, ge=1, le=4096, description="Floats in the private prototype [k].")
+    layer_size: int = Field(default=64, ge=1, le=4096, description="Size of a layer's embedding.")
+    hidden: int = Field(
+        default=128, ge=1, le=4096, description="Hidden width of the hypernetwork and the retriever."
+    )
+    code_size: int = Field(
+        default=64, ge=1, le=4096, description="Size of what the adapters are written from [u]."
+    )
+    prototypes: int = Field(default=16, ge=1, le=4096, description="Prototypes in the shared bank [K].")
     embedding_scale: float = Field(
         default=0.1,
         gt=0,

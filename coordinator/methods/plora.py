@@ -28,12 +28,12 @@ _TEMPERATURE = 4.0
 class PLoRAConfig(MethodConfig):
     """Options of PLoRA; the paper's symbols in brackets."""
 
-    rank: int = Field(default=16, ge=1, description="Rank of the update [r]; the paper uses 64.")
+    rank: int = Field(default=16, ge=1, le=4096, description="Rank of the update [r]; the paper uses 64.")
     alpha: float = Field(
         default=32.0, gt=0, description="Scale of the update is alpha / rank [alpha]; the paper uses 128."
     )
     user_size: int = Field(
-        default=64, ge=1, description="Floats in the private vector [d_u]; the paper uses 512."
+        default=64, ge=1, le=4096, description="Floats in the private vector [d_u]; the paper uses 512."
     )
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Dropout of x and of the user vector while training."

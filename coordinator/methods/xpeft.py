@@ -34,7 +34,9 @@ class XPEFTConfig(MethodConfig):
     """Options of X-PEFT; the paper's symbols in brackets."""
 
     adapters: int = Field(default=100, ge=2, le=10_000, description="Adapters in the bank of each layer [N].")
-    width: int = Field(default=16, ge=1, description="Bottleneck of an adapter [b]; the paper uses 48.")
+    width: int = Field(
+        default=16, ge=1, le=4096, description="Bottleneck of an adapter [b]; the paper uses 48."
+    )
     kept: int = Field(
         default=50, ge=1, description="Adapters that a hard mask chooses in each layer [k]; fewer than N."
     )
@@ -98,14 +100,17 @@ class XPEFTConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _keeps_some_of_them(self) -> XPEFTConfig:
+        wrong = []
         if self.kept >= self.adapters:
-            raise ValueError(f"kept is {self.kept}, expected fewer than adapters, which is {self.adapters}")
+            wrong.append(f"kept is {self.kept}, expected fewer than adapters, which is {self.adapters}")
         if self.dead_zone and self.mask == "soft":
-            raise ValueError(f"dead_zone is {self.dead_zone}, but a soft mask has none")
+            wrong.append(f"dead_zone is {self.dead_zone}, but a soft mask has none")
         if self.dead_zone != round(self.dead_zone, 6):
-            raise ValueError(f"dead_zone is {self.dead_zone}, expected at most six decimal places")
+            wrong.append(f"dead_zone is {self.dead_zone}, expected at most six decimal places")
         if self.bank == "random" and self.bank_storage != "float32":
-            raise ValueError(f"bank_storage is {self.bank_storage}, but a release holds no random bank")
+            wrong.append(f"bank_storage is {self.bank_storage}, but a release holds no random bank")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 

@@ -95,7 +95,7 @@ def compare(
     run = _Run(config, tuple(contestants), out, folder or Path(), threads, restart)
     places = [(name, seed) for seed in numbers for name in names]  # a first seed of everything comes first
     earlier = read_comparison(taken).cells if taken is not None else ()
-    refuse_taken(out)
+    refuse_taken(out, own="cells")
     with sole_use(out):
         _take(earlier, out)
         jobs = [(run, *place, f"{n}/{len(places)}") for n, place in enumerate(places, 1)]

@@ -14,6 +14,7 @@ Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
 
 _WORST_FIRST: tuple[Verdict, ...] = ("does not hold", "undecided", "not measured", "holds")
 _TINY = 1e-9  # differences of shares are sums of floats: -0.01 must not fail by the last bit
+_PRINTED = 0.0005  # half of the last digit that is printed: an interval that reads "to 0.0" holds 0
 _POINT = 0.01
 _FEWER = 3371  # of 10,000: the share of numbers that LoRATRF saves in its paper
 _BERT = {"layers": 12, "width": 768, "bottleneck": 48, "bank": 100}
@@ -151,7 +152,8 @@ def pha(summary: Summary) -> Claim:
         return Finding(data, found.verdict, (*found.measured, words))
 
     words = "PHA is better than one adapter per task at k = 100."
-    return Claim("PHA", words, _on(summary, "clinc150", finding))
+    takes_part = summary.takes_part("clinc150", "pha")
+    return Claim("PHA", words, on(summary, "clinc150", finding) if takes_part else ())
 
 
 def loratrf(summary: Summary) -> Claim:
@@ -170,7 +172,8 @@ def loratrf(summary: Summary) -> Claim:
             f"{percent(share, 2)} fewer"
         )
         verdict = verdict_of(summary, difference, 0.0) if fewer else "does not hold"
-        return Finding(data, verdict, (difference_words(summary, difference), numbers))
+        found = difference_words(summary, difference) + _beside_generic(summary, data, "shared-lora", 0)
+        return Finding(data, verdict, (found, numbers))
 
     words = "Shared LoRATRF has at least shared LoRA's accuracy with at least 33.71 % fewer numbers."
     return Claim("LoRATRF", words, _everywhere(summary, finding, "shared-loratrf", "shared-lora"))
@@ -182,7 +185,8 @@ def combination(summary: Summary) -> Claim:
     def finding(data: str) -> Finding:
         own, single = (_best(summary, data, groups, 16) for groups in (("combination",), ("method", "bias")))
         if own is None or single is None:
-            return _unmeasured(data, "all combinations", "all single methods at k = 16")
+            words = "all combinations, all single methods and the bias, each under every seed, are not in yet"
+            return Finding(data, "not measured", (words,))
         difference = summary.difference(data, own.contestant, single.contestant, 16)
         figures = summary.figures(data, own.contestant, 16)
         if difference is None or figures is None or own.private_bytes is None:
@@ -191,7 +195,8 @@ def combination(summary: Summary) -> Claim:
         verdict = verdict_of(summary, difference, 0.0, strictly=True) if enough else "does not hold"
         measured = (
             f"{own.title}: {percent(figures.accuracy)} right, {own.private_bytes:,} bytes",
-            f"against {single.title}: {difference_words(summary, difference)}",
+            f"against {single.title}: {difference_words(summary, difference)}"
+            f"{_beside_generic(summary, data, single.contestant, 16)}",
         )
         return Finding(data, verdict, measured)
 
@@ -200,7 +205,8 @@ def combination(summary: Summary) -> Claim:
         "69 % right answers and a profile below 4,096 bytes. Both are chosen by the very figures that are "
         "compared."
     )
-    return Claim("Combination", words, _on(summary, "movielens", finding))
+    able = any(entry.group == "combination" for entry in summary.entries("movielens"))
+    return Claim("Combination", words, on(summary, "movielens", finding) if able else ())
 
 
 def control(summary: Summary) -> Claim:
@@ -229,7 +235,7 @@ def control(summary: Summary) -> Claim:
         "Control: where people hardly differ, none of umbel's methods loses more than 0.3 points to the "
         "generic model at any k."
     )
-    return Claim("Control", words, _on(summary, "paradigms-g2", finding))
+    return Claim("Control", words, on(summary, "paradigms-g2", finding))
 
 
 def _at_every_k(
@@ -256,7 +262,7 @@ def _at_every_k(
             f"k = {k}: {difference_words(summary, difference)}{_beside_generic(summary, data, other, k)}"
         )
     if not ks:
-        return Finding(data, "not measured", ("this k is not measured here",))
+        return Finding(data, "not measured", ("none of these k is measured here",))
     if not any(summary.difference(data, one, other, k) for k in ks):
         return _unmeasured(data, one, other)
     return Finding(data, worst(found), tuple(measured))
@@ -267,7 +273,8 @@ def verdict_of(summary: Summary, difference: Difference, least: float, *, strict
     value = difference.value
     if value > least + _TINY if strictly else value >= least - _TINY:
         return "holds" if len(difference.seeds) == len(summary.seeds) else "not measured"
-    near = value > least - 0.005 + _TINY and difference.low <= least <= difference.high
+    within = difference.low - _PRINTED <= least <= difference.high + _PRINTED
+    near = value > least - 0.005 + _TINY and within
     return "undecided" if near else "does not hold"
 
 
@@ -281,7 +288,7 @@ def _beside_generic(summary: Summary, data: str, other: str, k: int) -> str:
     difference = summary.difference(data, other, GENERIC, k)
     if difference is None or difference.value >= -_TINY:
         return ""
-    return f" (itself {points(difference.value)} to generic)"
+    return f" ({summary.entry(data, other).title}: {points(difference.value)} to generic)"
 
 
 def difference_words(summary: Summary, difference: Difference) -> str:
@@ -335,8 +342,9 @@ def _everywhere(
     return tuple(finding(data) for data in able)
 
 
-def _on(summary: Summary, data: str, finding: Callable[[str], Finding]) -> tuple[Finding, ...]:
-    return (finding(data),)
+def on(summary: Summary, data: str, finding: Callable[[str], Finding]) -> tuple[Finding, ...]:
+    """Returns what one data set says of a claim; nothing where it is not part of the comparison."""
+    return (finding(data),) if data in summary.data_sets else ()
 
 
 def verdicts(claims: Iterable[Claim]) -> dict[Verdict, int]:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from umbel.simulations.comparison.claims import Claim, Finding, Verdict, difference_words, verdict_of, worst
+from umbel.simulations.comparison.claims import (
+    Claim,
+    Finding,
+    Verdict,
+    difference_words,
+    on,
+    verdict_of,
+    worst,
+)
 from umbel.simulations.comparison.harm import harm
 from umbel.simulations.comparison.summary import GENERIC, Figures, Summary
 from umbel.simulations.report.words import NBSP, interval, percent, points
@@ -49,7 +57,7 @@ def films(summary: Summary) -> Claim:
         return _reaching(summary, data, _FILMS, lambda found: found.accuracy, words_of)
 
     named = ", ".join(f"{percent(least, 0)} at k = {k}" for k, least in _FILMS.items())
-    return Claim("Films", f"At least {named} are right.", _on(summary, "movielens", finding))
+    return Claim("Films", f"At least {named} are right.", on(summary, "movielens", finding))
 
 
 def harmless(summary: Summary) -> Claim:
@@ -89,7 +97,7 @@ def harmless(summary: Summary) -> Claim:
         f"k = 32 the gain is at least 1 point, and at k = 4 the paired test flags fewer than 5{NBSP}% of "
         "people beyond chance as worse off."
     )
-    return Claim("Do no harm", words, _on(summary, "crehate", finding))
+    return Claim("Do no harm", words, on(summary, "crehate", finding))
 
 
 def gain(summary: Summary) -> Claim:
@@ -102,7 +110,7 @@ def gain(summary: Summary) -> Claim:
         return _reaching(summary, data, _GAINS, lambda found: found.share, words_of)
 
     words = f"60{NBSP}% of the possible gain at k = 16, 80{NBSP}% at k = 32."
-    return Claim("Possible gain", words, _on(summary, "community", finding))
+    return Claim("Possible gain", words, on(summary, "community", finding))
 
 
 def texts(summary: Summary) -> Claim:
@@ -143,10 +151,6 @@ def _reaching(
         verdicts.append(holds if reached >= least - _TINY else "does not hold")
         measured.append(f"k = {k}: {words_of(reached, least)}")
     return Finding(data, worst(verdicts), tuple(measured))
-
-
-def _on(summary: Summary, data: str, finding: Callable[[str], Finding]) -> tuple[Finding, ...]:
-    return (finding(data),) if data in summary.data_sets else ()
 
 
 def _unmeasured(data: str) -> Finding:

@@ -159,9 +159,10 @@ class ContestantConfig(Strict):
     def resolved(self) -> dict[str, Any]:
         """Returns all that its figures depend on, with every default of its methods."""
         methods = {name: own.model_dump(mode="json") for name, own in self._methods().items()}
-        unread = {"title", "data", "methods"}
-        unread |= {"cold_start"} if self.cold_start is None else set()
-        unread |= set() if self.encoder_layers else {"encoder_layers", "encoder_rate"}
+        unread: dict[str, Any] = dict.fromkeys(("title", "data", "methods"), True)
+        # Nothing is trained in rounds here; and these were not there when older cells were hashed.
+        unread["cold_start"] = True if self.cold_start is None else {"network": {"rounds"}}
+        unread |= {} if self.encoder_layers else {"encoder_layers": True, "encoder_rate": True}
         return self.model_dump(mode="json", exclude=unread) | {"methods": methods}
 
     def _methods(self) -> Mapping[str, Any]:

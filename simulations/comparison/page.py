@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from umbel.simulations.comparison.harm import harm
 from umbel.simulations.comparison.results import Comparison
 from umbel.simulations.comparison.studies import Study, study_of
 from umbel.simulations.comparison.summary import BIAS, DRAWS, GENERIC, Entry, Figures, Summary
-from umbel.simulations.report.words import NBSP, interval, percent, points
+from umbel.simulations.report.words import NBSP, interval, percent, points, size
 from umbel.simulations.results import Machine
 
 _WIDTH = 130
@@ -91,7 +92,8 @@ def page(comparison: Comparison, command: str | None = None, draws: int = DRAWS)
 def _page(comparison: Comparison, summary: Summary, study: Study, command: str | None) -> str:
     parts = [
         *_head(comparison, summary, study, command or study.command),
-        *_claims(study.claims(summary), summary.reasons),
+        *_short(summary),
+        *_claims([claim for claim in study.claims(summary) if claim.findings], summary.reasons),
         *(part for data in summary.data_sets for part in _data_set(summary, study, data)),
         *_method(summary, study),
     ]
@@ -111,7 +113,8 @@ def _head(comparison: Comparison, summary: Summary, study: Study, command: str) 
     seeds = ", ".join(str(seed) for seed in summary.seeds)
     what = (
         f"{own} {study.what} and {len(summary.groups) - own} other ways to fit a model to a person, on the "
-        f"same people of {len(summary.data_sets)} data sets, seeds {seeds}."
+        f"same people of {_counted(len(summary.data_sets), 'data set')}, "
+        f"{'seed' if len(summary.seeds) == 1 else 'seeds'} {seeds}."
     )
     return [
         f"# {study.title}",
@@ -137,11 +140,15 @@ def _machine(machine: Machine) -> str:
 
 
 def _work(summary: Summary) -> str:
-    minutes = summary.work_seconds / 60
+    minutes = math.ceil(summary.work_seconds / 60)
     return (
-        f" Training, choosing, learning and predicting of all cells took {minutes:.0f} minutes in all, one "
-        "process after another, without the generic models."
+        " Training, choosing, learning and predicting of all cells took "
+        f"{_counted(minutes, 'minute')} in all, one process after another, without the generic models."
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _incomplete(summary: Summary) -> list[str]:
@@ -177,7 +184,41 @@ def _span(counts: Iterable[int]) -> str:
     return str(different[0]) if different else ""
 
 
+def _short(summary: Summary) -> list[str]:
+    """Says in one table who is best, for those who read no further."""
+    rows = []
+    for data in _measured(summary):
+        k = summary.headline_k(data)
+        entries = summary.entries(data)
+        others = [entry for entry in entries if entry.group == "rival" and entry.contestant != GENERIC]
+        own = [entry for entry in entries if entry.group != "rival"]
+        generic = summary.figures(data, GENERIC, k)
+        shown = percent(generic.accuracy) if generic else _NONE
+        rows.append([data, f"{k}", shown, *(_best(summary, data, group, k) for group in (others, own))])
+    if not rows:
+        return []
+    words = (
+        "Right answers, and the bytes that one person's device keeps for them. The best of several is chosen "
+        "by the very figures that are shown, which flatters both sides."
+    )
+    head = ("data set", "k", "generic model", "best of the others", "best of umbel's")
+    return ["## In short", _prose(words), _table(head, rows)]
+
+
+def _best(summary: Summary, data: str, entries: Sequence[Entry], k: int) -> str:
+    """Returns the most accurate at k, of those of which as many seeds are in as of anybody."""
+    found = [(entry, figures) for entry in entries if (figures := summary.figures(data, entry.contestant, k))]
+    most = max((len(figures.by_seed) for _, figures in found), default=0)
+    whole = [(entry, figures) for entry, figures in found if len(figures.by_seed) == most]
+    if not whole:
+        return _NONE
+    entry, figures = max(whole, key=lambda row: row[1].accuracy)
+    return f"{entry.title}: {percent(figures.accuracy)}, {size(entry.private_bytes or 0)}"
+
+
 def _claims(claims: Sequence[Claim], reasons: Mapping[str, str]) -> list[str]:
+    if not claims:
+        return []
     counts = verdicts(claims)
     found = ", ".join(f"{verdict}: {count}" for verdict, count in counts.items())
     words = (

@@ -172,6 +172,7 @@ def _label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, s
             color=colour,
             fontsize=_TEXT,
             verticalalignment="center",
+            parse_math=False,
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.55, "shrinkB": 3},
         )

@@ -130,6 +130,9 @@ class Cell(Strict):
         ]
         if len(set(self.users)) != self.people or len(self.users) != self.people:
             wrong.append(f"users: not {self.people} different ones")
+        known = [0 if given is None else len(given) for given in (self.best, self.best_generic)]
+        if known[0] != known[1] or known[0] > self.people or (self.best is not None and not self.best):
+            wrong.append(f"best and best_generic: of {known[0]} and {known[1]} of {self.people} people")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -198,8 +201,10 @@ def read_comparison(path: Path) -> Comparison:
         ComparisonError: The file is not one.
     """
     try:
-        found = Comparison.model_validate(parsed_json(path.read_bytes()))
-        _Asked.model_validate(found.config)
+        row = parsed_json(path.read_bytes())
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair cannot be written on a page
+        found = Comparison.model_validate(row)
+        _Asked.model_validate_json(json.dumps(found.config), strict=True)
         return found
     except (OSError, ValueError, ValidationError) as error:
         raise ComparisonError(f"{path} is not a comparison", _problems(error)) from error

@@ -161,6 +161,8 @@ class Summary:
 
     def takes_part(self, data: str, contestant: str) -> bool:
         """Says whether the configuration, or a cell, has a contestant on a data set."""
+        if data not in self.data_sets or contestant not in self._contestants:
+            return False
         wanted = _listed(_section(_section(self._config, "contestants"), contestant), "data")
         if contestant in _listed(self._config, "rivals"):
             rivals = _listed(_section(_section(self._config, "data"), data), "rivals")
@@ -298,6 +300,8 @@ class Summary:
             if cell.best is None or cell.best_generic is None:
                 return None
             count = min(self._common(data, seed), len(cell.best))
+            if not any(row.asked[:count]):
+                return None
             reached.append(fmean(_accuracies(row, count)))
             best.append(fmean(_asked(row, count, cell.best)))
             generic.append(fmean(_asked(row, count, cell.best_generic)))

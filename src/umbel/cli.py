@@ -85,7 +85,7 @@ PARTS: Mapping[str, Part] = {
     ),
     "data": Part(
         "umbel.simulations.data.commands:app", "", "simulation", _TRY,
-        "Turn public data sets into umbel's example files.",
+        "Turn public data sets into umbel's example files, or generate people.",
     ),
     "device": Part(
         "umbel.device_client.commands:app", "", "device", _DEVICE,

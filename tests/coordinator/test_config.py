@@ -131,3 +131,28 @@ def test_a_method_registered_later_is_known(monkeypatch: pytest.MonkeyPatch) -> 
 def test_steps_that_would_train_nothing_are_refused(tmp_path: Path, text: str, words: str) -> None:
     (problem,) = problems_of(text, tmp_path)
     assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('trainables = ["onboarding.*"]\n[onboarding]\nsteps = 3', "names onboarding tensors"),
+        ('trainables = ["task.*"]\n[onboarding]\nsteps = 3\nrounds = true', "names no onboarding tensors"),
+    ],
+)
+def test_rounds_of_onboarding_and_trainables_agree(tmp_path: Path, text: str, words: str) -> None:
+    (problem,) = problems_of(text, tmp_path)
+    assert words in problem
+
+
+@pytest.mark.parametrize("text", ["seed = " + "9" * 5000, "a = " + "[" * 5000])
+def test_toml_without_end_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(ConfigError, match="is not TOML"):
+        read_config(tmp_path / "config.toml")
+
+
+def test_every_problem_of_a_method_is_told(tmp_path: Path) -> None:
+    (problem,) = problems_of("[methods.xpeft]\nkept = 100\ndead_zone = 0.1234567", tmp_path)
+    assert "kept is 100" in problem
+    assert "six decimal places" in problem

@@ -8,6 +8,7 @@ from tests.coordinator.personal import LABELS, random_batch, random_users, train
 from tests.numeric import assert_close_relative
 from torch import Tensor
 
+from umbel.coordinator.config import CoordinatorConfig, validated
 from umbel.coordinator.graphs.joint import parameter_arrays
 from umbel.coordinator.methods.plora import PLoRA, PLoRAConfig
 from umbel.coordinator.model import PersonalModel, build_model
@@ -193,3 +194,19 @@ def test_unknown_names_are_refused_with_the_known_ones(tiny_backbone: TinyBackbo
     with pytest.raises(ConfigError) as caught:
         build_model(tiny_backbone("bert"), "poetry", LABELS, {"plora": CONFIG}, 0)
     assert caught.value.render() == "there is no task 'poetry'\nKnown tasks: classification."
+
+
+def test_a_prompt_leaves_texts_room(tiny_backbone: TinyBackbone) -> None:
+    """Before any training; an encoder's tokens are the prompt's and the text's together."""
+    backbone = tiny_backbone("bert")
+    room = backbone.shape.max_tokens
+
+    def built(rows: int) -> PersonalModel:
+        row = {"methods": {"lopa": {"rows": rows}}}
+        methods = validated(CoordinatorConfig, row, "here").method_configs()
+        return build_model(backbone, "classification", ("no", "yes"), methods, 0)
+
+    assert built(room - 8).longest_text(backbone.shape) == 8
+    for rows in (room - 7, room, room + 1):
+        with pytest.raises(ConfigError, match="leave texts no room"):
+            built(rows)

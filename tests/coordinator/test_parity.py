@@ -29,6 +29,7 @@ from tests.numeric import assert_close_relative
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.config import CoordinatorConfig, validated
 from umbel.coordinator.graphs.joint import export_joint
+from umbel.coordinator.graphs.parity import TOLERANCE, worst_difference
 from umbel.coordinator.methods.plora import PLoRAConfig
 from umbel.coordinator.publish import trainable_names
 
@@ -117,3 +118,10 @@ def test_parity_sees_a_small_mistake(tiny: Sessions) -> None:
     found = tiny.run(batch, {"plora.user": profile["plora.user"] * np.float32(1.001)})
     with pytest.raises(AssertionError, match=r"^logits: relative L2 error"):
         assert_agree(found, torch_gradients(tiny.joint.model, batch, profile), set())
+
+
+def test_what_is_zero_by_its_equation_may_be_rounding() -> None:
+    """A gradient of 1e-12 in float64 is 1e-9 in float32; a missing one of 1e-4 is none."""
+    zero, rounding = np.full(4, 1e-12), np.full(4, 1e-9)
+    assert worst_difference([(rounding, zero)]) < TOLERANCE
+    assert worst_difference([(np.zeros(4), np.full(4, 1e-4))]) > TOLERANCE

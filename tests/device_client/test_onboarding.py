@@ -292,3 +292,28 @@ def test_the_command_says_what_is_wrong(
     status, out, _ = run(capsys, "learn", *rest)
     assert status == 0
     assert json.loads(out)["notes"] == ["the release makes no use of texts without labels."]
+
+
+def test_what_the_first_profile_replaces_is_said(
+    onboarding_release: Release,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And that the release's recipe does not start from it, where it does not."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text("\n".join(TEXTS) + "\n")
+    manifest = onboarding_release.manifest
+    blobs = {name: onboarding_release.blob_path(name).read_bytes() for name in manifest.blobs}
+    zeros = write_release(
+        tmp_path / "zeros", replace(manifest, recipe=replace(manifest.recipe, start=0.0)), blobs
+    )
+    words = ("onboard", "-r", zeros.folder, "-t", "mine.txt")
+    first, second = (run(capsys, *words)[1] for _ in range(2))
+    assert "does not start from it" in first
+    assert "replaces" not in first
+    assert "Note: it replaces the profile that was there" in second
+    found = json.loads(run(capsys, *words, "--json")[1])
+    assert (found["replaced"], found["start"]) == (True, 0.0)
+    words = ("onboard", "-r", onboarding_release.folder, "-t", "mine.txt")
+    assert "does not start from it" not in run(capsys, *words)[1]

@@ -234,3 +234,12 @@ def test_as_it_is_typed(
         err = capsys.readouterr().err
         assert "--set takes METHOD.OPTION=VALUE" in err
     assert not Path("other").exists()
+
+
+def test_what_onboards_does_not_grow(tiny_backbone: TinyBackbone) -> None:
+    """Its network writes profiles of the smaller size, and nothing could be published."""
+    trained = small(tiny_backbone)
+    row = {**trained.config.model_dump(mode="json"), "onboarding": {"steps": 1}}
+    onboards = replace(trained, config=validated(CoordinatorConfig, row, "here"))
+    with pytest.raises(ConfigError, match="onboarding network"):
+        grow(onboards, {"xpeft": {"adapters": oracle.TINY["adapters"] + 1}})

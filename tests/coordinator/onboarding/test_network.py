@@ -120,7 +120,7 @@ def test_network_is_its_slow_twin(population: tuple[Texts, int]) -> None:
 def test_by_hand() -> None:
     """One text with a label; everything is 0 or 1 but what labels say: the pull arrives halved twice."""
     spec = ProfileSpec((TensorSpec("t", (1,)),))
-    config = OnboardingConfig.model_validate({"prototypes": 1, "code_size": 2, "hidden": 1})
+    config = OnboardingConfig.model_construct(prototypes=1, code_size=2, hidden=1)  # smaller than is allowed
     network = Onboarder(config, spec, 2, 2, 0)
     with torch.no_grad():
         for parameter in network.parameters():

@@ -186,6 +186,7 @@ def test_patterns_reach_the_network_only_if_there_is_one(tmp_path: Path) -> None
     model, _, _ = tiny_training(tmp_path, False, False)
     names = [f"{PREFIX}first", f"{PREFIX}heads.plora__user"]
     assert trainable_names(model, ("onboarding.heads.*",), names) == names[1:]
+    assert not set(trainable_names(model, ("*",), names)) & set(names)  # only by their own prefix
     with pytest.raises(ConfigError):
         trainable_names(model, ("onboarding.*",))
 

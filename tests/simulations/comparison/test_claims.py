@@ -6,7 +6,7 @@ from tests.simulations.comparison.example_comparison import KINDS, cell, compari
 from umbel.simulations.comparison import claims
 from umbel.simulations.comparison.claims import Claim, Finding
 from umbel.simulations.comparison.results import Cell
-from umbel.simulations.comparison.summary import Summary
+from umbel.simulations.comparison.summary import Difference, Summary
 
 
 def summary_of(cells: list[Cell], **data: tuple[int, ...]) -> Summary:
@@ -80,7 +80,7 @@ def test_lopa_is_near_lora_at_32(mine: float, verdict: str) -> None:
     assert only(claims.lopa_lora(summary_of(cells))).verdict == verdict
     assert only(claims.lopa_lora(summary_of(cells[:1]))).verdict == "not measured"
     without = summary_of(flat({"lora": 0.7, "lopa": 0.7}, ks=(4,)), movielens=(4,))
-    assert said(only(claims.lopa_lora(without))) == "this k is not measured here"
+    assert said(only(claims.lopa_lora(without))) == "none of these k is measured here"
 
 
 @pytest.mark.parametrize(("mine", "verdict"), [(0.54, "holds"), (0.46, "does not hold")])
@@ -91,7 +91,8 @@ def test_pha_is_above_adapters_on_clinc150(mine: float, verdict: str) -> None:
     assert (found.data, found.verdict) == ("clinc150", verdict)
     relative = {"holds": "+8.0 %", "does not hold": "-8.0 %"}[verdict]
     assert f"accuracy: {relative} (the paper: +8 %)" in said(found)
-    assert only(claims.pha(summary_of([]))).verdict == "not measured"
+    assert only(claims.pha(summary_of([], clinc150=(100,)))).verdict == "not measured"
+    assert claims.pha(summary_of([])).findings == ()
 
 
 @pytest.mark.parametrize(
@@ -148,10 +149,10 @@ def test_a_private_bias_is_a_single_method_too() -> None:
 
 def test_a_rival_that_is_worse_than_generic_is_told() -> None:
     cells = flat({"generic": 0.7, "lora": 0.6, "plora": 0.65})
-    assert "k = 4: +5.0 points [+5.0 to +5.0] (itself -10.0 to generic)" in said(
+    assert "k = 4: +5.0 points [+5.0 to +5.0] (LORA: -10.0 to generic)" in said(
         only(claims.plora(summary_of(cells)))
     )
-    assert "itself" not in said(
+    assert "to generic" not in said(
         only(claims.plora(summary_of(flat({"generic": 0.6, "lora": 0.6, "plora": 0.65}))))
     )
 
@@ -178,4 +179,26 @@ def test_few_seeds_are_told_and_every_verdict_is_counted() -> None:
     found = claims.all_claims(made)
     counts = claims.verdicts(found)
     assert counts["holds"] == 0
-    assert sum(counts.values()) == sum(len(claim.findings) for claim in found) == 9
+    assert sum(counts.values()) == sum(len(claim.findings) for claim in found) == 7
+    assert [claim.name for claim in found if not claim.findings] == ["PHA", "Control"]
+
+
+def test_shared_adaptations_that_are_worse_than_generic_are_told() -> None:
+    """LoRATRF is compared with a LoRA that may itself be no gain; the best single method likewise."""
+    cells = flat({"generic": 0.7}) + [
+        cell(n, {0: [600] * 4}, learned=False) for n in ("shared-lora", "shared-loratrf")
+    ]
+    assert "(SHARED-LORA: -10.0 to generic)" in said(only(claims.loratrf(summary_of(cells))))
+
+
+def test_an_interval_that_reads_to_zero_holds_zero() -> None:
+    """-0.4 points [-0.8 to 0.0], whose upper end is a little below 0, is undecided as it is printed."""
+    summary = summary_of([])
+    for high, verdict in ((-0.0004, "undecided"), (-0.0006, "does not hold")):
+        found = Difference(-0.004, -0.008, high, (0,), 9)
+        assert claims.verdict_of(summary, found, 0.0) == verdict
+
+
+def test_what_is_not_in_a_comparison_is_not_claimed_there() -> None:
+    made = Summary(comparison([], {"rivals": ["generic"], "data": {"own": {"k": [4]}}}), draws=40)
+    assert [claim.findings for claim in claims.all_claims(made)] == [()] * 9

@@ -1,5 +1,6 @@
 """The comparison's core: people, generic model, upper layers, umbel's contestants, cells."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.training.adapt import generic_logits, held_out_loss, mean_states, opinions
 from umbel.coordinator.training.data import Rows
 from umbel.shared.errors import ConfigError, DataError
+from umbel.shared.files import refuse_taken
 from umbel.shared.text import TextEncoder
 from umbel.simulations.comparison.cache import upper_model
 from umbel.simulations.comparison.cells import RESULT, compare
@@ -395,3 +397,34 @@ def test_what_is_not_there_is_told(config: ComparisonConfig, tmp_path: Path) -> 
     assert caught.value.problems == ("there is no 'nothing'", "there is no seed 9")
     with pytest.raises(ConfigError, match="none of the data sets"):
         compare(config, tmp_path, tmp_path, only=["films"], progress=quiet)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("config", "seeds"), ["0"]),
+        (("config", "data", "made-up", "k"), ["2", 8]),
+        (("config", "notes"), ["half a pair: \ud800"]),
+        (("cells", 0, "best"), [0.5]),
+        (("cells", 0, "best"), []),
+    ],
+)
+def test_a_result_that_was_edited_is_refused(
+    config: ComparisonConfig, tmp_path: Path, place: tuple[Any, ...], value: object
+) -> None:
+    compare(config, tmp_path, None, only=["generic"], seeds=[0], progress=Progress(quiet=True))
+    row = json.loads((tmp_path / RESULT).read_text(encoding="utf-8"))
+    part = row
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    (tmp_path / RESULT).write_text(json.dumps(row), encoding="utf-8")
+    with pytest.raises(ComparisonError, match="is not a comparison"):
+        read_comparison(tmp_path / RESULT)
+
+
+def test_a_comparisons_folder_is_kept_from_others(config: ComparisonConfig, tmp_path: Path) -> None:
+    compare(config, tmp_path, None, only=["generic"], seeds=[0], progress=Progress(quiet=True))
+    with pytest.raises(ConfigError, match="holds a comparison"):
+        refuse_taken(tmp_path)
+    compare(config, tmp_path, None, only=["generic"], seeds=[0], progress=Progress(quiet=True))

@@ -32,6 +32,7 @@ def test_the_page_has_its_parts_in_order() -> None:
     text = page(random_comparison(3), command="umbel simulate methods --data X", draws=40)
     assert re.findall(r"^#+ .*", text, flags=re.MULTILINE) == [
         "# Methods compared",
+        "## In short",
         "## Claims",
         "## community",
         "## movielens",
@@ -111,7 +112,7 @@ def test_prose_is_not_wider_than_the_rest_of_the_documents() -> None:
 def test_tables_have_as_many_cells_in_every_row() -> None:
     text = page(random_comparison(3), draws=40)
     tables = [part for part in text.split("\n\n") if part.startswith("|")]
-    assert len(tables) == 2 + 3 * 2
+    assert len(tables) == 3 + 3 * 2
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
