@@ -114,7 +114,9 @@ def plora(summary: Summary) -> Claim:
         return Finding(data, found.verdict if few else "does not hold", (*found.measured, words))
 
     words = "PLoRA has at least LoRA's accuracy at every k up to 32 with under 1/100 of its private numbers."
-    return Claim("PLoRA", words, _everywhere(summary, finding, "plora", "lora"))
+    found = _everywhere(summary, finding, "plora", "lora")
+    asked = [row for row in found if any(k <= 32 for k in _learned_ks(summary, row.data))]
+    return Claim("PLoRA", words, tuple(asked))
 
 
 def lopa_prompt(summary: Summary) -> Claim:
@@ -135,7 +137,8 @@ def lopa_lora(summary: Summary) -> Claim:
         return _at_every_k(summary, data, "lopa", "lora", _only(summary, data, 32), -_POINT)
 
     words = "LoPA is within 1 point of LoRA at k = 32."
-    return Claim("LoPA and LoRA", words, _everywhere(summary, finding, "lopa", "lora"))
+    found = _everywhere(summary, finding, "lopa", "lora")
+    return Claim("LoPA and LoRA", words, tuple(row for row in found if _only(summary, row.data, 32)))
 
 
 def pha(summary: Summary) -> Claim:
@@ -261,8 +264,6 @@ def _at_every_k(
         measured.append(
             f"k = {k}: {difference_words(summary, difference)}{_beside_generic(summary, data, other, k)}"
         )
-    if not ks:
-        return Finding(data, "not measured", ("none of these k is measured here",))
     if not any(summary.difference(data, one, other, k) for k in ks):
         return _unmeasured(data, one, other)
     return Finding(data, worst(found), tuple(measured))
