@@ -254,11 +254,15 @@ def batches(data: TrainingData, size: int, seed: int) -> Iterator[Rows]:
 
 
 def train_on_seen(
-    world: World, model: PersonalModel, groups: Sequence[Group], on_step: Callable[[int, int], None]
+    world: World,
+    model: PersonalModel,
+    groups: Sequence[Group],
+    on_step: Callable[[int, int], None],
+    steps: int | None = None,
 ) -> None:
-    """Trains some parameters on the judgements of all seen people, in `rival_steps` steps; see `train`."""
+    """Trains some parameters on the judgements of all seen people; see `train`. No steps: `rival_steps`."""
     data = world.cohort.data
-    steps = world.config.rival_steps
+    steps = steps or world.config.rival_steps
     rows_of_step = list(islice(batches(data, world.batch_size, world.seed), steps))
     nobody = torch.zeros(len(data.labels))
 

@@ -13,8 +13,10 @@ from umbel.simulations.comparison.cohort import Person
 from umbel.simulations.comparison.contestant import Contestant, Costs, Options, World
 from umbel.simulations.comparison.rivals.common import head_of, predict, train_on_seen
 
-ADAPTER_RATE = 1e-3
+ADAPTER_RATE = 3e-3
 HEAD_RATE = 3e-3
+LONGER = 3
+"""They begin without what the generic model has learned, so they train this many times as long as others."""
 
 
 class SharedAdapter(Contestant):
@@ -24,6 +26,7 @@ class SharedAdapter(Contestant):
     the same. The generic model is no part of it.
     """
 
+    version = 2
     learns = False
     whole = True
     more_people = True
@@ -41,7 +44,8 @@ class SharedAdapter(Contestant):
     def prepare(self, on_step: Callable[[int, int], None]) -> None:
         """Trains adapters and head."""
         groups = [(self._adapters, ADAPTER_RATE), (head_of(self._model), HEAD_RATE)]
-        train_on_seen(self.world, self._model, groups, on_step)
+        steps = LONGER * self.world.config.rival_steps
+        train_on_seen(self.world, self._model, groups, on_step, steps)
 
     def costs(self) -> Costs:
         """The adapters' numbers; the task head, alike for all kinds, is left out."""
