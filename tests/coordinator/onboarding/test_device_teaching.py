@@ -37,8 +37,6 @@ SETTINGS = LocalSettings(
     onboarding_learning_steps=2,
 )
 
-pytestmark = pytest.mark.full  # a release is built with torch
-
 
 @pytest.fixture(scope="module")
 def engine(taught_release: Release) -> Engine:
