@@ -59,7 +59,7 @@ def tiny_training(folder: Path, onboarding: bool, taught: bool) -> tuple[Any, An
             "backbone": {"name": str(folder / "backbone"), "max_tokens": 16},
             "methods": {"plora": {"rank": 4, "alpha": 8.0, "user_size": 8}},
             "trainables": ("task.*", "methods.*.B", *(("onboarding.*",) if taught else ())),
-            "onboarding": TINY_ONBOARDING if onboarding else {},
+            "onboarding": {**TINY_ONBOARDING, "rounds": taught} if onboarding else {},
         }
     )
     model = build_model(backbone, "classification", LABELS, config.method_configs(), 0)
