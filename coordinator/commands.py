@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,6 @@ app = typer.Typer(
     help="Train what everyone shares on examples of seen users, and publish it as a release for devices.",
 )
 
-_LOG_EVERY_S = 60.0
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 
 
@@ -182,13 +180,13 @@ def _bar(quiet: bool) -> Iterator[Any]:
 
 
 def _lines(console: Any) -> Any:
-    """Returns what writes a line when a phase begins, and every minute: a log shows that work goes on."""
-    told: dict[str, float] = {}
+    """Returns what writes a line when a phase begins, and every minute."""
+    from umbel.coordinator.pace import Pace
+
+    pace = Pace()
 
     def on_progress(phase: str, done: int, total: int, words: str) -> None:
-        now = time.monotonic()
-        if phase not in told or now - told[phase] >= _LOG_EVERY_S:
-            told[phase] = now
+        if pace.due(phase):
             console.print(f"{phase}: {done}/{total} {words}".rstrip(), highlight=False, markup=False)
 
     return on_progress

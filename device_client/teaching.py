@@ -50,20 +50,15 @@ def taught_change(engine: Engine, support: Encoded, client: int, task: RoundTask
     if len(support) > 1:
         known = read_known(engine, support.tokens, support.labels, engine.encode([]), task.arrays)
         rng = generator(task.seed, task.round, str(client), "onboarding episode")
+        own = task.recipe(engine.release.manifest)
         for step in range(settings.onboarding_steps):
             part = drawn_part(rng, len(support), settings.batch_size, _MOST_KNOWN, _MOST_KNOWN)
             learns = step % 2 == 1 and settings.onboarding_learning_steps
-            recipe = (
-                replace(_recipe(engine, task), steps=settings.onboarding_learning_steps) if learns else None
-            )
+            recipe = replace(own, steps=settings.onboarding_learning_steps) if learns else None
             gradients = _episode(engine, support, known, part, {**task.arrays, **values}, recipe)
             rate = np.float32(settings.onboarding_rate / len(part.query))
             values = {name: value - rate * gradients[name] for name, value in values.items()}
     return {name: value - first[name] for name, value in values.items()}
-
-
-def _recipe(engine: Engine, task: RoundTask) -> LearningRecipe:
-    return task.settings.recipe or engine.release.manifest.recipe
 
 
 def _episode(

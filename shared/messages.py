@@ -162,6 +162,10 @@ class RoundTask:
         ]
         _refuse("the round task cannot be used", problems)
 
+    def recipe(self, manifest: Manifest) -> LearningRecipe:
+        """Returns how a profile is learned in this round: as the task says, else as the release does."""
+        return self.settings.recipe or manifest.recipe
+
     def wire(self) -> Wire:
         """Returns the task as it travels."""
         config: dict[str, Scalar] = {

@@ -11,18 +11,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-_LOG_EVERY_S = 60.0
+from umbel.coordinator.pace import Pace
 
 
 @final
 class Bar:
     """The bar of one phase."""
 
-    def __init__(self, rich: RichProgress, task: TaskID):
+    def __init__(self, name: str, rich: RichProgress, task: TaskID):
+        self._name = name
         self._rich = rich
         self._task = task
         self.note = ""
-        self._told = time.perf_counter()
+        self._pace = Pace()
+        self._pace.begins(name)
 
     def step(self, done: int, total: int, words: str = "") -> None:
         """Shows that `done` of `total` are done, and a few words on how it goes."""
@@ -42,11 +44,8 @@ class Bar:
 
     def _tell(self, words: str) -> None:
         """Writes a line now and then where no bar can be drawn, so that a log shows that work goes on."""
-        now = time.perf_counter()
-        if self._rich.console.is_terminal or now - self._told < _LOG_EVERY_S:
-            return
-        self._told = now
-        self._rich.console.print(f"    {words}", highlight=False, markup=False)
+        if not self._rich.console.is_terminal and self._pace.due(self._name):
+            self._rich.console.print(f"    {self._name}: {words}", highlight=False, markup=False)
 
 
 @final
@@ -76,7 +75,7 @@ class Progress:
             transient=True,
             disable=not self._draws,
         ) as rich:
-            bar = Bar(rich, rich.add_task(name, total=None, words=""))
+            bar = Bar(name, rich, rich.add_task(name, total=None, words=""))
             yield bar
         seconds = time.perf_counter() - begun
         note = f"  {bar.note}" if bar.note else ""

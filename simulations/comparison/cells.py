@@ -205,7 +205,7 @@ def _is_finished(path: Path, place: Place, contestant: str) -> bool:
     if cell is None or (cell.data, cell.seed, cell.contestant) != (place.name, place.seed, contestant):
         return False
     ks = {"0"} if not cell.learned else {str(k) for k in place.section.k}
-    return cell.identity == place.identity(contestant) and ks <= set(cell.k)
+    return cell.identity == place.identity(contestant, cell.precision) and ks <= set(cell.k)
 
 
 def _check_data(config: ComparisonConfig, folder: Path, names: Sequence[str]) -> None:

@@ -114,9 +114,8 @@ def plora(summary: Summary) -> Claim:
         return Finding(data, found.verdict if few else "does not hold", (*found.measured, words))
 
     words = "PLoRA has at least LoRA's accuracy at every k up to 32 with under 1/100 of its private numbers."
-    found = _everywhere(summary, finding, "plora", "lora")
-    asked = [row for row in found if any(k <= 32 for k in _learned_ks(summary, row.data))]
-    return Claim("PLoRA", words, tuple(asked))
+    asked = [data for data in summary.data_sets if any(k <= 32 for k in _learned_ks(summary, data))]
+    return Claim("PLoRA", words, _everywhere(summary, finding, "plora", "lora", data_sets=asked))
 
 
 def lopa_prompt(summary: Summary) -> Claim:
@@ -137,8 +136,8 @@ def lopa_lora(summary: Summary) -> Claim:
         return _at_every_k(summary, data, "lopa", "lora", _only(summary, data, 32), -_POINT)
 
     words = "LoPA is within 1 point of LoRA at k = 32."
-    found = _everywhere(summary, finding, "lopa", "lora")
-    return Claim("LoPA and LoRA", words, tuple(row for row in found if _only(summary, row.data, 32)))
+    asked = [data for data in summary.data_sets if _only(summary, data, 32)]
+    return Claim("LoPA and LoRA", words, _everywhere(summary, finding, "lopa", "lora", data_sets=asked))
 
 
 def pha(summary: Summary) -> Claim:
@@ -336,10 +335,14 @@ def _only(summary: Summary, data: str, k: int) -> list[int]:
 
 
 def _everywhere(
-    summary: Summary, finding: Callable[[str], Finding], *contestants: str
+    summary: Summary,
+    finding: Callable[[str], Finding],
+    *contestants: str,
+    data_sets: Sequence[str] | None = None,
 ) -> tuple[Finding, ...]:
-    """Returns the findings of the data sets on which all these contestants take part."""
-    able = [data for data in summary.data_sets if all(summary.takes_part(data, name) for name in contestants)]
+    """Returns the findings of the data sets, all or some, on which all these contestants take part."""
+    asked = summary.data_sets if data_sets is None else data_sets
+    able = [data for data in asked if all(summary.takes_part(data, name) for name in contestants)]
     return tuple(finding(data) for data in able)
 
 

@@ -13,7 +13,7 @@ from umbel.simulations.comparison.claims import (
     verdict_of,
     worst,
 )
-from umbel.simulations.comparison.harm import harm
+from umbel.simulations.comparison.harm import harm, harm_interval
 from umbel.simulations.comparison.summary import GENERIC, Figures, Summary
 from umbel.simulations.report.words import NBSP, interval, percent, points
 
@@ -88,7 +88,7 @@ def harmless(summary: Summary) -> Claim:
             measured.append(
                 f"k = 4: the paired test flags {percent(worse.harmed)} of {worse.people} (a person under a "
                 f"seed is one) as worse off, {points(worse.beyond_chance)} points to chance "
-                f"[{interval((worse.low, worse.high))}]"
+                f"[{interval(harm_interval(summary, data, DEVICE, 4))}]"
             )
         return Finding(data, worst(verdicts), tuple(measured))
 

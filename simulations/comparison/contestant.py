@@ -54,7 +54,8 @@ class World:
         cohort: The people.
         config: The data set's section: steps, batch sizes, k.
         backbone: The pretrained encoder.
-        generic: The generic model, trained on all seen people, without methods; nobody may change it.
+        generic: The generic model, trained on all seen people, without methods; nobody may change it. For
+            contestants that begin with the pretrained encoder it is untrained.
         seed: Of everything random.
         batch_size: Examples per training step.
         folder: Where a contestant may keep checkpoints of its training.
@@ -92,6 +93,7 @@ class Contestant(ABC):
         learns: Whether it learns anything for a person; without, it is measured at k = 0 alone.
         whole: Whether it needs the whole encoder; the others get one of the personal layers alone, over
             states that were computed once.
+        pretrained: Whether it begins with the pretrained encoder: its world's generic model is untrained.
         more_people: Whether it is measured on the further new people, too.
     """
 
@@ -100,6 +102,7 @@ class Contestant(ABC):
     title: ClassVar[str]
     learns: ClassVar[bool] = True
     whole: ClassVar[bool] = False
+    pretrained: ClassVar[bool] = False
     more_people: ClassVar[bool] = False
 
     def __init__(self, world: World):

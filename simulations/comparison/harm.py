@@ -36,8 +36,6 @@ class Harm:
         harmed: The share of them that is worse off.
         helped: The share that is better off.
         chance: The share that the test would find either way if nobody was.
-        low: Lower end of the 95 % interval of `beyond_chance`, by the paired bootstrap over people.
-        high: Its upper end.
     """
 
     people: int
@@ -45,8 +43,6 @@ class Harm:
     harmed: float
     helped: float
     chance: float
-    low: float
-    high: float
 
     @property
     def beyond_chance(self) -> float:
@@ -60,16 +56,19 @@ def harm(summary: Summary, data: str, contestant: str, k: int) -> Harm | None:
     rows = [row for people in by_seed.values() for row in people.values()]
     if not rows:
         return None
-    low, high = summary.interval([(list(people), _beyond(people)) for people in by_seed.values()])
     return Harm(
         people=len(rows),
         seeds=len(by_seed),
         harmed=fmean(tail(lost + won, lost) <= LEVEL for lost, won in rows),
         helped=fmean(tail(lost + won, won) <= LEVEL for lost, won in rows),
         chance=fmean(size(lost + won) for lost, won in rows),
-        low=low,
-        high=high,
     )
+
+
+def harm_interval(summary: Summary, data: str, contestant: str, k: int) -> tuple[float, float]:
+    """Returns the 95 % interval of `Harm.beyond_chance`, by the paired bootstrap over people."""
+    by_seed = discordant(summary, data, contestant, k)
+    return summary.interval([(list(people), _beyond(people)) for people in by_seed.values()])
 
 
 def _beyond(people: Mapping[str, tuple[int, int]]) -> npt.NDArray[np.float64]:

@@ -54,6 +54,7 @@ def _run(contestant: Contestant, place: Place, name: str, on_step: Callable[[int
         settings=settings_of(config, place.name, place.seed, name),
         identity=place.identity(name),
         examples=place.examples,
+        precision=place.precision,
         users=tuple(sha256_bytes(person.user.encode())[:12] for person in people),
         data=cohort.name,
         seed=world.seed,

@@ -119,7 +119,7 @@ def _head(comparison: Comparison, summary: Summary, study: Study, command: str) 
     return [
         f"# {study.title}",
         _prose(what),
-        _prose(_machine(comparison.machine) + _work(summary)),
+        _prose(_machine(comparison.machine) + _precision(summary) + _work(summary)),
         *(_prose(note) for note in summary.notes),
         "These commands run what is missing and write this page:",
         f"```bash\n{command}\n```",
@@ -137,6 +137,14 @@ def _machine(machine: Machine) -> str:
         f"Measured on {machine.cpus} CPUs with {machine.threads} threads, {machine.gpu or 'no GPU'}, "
         f"Python {machine.python}{', ' if versions else ''}{versions}."
     )
+
+
+def _precision(summary: Summary) -> str:
+    if not summary.precisions:
+        return ""
+    most, *others = summary.precisions
+    rest = "".join(f", in {other} for {'; '.join(summary.precisions[other])}" for other in others)
+    return f" Matrix products were in {most}{rest}."
 
 
 def _work(summary: Summary) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, final
 
 from umbel.coordinator.backbone import Backbone
-from umbel.coordinator.training.collaborative import found_factors
+from umbel.coordinator.model import PersonalModel, build_model
+from umbel.coordinator.training.collaborative import Factors, found_factors
 from umbel.coordinator.training.data import Rows
 from umbel.coordinator.training.trainer import uses_bfloat16
 from umbel.shared.files import sha256_bytes
@@ -22,6 +23,7 @@ from umbel.simulations.comparison.config import ComparisonConfig, ContestantConf
 from umbel.simulations.comparison.contestant import Contestant, World, mixed
 from umbel.simulations.comparison.generic import GENERIC_VERSION, generic_model
 from umbel.simulations.comparison.profiles import Profiles, needs_whole
+from umbel.simulations.comparison.results import Precision
 from umbel.simulations.comparison.rivals import REGISTRY
 from umbel.simulations.progress import Progress
 
@@ -83,6 +85,7 @@ class Place:
         self.restart = restart
         self.name, self.seed, self.config, self.out = name, seed, config, out
         self.backbone = backbone
+        self.precision: Precision = "bfloat16" if uses_bfloat16("auto") else "float32"
         self.section = config.data[name]
         encoder = TextEncoder(backbone.tokenizer_json, self.section.max_tokens)
         self.cohort: Cohort = gather_cohort(
@@ -91,13 +94,19 @@ class Place:
         self._full: World | None = None
         self._upper: World | None = None
 
-    def identity(self, contestant: str) -> str:
-        """Returns the hash of all that a cell's figures depend on: settings, weights, examples, precision."""
-        return _hashed(settings_of(self.config, self.name, self.seed, contestant), self.examples)
+    def identity(self, contestant: str, precision: Precision | None = None) -> str:
+        """Returns the hash of all that a cell's figures depend on: settings, weights, examples, precision.
+
+        Args:
+            contestant: Whose cell it is.
+            precision: The one in which it was measured, on a machine with other units; None: this one's.
+        """
+        settings = settings_of(self.config, self.name, self.seed, contestant)
+        return _hashed(settings, self.examples, precision or self.precision)
 
     @cached_property
     def examples(self) -> str:
-        """The hash of what all cells of the place depend on: examples, weights, precision."""
+        """The hash of what all cells of the place depend on: examples and weights."""
         cohort = self.cohort
         people = [_digest(p.support, p.query) for p in (*cohort.people, *cohort.more, *cohort.calibration)]
         return _hashed(people, *self._seen())
@@ -108,6 +117,8 @@ class Place:
         if own is not None:
             return contestant_class(own)(self.world(needs_whole(own), progress), name, own)
         kind = REGISTRY[name]
+        if kind.pretrained:
+            return kind(self._pretrained())
         return kind(self.world(kind.whole, progress))
 
     def world(self, whole: bool, progress: Progress) -> World:
@@ -128,16 +139,14 @@ class Place:
         """What the generic model's training reads."""
         data = self.cohort.data
         examples = _digest(data.train, data.validation)
-        return [self.backbone.sha256, self.cohort.texts, examples, uses_bfloat16("auto")]
+        return [self.backbone.sha256, self.cohort.texts, examples]
 
     def _trained(self, on_step: Any) -> World:
         section, config = self.section, self.config
-        bfloat16 = uses_bfloat16("auto")
-        folder = self.out / "work" / f"{self.name}-{self.seed}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder()
         own = [section.generic_steps, section.generic_rate, section.max_tokens, self.seed, config.batch_size]
         own += [section.traits, GENERIC_VERSION]
-        kept = folder / f"generic-{_hashed(*own, *self._seen())[:12]}.safetensors"
+        kept = folder / f"generic-{_hashed(*own, *self._seen(), self.precision)[:12]}.safetensors"
         if self.restart:
             shutil.rmtree(folder)  # checkpoints, and what contestants have kept of their training
             folder.mkdir()
@@ -149,24 +158,38 @@ class Place:
             traits=section.traits,
             batch_size=config.batch_size,
             seed=self.seed,
-            precision=lambda: mixed(bfloat16),
+            precision=lambda: mixed(self.precision == "bfloat16"),
             kept=kept,
             on_step=on_step,
         )
         data, size = self.cohort.table, section.traits
         people, labels = len(data.users), len(data.labels)
         factors = found_factors(data.train, data.validation, people, labels, size, self.seed)
+        return self._world(generic, folder, factors)
+
+    def _pretrained(self) -> World:
+        """Returns the world of whoever begins with the pretrained encoder: no generic model, no factors."""
+        labels = self.cohort.data.labels
+        untrained = build_model(self.backbone, "classification", labels, {}, self.seed)
+        return self._world(untrained.requires_grad_(False).eval(), self._folder(), None)
+
+    def _world(self, generic: PersonalModel, folder: Path, factors: Factors | None) -> World:
         return World(
             self.cohort,
-            section,
+            self.section,
             self.backbone,
             generic,
             self.seed,
-            config.batch_size,
+            self.config.batch_size,
             folder,
-            bfloat16,
+            self.precision == "bfloat16",
             factors,
         )
+
+    def _folder(self) -> Path:
+        folder = self.out / "work" / f"{self.name}-{self.seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _cut(self, full: World) -> World:
         backbone, generic, tokens = upper_model(

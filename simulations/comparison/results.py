@@ -22,6 +22,9 @@ _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Number = Annotated[float, Field(ge=0, le=1e9)]
 _Bits = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$", max_length=200_000)]
+Precision = Literal["bfloat16", "float32"]
+"""Of matrix products."""
+
 _K = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,6})$")]
 
 
@@ -78,8 +81,9 @@ class Cell(Strict):
 
     Attributes:
         settings: Hash of all in the configuration that the figures depend on.
-        identity: Hash of the settings and of the weights and examples that the figures depend on.
-        examples: Hash of those weights and examples: the same for all cells of a data set and seed.
+        identity: Hash of all that the figures depend on: settings, precision, weights and examples.
+        examples: Hash of the weights and examples: the same for all cells of a data set and seed.
+        precision: Of its matrix products: what the machine that measured it has units for.
         users: A hash of each person's id, in the order of the figures: who is whom under another seed.
         group: "rival" learns without umbel; "method" is one of umbel's, "combination" several.
         people: New people measured (tasks, where profiles are tasks), the same for all contestants.
@@ -100,6 +104,7 @@ class Cell(Strict):
     settings: str
     identity: str
     examples: str
+    precision: Precision
     users: tuple[str, ...]
     data: str = Field(pattern=NAME)
     seed: int
@@ -236,6 +241,7 @@ __all__: Sequence[str] = (
     "Comparison",
     "ComparisonError",
     "Measured",
+    "Precision",
     "Seen",
     "cell_name",
     "hit_bits",

@@ -14,7 +14,7 @@ from typing import Any, Literal, final
 import numpy as np
 import numpy.typing as npt
 
-from umbel.simulations.comparison.results import Cell, Comparison, ComparisonError, Measured
+from umbel.simulations.comparison.results import Cell, Comparison, ComparisonError, Measured, Precision
 from umbel.simulations.summary import clustered_bootstrap
 
 GENERIC = "generic"
@@ -146,6 +146,18 @@ class Summary:
             + sum(figures.seconds * len(figures.asked) for figures in cell.k.values())
             for cell in self._cells.values()
         )
+
+    @property
+    def precisions(self) -> Mapping[Precision, tuple[str, ...]]:
+        """Precision of matrix products -> titles of the contestants with cells that were measured in it.
+
+        The precision of most cells comes first.
+        """
+        found: dict[Precision, list[str]] = {}
+        for cell in self._cells.values():
+            found.setdefault(cell.precision, []).append(cell.title)
+        most = sorted(found.items(), key=lambda row: -len(row[1]))
+        return {precision: tuple(dict.fromkeys(titles)) for precision, titles in most}
 
     @property
     def groups(self) -> tuple[Group, ...]:

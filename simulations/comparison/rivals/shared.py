@@ -29,6 +29,7 @@ class SharedAdapter(Contestant):
     version = 2
     learns = False
     whole = True
+    pretrained = True
     more_people = True
 
     def __init__(self, world: World):

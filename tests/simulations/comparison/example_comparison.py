@@ -47,6 +47,7 @@ def cell(
         "settings": "0",
         "identity": "0",
         "examples": f"{data} {seed}",
+        "precision": "float32",
         # Under the next seed, all but two of the people are there again.
         "users": tuple(f"{n + 2 * seed}" for n in range(people)),
         "data": data,

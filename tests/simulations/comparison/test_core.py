@@ -19,15 +19,24 @@ from umbel.coordinator.training.data import Rows
 from umbel.shared.errors import ConfigError, DataError
 from umbel.shared.files import refuse_taken
 from umbel.shared.text import TextEncoder
+from umbel.simulations.comparison import place
 from umbel.simulations.comparison.cache import upper_model
 from umbel.simulations.comparison.cells import RESULT, compare
 from umbel.simulations.comparison.cohort import gather_cohort
 from umbel.simulations.comparison.config import ComparisonConfig, ContestantConfig, DataSetConfig
 from umbel.simulations.comparison.contestant import World, restricted
 from umbel.simulations.comparison.generic import generic_model
+from umbel.simulations.comparison.page import page
 from umbel.simulations.comparison.place import settings_of
 from umbel.simulations.comparison.profiles import Profiles, needs_whole
-from umbel.simulations.comparison.results import ComparisonError, read_cell, read_comparison, write_cell
+from umbel.simulations.comparison.results import (
+    Comparison,
+    ComparisonError,
+    read_cell,
+    read_comparison,
+    write_cell,
+)
+from umbel.simulations.comparison.summary import Summary
 from umbel.simulations.progress import Progress
 
 
@@ -84,9 +93,9 @@ def test_opinions_count_every_judgement(rows: list[tuple[int, int]]) -> None:
     text, label = (np.array(column, np.int64) for column in zip(*rows, strict=True))
     found = opinions(Rows(text, np.zeros_like(text), label), 3)
     counted = Counter(rows)
-    for place, number in enumerate(found.text):
+    for row, number in enumerate(found.text):
         for each in range(3):
-            assert found.counts[place, each] == counted[(int(number), each)]
+            assert found.counts[row, each] == counted[(int(number), each)]
     assert found.counts.sum() == len(rows)
 
 
@@ -294,6 +303,46 @@ def test_cells_of_an_earlier_result_are_taken_where_they_fit(
     with pytest.raises(ComparisonError, match="is not a comparison"):
         compare(config, tmp_path / "d", None, taken=tmp_path / "nothing", progress=quiet)
     assert not (tmp_path / "d").exists()
+
+
+def test_cells_of_a_machine_with_other_units_stay(
+    config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = Progress(quiet=True)
+
+    def measured(name: str, *, units: bool) -> Comparison:
+        monkeypatch.setattr(place, "uses_bfloat16", lambda precision: units)
+        return compare(config, tmp_path, None, only=[name], seeds=[0], progress=quiet)
+
+    (first,) = measured("generic", units=True).cells
+    # Asked for again, it is not run again; what is new is measured as this machine can.
+    kept, second = (*measured("generic", units=False).cells, *measured("headbias", units=False).cells[1:])
+    assert kept == first
+    assert (first.precision, second.precision) == ("bfloat16", "float32")
+    found = measured("generic", units=False)
+    assert Summary(found, draws=10).precisions == {
+        "bfloat16": (first.title,),
+        "float32": (second.title,),
+    }
+    words = " ".join(page(found, draws=10).split())
+    assert f"Matrix products were in bfloat16, in float32 for {second.title}." in words
+    # A cell that says another precision than its own is none.
+    path = tmp_path / "cells" / "made-up.0.generic.json"
+    write_cell(path, first.model_copy(update={"precision": "float32"}))
+    (again, _) = measured("generic", units=False).cells
+    assert again.precision == "float32"
+    assert again.identity != first.identity
+
+
+def test_who_begins_with_the_pretrained_encoder_needs_no_generic_model(
+    config: ComparisonConfig, tmp_path: Path
+) -> None:
+    only, work = ["shared-lora"], tmp_path / "work" / "made-up-0"
+    widened = config.model_copy(update={"rivals": (*config.rivals, *only)})
+    compare(widened, tmp_path, None, only=only, seeds=[0], progress=Progress(quiet=True))
+    assert not list(work.glob("generic-*"))
+    compare(widened, tmp_path, None, only=["generic"], seeds=[0], progress=Progress(quiet=True))
+    assert len(list(work.glob("generic-*"))) == 1
 
 
 def test_workers_give_the_same_figures(config: ComparisonConfig, tmp_path: Path) -> None:

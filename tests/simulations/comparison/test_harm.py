@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tests.oracles.bootstrap import paired_bootstrap
 from tests.simulations.comparison.example_comparison import cell, comparison
 
-from umbel.simulations.comparison.harm import LEVEL, discordant, gains, harm, size, tail
+from umbel.simulations.comparison.harm import LEVEL, discordant, gains, harm, harm_interval, size, tail
 from umbel.simulations.comparison.results import Cell, Measured, hit_bits
 from umbel.simulations.comparison.summary import Summary
 
@@ -79,7 +79,8 @@ def test_people_are_judged_one_by_one() -> None:
     assert (found.people, found.seeds, found.harmed, found.helped) == (8, 2, 0.25, 0.25)
     assert found.chance == pytest.approx(3 * size(12) / 4)
     assert found.beyond_chance == pytest.approx(0.25 - found.chance)
-    assert -size(12) <= found.low <= found.beyond_chance <= found.high <= 1
+    low, high = harm_interval(summary, "movielens", "plora", 4)
+    assert -size(12) <= low <= found.beyond_chance <= high <= 1
     assert gains(summary, "movielens", "plora", 4) == pytest.approx([-1, -1, 0, 0, 0, 0, 1, 1])
     assert harm(summary, "movielens", "plora", 16) is None
 
@@ -90,8 +91,7 @@ def test_the_interval_is_that_of_people() -> None:
     for count in (0, 1, 4):
         own = [wrong if number < count else right for number in range(4)]
         summary = Summary(comparison(cells([right] * 4, own)), draws=400)
-        found = harm(summary, "movielens", "plora", 4)
-        assert found is not None
+        low, high = harm_interval(summary, "movielens", "plora", 4)
         flags = [1 - size(12)] * count + [-size(0)] * (4 - count)
-        assert (found.low, found.high) == pytest.approx(paired_bootstrap(flags, 0, 400), abs=0.01)
-        assert (found.high - found.low < 1e-9) == (count in (0, 4))
+        assert (low, high) == pytest.approx(paired_bootstrap(flags, 0, 400), abs=0.01)
+        assert (high - low < 1e-9) == (count in (0, 4))
