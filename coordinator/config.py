@@ -121,6 +121,10 @@ class TrainingConfig(Strict):
         "on top of it; 0 trains both together.",
     )
     adapt_rate: float = Field(2e-4, gt=0, le=10, description="Learning rate of these steps.")
+    head: Literal["trained", "adapted"] = Field(
+        "trained",
+        description="adapted: the task head stays as adapt_steps made it; then methods alone are trained.",
+    )
     traits: int = Field(
         4,
         ge=0,
@@ -234,14 +238,18 @@ class OnboardingConfig(Strict):
 
 
 def _round_tensors(validated: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the patterns of the task head, of what each method lets devices train, and of onboarding."""
+    """Returns the patterns of the task head, of what each method lets devices train, and of onboarding.
+
+    A head that stays as it was adapted is left out.
+    """
     named = [
         f"methods.{name}.{pattern}"
         for name in validated["methods"]
         for pattern in method_class(name).round_tensors
     ]
-    onboarding = validated.get("onboarding")
-    return ("task.*", *named, *((f"{ONBOARDING}*",) if onboarding and onboarding.rounds else ()))
+    training, onboarding = validated.get("training"), validated.get("onboarding")
+    head = () if training and training.head == "adapted" else ("task.*",)
+    return (*head, *named, *((f"{ONBOARDING}*",) if onboarding and onboarding.rounds else ()))
 
 
 @final
@@ -262,7 +270,8 @@ class CoordinatorConfig(Strict):
     trainables: tuple[str, ...] = Field(
         default_factory=_round_tensors,
         description="Shared tensors (patterns) that devices may train in rounds; by default the task head, "
-        "what each method names and, with onboarding.rounds, the onboarding network (onboarding.*).",
+        "unless training.head is adapted, what each method names and, with onboarding.rounds, the onboarding "
+        "network (onboarding.*).",
     )
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from umbel.coordinator.methods import method_class
 from umbel.coordinator.methods.base import AbstractMethod, MethodConfig
 from umbel.coordinator.sites import Frame, FrameHolder, InjectedLinear, find_sites, inject, rows_of
 from umbel.coordinator.tasks import task_class
-from umbel.coordinator.tasks.base import AbstractTask
+from umbel.coordinator.tasks.base import AbstractTask, mean_state
 from umbel.shared.bank import RandomTensor
 from umbel.shared.errors import ConfigError
 from umbel.shared.profile import ProfileSpec
@@ -89,12 +89,12 @@ class PersonalModel(nn.Module):
     def read(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
         """Returns logits (batch, labels) and embeddings (batch, d): the mean of each text's token states."""
         states = self.states(input_ids, attention_mask, frame)
+        embedding = frame.embedding = mean_state(states, attention_mask)
         logits: Tensor = self.task(states, attention_mask)
         for method in self.method_list():
             extra = method.at_logits(logits, frame)
             logits = logits if extra is None else logits + extra
-        weights = attention_mask.to(states.dtype).unsqueeze(-1)
-        return logits, (states * weights).sum(1) / weights.sum(1).clamp_min(1.0)
+        return logits, embedding
 
     def states(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
         """Returns the encoder's last token states (batch, seq, d), prompt rows left out."""
@@ -163,13 +163,13 @@ class PersonalModel(nn.Module):
 
     @torch.no_grad()
     def folded(self, profile: Mapping[str, Tensor]) -> PersonalModel:
-        """Returns a plain model for one user: every method folded into W, b and the task's own bias.
+        """Returns a plain model for one user: every method folded into W, b and the task's own head.
 
         Args:
             profile: The user's private tensors by full name: (*shape).
 
         Raises:
-            NotImplementedError: A method that is on cannot be folded, or the task cannot take a bias.
+            NotImplementedError: A method that is on cannot be folded, or the task cannot take a head.
         """
         twin = copy.deepcopy(self)
         for path, module in list(twin.encoder.named_modules()):
@@ -177,9 +177,9 @@ class PersonalModel(nn.Module):
                 parent = twin.encoder.get_submodule(path.rpartition(".")[0])
                 setattr(parent, path.rpartition(".")[2], self._folded_linear(module, profile))
         for method in self.method_list():
-            bias = method.fold_logits(profile)
-            if bias is not None:
-                twin.task.add_bias(bias)
+            change = method.fold_logits(profile)
+            if change is not None:
+                twin.task.add(*change)
         twin.methods = nn.ModuleDict()
         return twin
 

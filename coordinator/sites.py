@@ -75,6 +75,7 @@ class Frame:
             gradient; None unless a method that is on needs the generic pass.
         shift: (batch, d) what every private prompt row is moved by besides, so that its gradient can be asked
             for; None nearly always.
+        embedding: (batch, d) the mean of each text's last token states; None before they are there.
         users: Private tensors as the caller gave them, (users, *shape); None where there may be more users
             than examples, as in training.
     """
@@ -87,6 +88,7 @@ class Frame:
     owner: Tensor | None = None
     generic_states: Tensor | None = None
     shift: Tensor | None = None
+    embedding: Tensor | None = None
     users: Mapping[str, Tensor] | None = None
 
     def per_user(self, make: Callable[..., tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:

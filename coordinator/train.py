@@ -37,7 +37,7 @@ from umbel.coordinator.training.start import start_shared, start_users
 from umbel.coordinator.training.step import set_dropout, trained_parameters
 from umbel.coordinator.training.trainer import ASIDE, Trainer, training_device, uses_bfloat16
 from umbel.coordinator.training.traits import TraitHead
-from umbel.shared.errors import TrainingError
+from umbel.shared.errors import ConfigError, TrainingError
 from umbel.shared.examples import Example, labels_of
 from umbel.shared.files import refuse_taken, sole_use
 from umbel.shared.onboarding import PREFIX
@@ -88,7 +88,8 @@ def train(
 
     Raises:
         BusyError: Another process trains in `out`.
-        ConfigError: `out` holds something else, such as a run or a release.
+        ConfigError: `out` holds something else, such as a run or a release, or a head is to stay that nothing
+            has trained.
         TrainingError: `out` or `finished` holds another training, or there is too little to train on.
         BackboneError: The backbone cannot be loaded.
         ExampleError: A label is not among the configured ones.
@@ -122,6 +123,11 @@ def _train(
     finished: Path | None,
     on_progress: OnProgress,
 ) -> TrainedModel:
+    if config.training.head == "adapted" and not config.training.adapt_steps:
+        raise ConfigError(
+            "training.head = 'adapted' leaves the task head as training.adapt_steps made it, and that is 0",
+            hint="Give adapt_steps under [training], and what of the encoder is trained: [backbone] train.",
+        )
     backbone = load_backbone(config.backbone.name, sha256=config.backbone.sha256)
     fingerprint = _fingerprint(config, examples, backbone)
     here = (out / DESCRIPTION).is_file() and not restart
@@ -310,7 +316,7 @@ def _adapted(
     fingerprint: str,
     on_progress: OnProgress,
 ) -> dict[str, Tensor]:
-    """Adapts the encoder, if so configured; returns what was trained of it by name."""
+    """Adapts the encoder, if so configured; returns by name what was trained of it, and a head that stays."""
     training = config.training
     if not training.adapt_steps:
         return {}
@@ -336,7 +342,8 @@ def _adapted(
         traits=None if factors is None else _trait_head(model, data, config, factors).to(device),
         keeper=Keeper(folder, fingerprint),
     )
-    return {name: value.detach().cpu().clone() for name, value in encoder.items()}
+    kept = encoder | head if training.head == "adapted" else encoder
+    return {name: value.detach().cpu().clone() for name, value in kept.items()}
 
 
 def factors_of(data: TrainingData, config: CoordinatorConfig) -> Factors | None:
@@ -366,6 +373,8 @@ def _fingerprint(config: CoordinatorConfig, examples: Sequence[Example], backbon
     """Returns the hash of all that the trained tensors depend on."""
     unread: Any = {"rounds"} if config.onboarding.steps else True
     row = config.model_dump(mode="json", exclude={"recipe": True, "trainables": True, "onboarding": unread})
+    if config.training.head == "trained":
+        del row["training"]["head"]  # as it was hashed before there was one
     digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode())
     digest.update(backbone.sha256.encode())
     for example in examples:

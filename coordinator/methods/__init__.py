@@ -9,6 +9,7 @@ from umbel.shared.errors import ConfigError
 
 REGISTRY: dict[str, str] = {
     "headbias": "umbel.coordinator.methods.headbias:HeadBias",
+    "headfactors": "umbel.coordinator.methods.headfactors:HeadFactors",
     "loratrf": "umbel.coordinator.methods.loratrf:LoRATRF",
     "lopa": "umbel.coordinator.methods.lopa:LoPA",
     "pha": "umbel.coordinator.methods.pha:PHA",

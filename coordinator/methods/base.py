@@ -134,7 +134,7 @@ class AbstractMethod(nn.Module, ABC):
         return None
 
     def at_logits(self, logits: Tensor, frame: Frame) -> Tensor | None:
-        """Returns (batch, labels) to add to the task's output, or None."""
+        """Returns (batch, labels) to add to the task's output, or None; `frame.embedding` is the text's."""
         return None
 
     def needs_generic_pass(self) -> bool:
@@ -159,14 +159,16 @@ class AbstractMethod(nn.Module, ABC):
         """
         raise NotImplementedError(f"{self.name} cannot be folded into weights")
 
-    def fold_logits(self, profile: Mapping[str, Tensor]) -> Tensor | None:
-        """Returns what `at_logits` adds for one user, the same for every text: (labels,); None for nothing.
+    def fold_logits(self, profile: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor] | None:
+        """Returns (change of W (labels, d) or None, change of b (labels,)) that stand for `at_logits`.
+
+        W and b are those of the task's head, W times the text's embedding. For one user; None for nothing.
 
         Raises:
             NotImplementedError: `at_logits` is overridden and this is not.
         """
         if type(self).at_logits is not AbstractMethod.at_logits:
-            raise NotImplementedError(f"{self.name} cannot be folded into the task's bias")
+            raise NotImplementedError(f"{self.name} cannot be folded into the task's head")
         return None
 
     def starts_users(self) -> bool:

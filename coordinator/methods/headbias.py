@@ -68,6 +68,6 @@ class HeadBias(AbstractMethod):
         """Returns None: inside the encoder the method does nothing."""
         return None
 
-    def fold_logits(self, profile: Mapping[str, Tensor]) -> Tensor | None:
-        """Returns scale b_u: (labels,)."""
-        return self.config.scale * profile["headbias.bias"]
+    def fold_logits(self, profile: Mapping[str, Tensor]) -> tuple[None, Tensor]:
+        """Returns no change of W, and scale b_u: (labels,)."""
+        return None, self.config.scale * profile["headbias.bias"]

@@ -26,6 +26,16 @@ class AbstractTask(nn.Module, ABC):
     def nll(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns each example's negative log-likelihood (batch,), in nats."""
 
-    def add_bias(self, bias: Tensor) -> None:
-        """Adds (labels,) to the logits of every text, for good; where this is not written, it raises."""
-        raise NotImplementedError(f"the task '{self.kind}' cannot take a bias")
+    def add(self, weight: Tensor | None, bias: Tensor) -> None:
+        """Adds weight (labels, d) times the mean token state, and bias (labels,), to the logits, for good.
+
+        Raises:
+            NotImplementedError: The task does not say how.
+        """
+        raise NotImplementedError(f"the task '{self.kind}' cannot take a head")
+
+
+def mean_state(states: Tensor, mask: Tensor) -> Tensor:
+    """Returns the mean of token states (batch, seq, d) over what is not padding: (batch, d)."""
+    weights = mask.to(states.dtype).unsqueeze(-1)  # (batch, seq, 1)
+    return (states * weights).sum(1) / weights.sum(1).clamp_min(1.0)

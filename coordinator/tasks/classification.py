@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from umbel.coordinator.tasks.base import AbstractTask
+from umbel.coordinator.tasks.base import AbstractTask, mean_state
 
 
 @final
@@ -25,17 +25,18 @@ class Classification(AbstractTask):
 
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """Returns the mean state over the tokens that are not padding: (batch, d)."""
-        weights = mask.to(states.dtype).unsqueeze(-1)  # (batch, seq, 1)
-        return (states * weights).sum(1) / weights.sum(1).clamp_min(1.0)
+        return mean_state(states, mask)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """Maps token states (batch, seq, d) and mask (batch, seq) to logits (batch, labels)."""
         return self.pool(states, mask) @ self.weight.T + self.bias
 
-    def add_bias(self, bias: Tensor) -> None:
-        """Adds (labels,) to b."""
-        with torch.no_grad():
-            self.bias.add_(bias)
+    @torch.no_grad()
+    def add(self, weight: Tensor | None, bias: Tensor) -> None:
+        """Adds (labels, d) to W, if there is such, and (labels,) to b."""
+        self.bias.add_(bias)
+        if weight is not None:
+            self.weight.add_(weight)
 
     def nll(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns -log softmax(logits)[label]: (batch,).

@@ -58,8 +58,15 @@ class UserTable(nn.Module):
         return dict(zip(self.names, self.values, strict=True))
 
 
-def trained_parameters(model: PersonalModel, backbone: BackboneConfig) -> dict[str, nn.Parameter]:
+def trained_parameters(
+    model: PersonalModel, backbone: BackboneConfig, *, head: bool = True
+) -> dict[str, nn.Parameter]:
     """Freezes what is not trained and returns the rest by name: methods, task, and the encoder as configured.
+
+    Args:
+        model: The model.
+        backbone: What is trained of the encoder.
+        head: Whether the task head is trained.
 
     Raises:
         ConfigError: More top layers are asked for than there are.
@@ -71,7 +78,11 @@ def trained_parameters(model: PersonalModel, backbone: BackboneConfig) -> dict[s
             "backbone.train asks for more layers than there are",
             [f"found {backbone.train}, the encoder has {layers}"],
         )
-    chosen = {n: p for n, p in model.named_parameters() if _is_trained(n, backbone.train, layers)}
+    chosen = {
+        n: p
+        for n, p in model.named_parameters()
+        if _is_trained(n, backbone.train, layers) and (head or not n.startswith("task."))
+    }
     for parameter in chosen.values():
         parameter.requires_grad_(True)
     return chosen

@@ -60,7 +60,8 @@ class Trainer:
         self.table = UserTable(model.profile_spec(), len(data.users)).to(self.device)
         if config.backbone.dropout is not None:
             set_dropout(model.encoder, config.backbone.dropout)
-        trained = trained_parameters(model, config.backbone)
+        head = config.training.head == "trained"
+        trained = trained_parameters(model, config.backbone, head=head)
         self.traits = None if traits is None else traits.to(self.device)
         self.optimizer = make_optimizer(trained, self.table, config.training, config.methods, self.traits)
         self.weights: dict[str, Tensor] = dict(trained)

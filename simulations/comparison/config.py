@@ -138,6 +138,11 @@ class ContestantConfig(Strict):
         default=0, ge=0, description="Last layers of the encoder that are trained with it; 0: it is frozen."
     )
     encoder_rate: float = Field(default=5e-5, gt=0, le=1, description="Their rate.")
+    head: Literal["trained", "generic"] = Field(
+        default="trained",
+        description="generic: the task head stays the generic model's, and so do answers without a profile "
+        "where methods do nothing without one.",
+    )
     personalised_dropout: float = Field(
         default=0.35, ge=0, lt=1, description="Share of examples trained without a profile."
     )
@@ -154,6 +159,8 @@ class ContestantConfig(Strict):
     @model_validator(mode="after")
     def _readable(self) -> Self:
         self._methods()
+        if self.head == "generic" and self.encoder_layers:
+            raise ValueError("head = 'generic' keeps a head that encoder_layers would take its encoder from")
         return self
 
     def resolved(self) -> dict[str, Any]:
@@ -163,6 +170,7 @@ class ContestantConfig(Strict):
         # Nothing is trained in rounds here; and these were not there when older cells were hashed.
         unread["cold_start"] = True if self.cold_start is None else {"network": {"rounds"}}
         unread |= {} if self.encoder_layers else {"encoder_layers": True, "encoder_rate": True}
+        unread |= {"head": True} if self.head == "trained" else {}
         return self.model_dump(mode="json", exclude=unread) | {"methods": methods}
 
     def _methods(self) -> Mapping[str, Any]:

@@ -117,6 +117,7 @@ class Profiles(Contestant):
                     # Where profiles are tasks, nobody comes without one.
                     "personalised_dropout": 0.0 if world.cohort.tasks else own.personalised_dropout,
                     "head_rate": own.shared_rate,
+                    "head": "adapted" if own.head == "generic" else "trained",
                     "warmup_steps": max(world.config.steps // 10, 1),
                     "evaluate_every": -(-world.config.steps // _LOOKS),
                     "checkpoint_every": world.config.steps,

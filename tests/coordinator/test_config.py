@@ -156,3 +156,12 @@ def test_every_problem_of_a_method_is_told(tmp_path: Path) -> None:
     (problem,) = problems_of("[methods.xpeft]\nkept = 100\ndead_zone = 0.1234567", tmp_path)
     assert "kept is 100" in problem
     assert "six decimal places" in problem
+
+
+def test_a_head_that_stays_is_no_trainable_by_default() -> None:
+    def trainables(head: str) -> tuple[str, ...]:
+        row = {"training": {"head": head, "adapt_steps": 3}, "backbone": {"train": "top:1"}}
+        return validated(CoordinatorConfig, row, "here").trainables
+
+    assert trainables("trained") == ("task.*", "methods.plora.*.A")
+    assert trainables("adapted") == ("methods.plora.*.A",)

@@ -54,12 +54,13 @@ class Method:
         """Takes the gradient of the site's output; returns those of x and h through what was added."""
         return 0.0, 0.0
 
-    def at_logits(self, logits: Array) -> Array | None:
-        """Returns (batch, labels) to add to the logits."""
+    def at_logits(self, logits: Array, embedding: Array) -> Array | None:
+        """Returns (batch, labels) to add to the logits; embedding (batch, d) is the mean of token states."""
         return None
 
-    def back_at_logits(self, gradient: Array) -> None:
-        """Takes the gradient of what was added; what is added does not depend on the logits."""
+    def back_at_logits(self, gradient: Array) -> Array | float:
+        """Takes the gradient of what was added; returns that of the embedding, nothing of the logits."""
+        return 0.0
 
 
 # Operations. Each backward takes the gradient of the output and returns that of the input.

@@ -20,11 +20,12 @@ class Oracle(Method):
         self.users = np.asarray(profile["headbias.bias"], np.float64)  # (users, labels)
         self.grads = {"headbias.bias": np.zeros_like(self.users)}
 
-    def at_logits(self, logits: Array) -> Array | None:
+    def at_logits(self, logits: Array, embedding: Array) -> Array | None:
         """Returns scale b_u: (batch, labels)."""
         return np.stack([self.scale * self.users[user] for user in self.owner])
 
-    def back_at_logits(self, gradient: Array) -> None:
+    def back_at_logits(self, gradient: Array) -> Array | float:
         """The gradient of b_u is scale times the sum of the gradients of u's logits."""
         for row, user in enumerate(self.owner):
             self.grads["headbias.bias"][user] += self.scale * gradient[row]
+        return 0.0

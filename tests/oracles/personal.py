@@ -81,16 +81,15 @@ def oracle_gradients(
     pooled = np.einsum("bs,bsd->bd", share, states)
     head = np.asarray(weights["task.weight"], np.float64)
     logits = pooled @ head.T + np.asarray(weights["task.bias"], np.float64)
-    added = [method.at_logits(logits) for method in methods]
+    added = [method.at_logits(logits, pooled) for method in methods]
     logits = logits + sum((part for part in added if part is not None), np.zeros_like(logits))
     nll = -np.log(softmax(logits))[np.arange(len(labels)), labels]
     importance = np.asarray(example_weights, np.float64)
 
     chosen = np.eye(logits.shape[1])[labels]
     of_logits = importance[:, None] * (softmax(logits) - chosen)
-    for method in methods:
-        method.back_at_logits(of_logits)
-    encoder.backward(np.einsum("bs,bl,ld->bsd", share, of_logits, head))
+    of_pooled = of_logits @ head + sum(method.back_at_logits(of_logits) for method in methods)
+    encoder.backward(np.einsum("bs,bd->bsd", share, of_pooled))
     grads = {"task.weight": of_logits.T @ pooled, "task.bias": of_logits.sum(0)}
     for method in methods:
         grads |= method.grads

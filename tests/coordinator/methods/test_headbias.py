@@ -122,7 +122,7 @@ def test_it_folds_into_the_tasks_bias(tiny_backbone: TinyBackbone, company: dict
 def test_what_cannot_take_a_bias_is_not_folded(tiny_backbone: TinyBackbone) -> None:
     model = model_of(tiny_backbone)
     model.task = Ordinal(LABELS, 32, torch.Generator().manual_seed(0))
-    with pytest.raises(NotImplementedError, match="the task 'ordinal' cannot take a bias"):
+    with pytest.raises(NotImplementedError, match="the task 'ordinal' cannot take a head"):
         model.folded({BIAS: torch.zeros(3)})
 
 
@@ -132,7 +132,7 @@ def test_a_method_that_says_nothing_of_folding_its_logits_is_not_folded(
     """Otherwise what it adds to the logits would be lost without a word."""
     model = model_of(tiny_backbone)
     monkeypatch.setattr(HeadBias, "fold_logits", AbstractMethod.fold_logits)
-    with pytest.raises(NotImplementedError, match="headbias cannot be folded into the task's bias"):
+    with pytest.raises(NotImplementedError, match="headbias cannot be folded into the task's head"):
         model.folded({BIAS: torch.zeros(3)})
 
 

@@ -36,6 +36,7 @@ from umbel.simulations.comparison.results import (
     read_comparison,
     write_cell,
 )
+from umbel.simulations.comparison.rivals import REGISTRY
 from umbel.simulations.comparison.summary import Summary
 from umbel.simulations.progress import Progress
 
@@ -188,6 +189,26 @@ def test_profiles_learn_and_nobody_else_matters(
         Profiles(world, "unprepared", own).costs()
 
 
+def test_with_the_generic_head_answers_without_a_profile_are_the_generic_models(
+    world: World, tmp_path: Path
+) -> None:
+    row = contestant(headfactors={"user_size": 3}, headbias={}).model_dump() | {"head": "generic"}
+    made = Profiles(replace(world, folder=tmp_path), "own", ContestantConfig.model_validate(row))
+    made.prepare(lambda done, of: None)
+    generic = REGISTRY["generic"](world)
+    people = world.cohort.people
+    for own, other in zip(made.logits(people, 0, {}), generic.logits(people, 0, {}), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="encoder_layers"):
+        ContestantConfig.model_validate(row | {"encoder_layers": 1})
+
+
+def test_a_contestants_settings_are_as_they_were_before_there_was_a_choice_of_heads() -> None:
+    assert "head" not in contestant(headbias={}).resolved()
+    row = contestant(headbias={}).model_dump() | {"head": "generic"}
+    assert ContestantConfig.model_validate(row).resolved()["head"] == "generic"
+
+
 def _nll(made: Profiles, people: Any, k: int, options: Any) -> float:
     total = []
     for person, logits in zip(people, made.logits(people, k, options), strict=True):
@@ -326,7 +347,7 @@ def test_cells_of_a_machine_with_other_units_stay(
     }
     words = " ".join(page(found, draws=10).split())
     assert f"Matrix products were in bfloat16, in float32 for {second.title}." in words
-    # A cell that says another precision than its own is none.
+    # A cell that says another precision than its own is run again when it is asked for.
     path = tmp_path / "cells" / "made-up.0.generic.json"
     write_cell(path, first.model_copy(update={"precision": "float32"}))
     (again, _) = measured("generic", units=False).cells
