@@ -175,6 +175,10 @@ class RecipeConfig(Strict):
     k: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (4, 16), description="Support sizes over which the loss is averaged."
     )
+    by_k: bool = Field(
+        False,
+        description="Whether each k has the rate, prior and start that are best for it, or all of them one.",
+    )
     users: int = Field(24, ge=1, description="Calibration users at most.")
     folds: int = Field(
         0, ge=0, le=100, description="Folds in which a device cross-validates a profile; 0 uses all of it."

@@ -148,14 +148,14 @@ def onboard(
     seconds = round(time.perf_counter() - begun, 3)
     if as_json:
         told = _onboarded(found, profile, len(rows), len(texts), seconds)
-        start = checked.manifest.recipe.start
+        start = checked.manifest.recipe.at(len(rows)).start
         typer.echo(json.dumps({**told, "replaced": replaced, "start": start}, indent=2))
         return
     if replaced:
         typer.echo(
             "Note: it replaces the profile that was there; 'umbel device learn' makes a learned one again."
         )
-    if checked.manifest.recipe.start == 0.0:
+    if checked.manifest.recipe.at(len(rows)).start == 0.0:
         typer.echo(
             "Note: of the people whom this release was tried on, learning from labelled examples went better "
             "without this profile, so 'umbel device learn' does not start from it."

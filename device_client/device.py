@@ -194,7 +194,7 @@ def learn_profile(
     _check_one_owner(examples)
     engine = Engine(release, threads=threads)
     support = encode_examples(engine, examples)
-    recipe = release.manifest.recipe
+    recipe = release.manifest.recipe.at(len(support))
     start = None
     if engine.onboards and recipe.start:
         start = starter(engine, [_read(engine, support, texts)], [len(support)], recipe.start)

@@ -89,7 +89,7 @@ def evaluate(engine: Engine, home: DeviceHome, task: RoundTask) -> EvaluationRep
 
 
 def _learned(engine: Engine, support: Encoded, task: RoundTask) -> dict[str, FloatArray]:
-    recipe = task.recipe(engine.release.manifest)
+    recipe = task.recipe(engine.release.manifest, len(support))
     start = examples_starter(engine, [support], recipe.start, task.arrays)
     origin = None if start is None else start([(0, np.arange(len(support)))])
     return learn_profiles(engine, [support], recipe, start=origin, shared=task.arrays)

@@ -50,10 +50,10 @@ def taught_change(engine: Engine, support: Encoded, client: int, task: RoundTask
     if len(support) > 1:
         known = read_known(engine, support.tokens, support.labels, engine.encode([]), task.arrays)
         rng = generator(task.seed, task.round, str(client), "onboarding episode")
-        own = task.recipe(engine.release.manifest)
         for step in range(settings.onboarding_steps):
             part = drawn_part(rng, len(support), settings.batch_size, _MOST_KNOWN, _MOST_KNOWN)
             learns = step % 2 == 1 and settings.onboarding_learning_steps
+            own = task.recipe(engine.release.manifest, part.labelled)
             recipe = replace(own, steps=settings.onboarding_learning_steps) if learns else None
             gradients = _episode(engine, support, known, part, {**task.arrays, **values}, recipe)
             rate = np.float32(settings.onboarding_rate / len(part.query))

@@ -162,9 +162,14 @@ class RoundTask:
         ]
         _refuse("the round task cannot be used", problems)
 
-    def recipe(self, manifest: Manifest) -> LearningRecipe:
-        """Returns how a profile is learned in this round: as the task says, else as the release does."""
-        return self.settings.recipe or manifest.recipe
+    def recipe(self, manifest: Manifest, examples: int) -> LearningRecipe:
+        """Returns how a profile is learned in this round: as the task says, else as the release does.
+
+        Args:
+            manifest: The release's.
+            examples: How many labelled ones it is learned from.
+        """
+        return (self.settings.recipe or manifest.recipe).at(examples)
 
     def wire(self) -> Wire:
         """Returns the task as it travels."""

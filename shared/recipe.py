@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, final
 
 from umbel.shared.checks import count_problems, number_problems, shown
@@ -23,6 +23,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 _FACTORS = (0.0, 1e6)
 _MOMENTS = ("tensor", "element", "none")
 _MOST_TENSORS = 1000
+_STAGED = ("learning_rate", "prior_strength", "start")
+_MOST_STAGES = 100
 
 
 @final
@@ -50,6 +52,8 @@ class LearningRecipe:
         trust: How many nats speak for using all of a profile before it is cross-validated.
         start: Share of the onboarded profile that learning starts from and is pulled to; where a release has
             no onboarding, it starts from zeros.
+        stages: What is otherwise from so many labelled examples on, the fewest first: each an object of
+            `examples`, `learning_rate`, `prior_strength` and `start`; see `at`.
     """
 
     steps: int = 16
@@ -67,6 +71,21 @@ class LearningRecipe:
     folds: int = 0
     trust: float = 2.0
     start: float = 1.0
+    stages: Sequence[Mapping[str, float]] = field(default_factory=list)
+
+    def at(self, examples: int) -> LearningRecipe:
+        """Returns what holds for so many labelled examples: the last stage that they reach."""
+        reached = [stage for stage in self.stages if stage["examples"] <= examples]
+        if not reached:
+            return replace(self, stages=[])
+        own = reached[-1]
+        return replace(
+            self,
+            learning_rate=own["learning_rate"],
+            prior_strength=own["prior_strength"],
+            start=own["start"],
+            stages=[],
+        )
 
     def rate_of(self, tensor: str) -> float:
         """Returns the first step's rate of a private tensor."""
@@ -88,7 +107,7 @@ class LearningRecipe:
         wrong += _moment_problems("second_moment", self.second_moment)
         for name in ("rates", "priors"):
             wrong += _factor_problems(name, getattr(self, name))
-        return wrong + _own_moment_problems(self.moments)
+        return wrong + _own_moment_problems(self.moments) + _stage_problems(self.stages)
 
     def as_json(self) -> dict[str, Any]:
         """Returns the recipe as the manifest holds it."""
@@ -135,6 +154,23 @@ def _own_moment_problems(found: object) -> list[str]:
         for tensor, value in found.items()
         for problem in _moment_problems(f"moments, {shown(tensor)}", value)
     ]
+
+
+def _stage_problems(found: object) -> list[str]:
+    if not isinstance(found, list) or len(found) > _MOST_STAGES:
+        return [f"stages is {shown(found)}, expected a list of at most {_MOST_STAGES} objects"]
+    problems: list[str] = []
+    last = 0
+    for number, stage in enumerate(found, 1):
+        if not isinstance(stage, dict) or set(stage) != {"examples", *_STAGED}:
+            problems.append(f"stages, {number}: expected an object of examples, {', '.join(_STAGED)}")
+            continue
+        wrong = count_problems(f"stages, {number}, examples", stage["examples"], last + 1, 10**9)
+        last = last if wrong else stage["examples"]
+        for name in _STAGED:
+            wrong += number_problems(f"stages, {number}, {name}", stage[name], *_RANGES[name])
+        problems += wrong
+    return problems
 
 
 def _names_tensors(found: dict[Any, Any]) -> bool:

@@ -115,7 +115,7 @@ def _evaluate_batch(
 def _personal_logits(
     engine: Engine, supports: Sequence[Encoded], queries: Sequence[Encoded]
 ) -> list[FloatArray]:
-    recipe = engine.release.manifest.recipe
+    recipe = engine.release.manifest.recipe.at(max(map(len, supports), default=0))
     start = examples_starter(engine, supports, recipe.start)
     profile, _ = cautious_profiles(engine, supports, recipe, start=start)
     owner = np.repeat(np.arange(len(queries)), [len(part) for part in queries])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any, final
 
@@ -75,6 +77,8 @@ def choose_recipe(
 ) -> tuple[LearningRecipe, list[dict[str, Any]]]:
     """Tries every combination and returns the one with the lowest query loss, averaged over support sizes.
 
+    With `config.by_k` each support size then has its own rate, prior and start: see `staged`.
+
     Args:
         model: The trained model.
         tokens: Every text.
@@ -118,8 +122,52 @@ def choose_recipe(
             on_trial(number + 1, len(recipes))
     best = min(range(len(trials)), key=lambda number: float(trials[number]["loss"]), default=0)
     bias_prior = _choose_bias_prior(twin, able, config)
-    chosen = LearningRecipe(**{**recipes[best].as_json(), "bias_prior": bias_prior})
-    return chosen, trials
+    chosen = replace(recipes[best], bias_prior=bias_prior)
+    return staged(chosen, recipes, trials, config.k) if config.by_k and trials else chosen, trials
+
+
+def staged(
+    chosen: LearningRecipe,
+    recipes: Sequence[LearningRecipe],
+    trials: Sequence[Mapping[str, Any]],
+    ks: Sequence[int],
+) -> LearningRecipe:
+    """Returns a recipe that learns from each k as went best for it, steps and second moment being the same.
+
+    What was best for the smallest k holds for fewer examples, too; from one k to the next it changes at their
+    geometric mean.
+
+    Args:
+        chosen: The best for all k together.
+        recipes: What was tried.
+        trials: What came of each, with its nll by k.
+        ks: The k for which it was tried.
+    """
+    able = [
+        number
+        for number, recipe in enumerate(recipes)
+        if (recipe.steps, recipe.second_moment) == (chosen.steps, chosen.second_moment)
+    ]
+    ordered = sorted(set(ks))
+    best = [recipes[min((_nll_at(trials[n], k), n) for n in able)[1]] for k in ordered]
+    rows = [(own.learning_rate, own.prior_strength, own.start) for own in best]
+    stages = [
+        {
+            "examples": math.ceil((low * high) ** 0.5),
+            "learning_rate": row[0],
+            "prior_strength": row[1],
+            "start": row[2],
+        }
+        for low, high, before, row in zip(ordered, ordered[1:], rows, rows[1:], strict=False)
+        if row != before
+    ]
+    rate, prior, start = rows[0]
+    return replace(chosen, learning_rate=rate, prior_strength=prior, start=start, stages=stages)
+
+
+def _nll_at(trial: Mapping[str, Any], k: int) -> float:
+    found = float(trial["nll"][str(k)])
+    return found if math.isfinite(found) else math.inf
 
 
 def relative(model: PersonalModel) -> dict[str, Any]:

@@ -24,6 +24,48 @@ def test_a_recipe_survives_json() -> None:
     assert LearningRecipe().problems() == []
 
 
+def stage(examples: object, **changes: object) -> dict[str, object]:
+    return {"examples": examples, "learning_rate": 0.1, "prior_strength": 2.0, "start": 0.5, **changes}
+
+
+def test_the_last_stage_that_is_reached_holds() -> None:
+    row = LearningRecipe(steps=3, learning_rate=0.7, folds=2).as_json()
+    row["stages"] = [stage(4), stage(9, learning_rate=0.2, start=1.0)]
+    recipe = LearningRecipe.from_json(json.loads(json.dumps(row)))
+    found = {count: recipe.at(count) for count in (0, 3, 4, 8, 9, 100)}
+    assert [own.learning_rate for own in found.values()] == [0.7, 0.7, 0.1, 0.1, 0.2, 0.2]
+    assert [own.prior_strength for own in found.values()] == [1.0, 1.0, 2.0, 2.0, 2.0, 2.0]
+    assert [own.start for own in found.values()] == [1.0, 1.0, 0.5, 0.5, 1.0, 1.0]
+    assert all((own.steps, own.folds, own.at(100)) == (3, 2, own) for own in found.values())
+    assert LearningRecipe().at(5) == LearningRecipe()
+
+
+@pytest.mark.parametrize(
+    ("stages", "problems"),
+    [
+        ({}, ["stages is {}, expected a list of at most 100 objects"]),
+        ([stage(1)] * 101, ["expected a list of at most 100 objects"]),
+        ([3], ["stages, 1: expected an object of examples, learning_rate, prior_strength, start"]),
+        ([{"examples": 3}], ["stages, 1: expected an object"]),
+        ([stage(0)], ["stages, 1, examples is 0, expected an integer from 1"]),
+        (
+            [stage(4), stage(4, start=2), stage("5")],
+            [
+                "stages, 2, examples is 4, expected an integer from 5",
+                "stages, 2, start is 2, expected a number from 0 to 1",
+                "stages, 3, examples is 5, expected an integer from 5",
+            ],
+        ),
+    ],
+)
+def test_stages_that_are_none_are_refused(stages: object, problems: list[str]) -> None:
+    with pytest.raises(ReleaseError) as caught:
+        LearningRecipe.from_json(LearningRecipe().as_json() | {"stages": stages})
+    assert len(caught.value.problems) == len(problems)
+    for found, wanted in zip(caught.value.problems, problems, strict=True):
+        assert wanted in found
+
+
 def test_all_problems_at_once() -> None:
     row = LearningRecipe().as_json() | {
         "steps": -1,

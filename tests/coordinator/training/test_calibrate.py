@@ -10,7 +10,7 @@ from tests.numeric import assert_close_relative
 from umbel.coordinator.config import RecipeConfig
 from umbel.coordinator.model import PersonalModel
 from umbel.coordinator.training import calibrate
-from umbel.coordinator.training.calibrate import TorchGradients, choose_recipe
+from umbel.coordinator.training.calibrate import TorchGradients, choose_recipe, staged
 from umbel.coordinator.training.data import Rows
 from umbel.shared.adamw import AdamW
 from umbel.shared.bias import softmax
@@ -67,6 +67,35 @@ def test_the_best_of_all_combinations_is_chosen(
     assert losses[0] == losses[1]  # nothing learned, whatever the prior
     for trial in trials:
         assert trial["loss"] == pytest.approx(np.mean([trial["nll"]["4"], trial["nll"]["8"]]))
+
+
+def test_each_k_may_have_its_own(model: PersonalModel, tokens: TokenBatch, people: list[Rows]) -> None:
+    """Each k has the best of the trials at that k; between 4 and 8 it changes at their geometric mean."""
+    options: dict[str, object] = {"learning_rate": [0.02, 0.1, 0.3, 1.0], "prior_strength": [0.1, 1.0]}
+    one, trials = choose_recipe(model, tokens, people, recipe_config(**options))
+    own, again = choose_recipe(model, tokens, people, recipe_config(by_k=True, **options))
+    assert again == trials
+    assert one.stages == []
+    for k, count in (("4", 1), ("4", 5), ("8", 6), ("8", 99)):
+        best = min(trials, key=lambda trial: float(trial["nll"][k]))["recipe"]
+        found = own.at(count)
+        wanted = (best["learning_rate"], best["prior_strength"], best["start"])
+        assert (found.learning_rate, found.prior_strength, found.start) == wanted
+    assert own.bias_prior == one.bias_prior
+
+
+def test_stages_stand_where_something_changes() -> None:
+    recipes = [
+        LearningRecipe(learning_rate=rate, steps=steps) for steps, rate in ((8, 0.1), (8, 0.2), (9, 0.3))
+    ]
+    nll = [{"2": 1.0, "8": 2.0, "32": 1.0}, {"2": 2.0, "8": 1.0, "32": 2.0}, {"2": 0.0, "8": 0.0, "32": 0.0}]
+    trials = [{"nll": row} for row in nll]
+    # The third has other steps than what was chosen, however good it is at each k.
+    found = staged(recipes[0], recipes, trials, (32, 2, 8))
+    assert found.learning_rate == 0.1
+    assert [(stage["examples"], stage["learning_rate"]) for stage in found.stages] == [(4, 0.2), (16, 0.1)]
+    trials[1]["nll"]["8"] = float("nan")
+    assert staged(recipes[0], recipes, trials, (2, 8, 32)).stages == []
 
 
 def test_a_trial_is_what_each_user_would_find_alone(
