@@ -24,6 +24,7 @@ from tests.coordinator.personal import (
     trained_with,
 )
 from tests.numeric import assert_close_relative
+from tests.oracles.personal import OracleResult
 
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.graphs.joint import export_joint
@@ -62,9 +63,20 @@ def assert_torch_is_the_oracle(model: PersonalModel, rows: int, seq: int, users:
     profile = random_profile(seed, users, model.profile_spec())
     found, wanted = torch_gradients(model, batch, profile), oracle_of(model, batch, profile)
     assert found.grads.keys() == wanted.grads.keys()
-    xi = {name for name in found.grads if name.startswith("methods.loratrf.xi.")}
-    assert_agree(found, wanted, set(found.grads) - xi)
-    assert_agree(found, wanted, xi, 5e-5)  # a small difference of large numbers: off by 2e-5 now and then
+    assert_agree_but_for_xi(found, wanted, set(found.grads))
+
+
+def assert_agree_but_for_xi(
+    found: OracleResult, wanted: OracleResult, gradients: set[str], tolerance: float = 1e-5
+) -> None:
+    """A task vector's gradient may be off by 5e-5: it is a small difference of large numbers.
+
+    torch's float32 is 2e-5 from float64 now and then, where every other tensor is within 2e-6 (seen with all
+    methods together, two tokens), and onnxruntime's is as far from it on its own.
+    """
+    xi = {name for name in gradients if name.startswith("methods.loratrf.xi.")}
+    assert_agree(found, wanted, gradients - xi, tolerance)
+    assert_agree(found, wanted, xi, 5e-5)
 
 
 @pytest.mark.parametrize("names", [*((name,) for name in NAMES), tuple(NAMES)], ids="+".join)
@@ -128,9 +140,9 @@ def assert_graphs_agree(
         found = sessions.run(batch, profile)
         gradients = {*profile, *names}
         assert found.grads.keys() == gradients
-        assert_agree(found, torch_gradients(model, batch, profile), gradients, tolerance)
+        assert_agree_but_for_xi(found, torch_gradients(model, batch, profile), gradients, tolerance)
         if oracle:
-            assert_agree(found, oracle_of(model, batch, profile), gradients, tolerance)
+            assert_agree_but_for_xi(found, oracle_of(model, batch, profile), gradients, tolerance)
 
 
 @pytest.mark.parametrize("name", NAMES)
