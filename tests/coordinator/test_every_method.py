@@ -35,6 +35,8 @@ from umbel.coordinator.model import PersonalModel, build_model
 NAMES = sorted(REGISTRY)
 SHAPES = [(1, 2, 1), (1, 30, 1), (3, 17, 2), (5, 9, 4)]
 """Rows, tokens and users of batches."""
+XI = 5e-5
+"""Tolerance of the gradients of LoRATRF's task vectors in company of all, and against the oracle."""
 
 Models = Callable[[tuple[str, ...]], PersonalModel]
 
@@ -63,20 +65,20 @@ def assert_torch_is_the_oracle(model: PersonalModel, rows: int, seq: int, users:
     profile = random_profile(seed, users, model.profile_spec())
     found, wanted = torch_gradients(model, batch, profile), oracle_of(model, batch, profile)
     assert found.grads.keys() == wanted.grads.keys()
-    assert_agree_but_for_xi(found, wanted, set(found.grads))
+    assert_agree_but_for_xi(found, wanted, set(found.grads), 1e-5, XI)
 
 
 def assert_agree_but_for_xi(
-    found: OracleResult, wanted: OracleResult, gradients: set[str], tolerance: float = 1e-5
+    found: OracleResult, wanted: OracleResult, gradients: set[str], tolerance: float, of_xi: float
 ) -> None:
-    """A task vector's gradient may be off by 5e-5: it is a small difference of large numbers.
+    """A task vector's gradient has its own tolerance: it is a small difference of large numbers.
 
     torch's float32 is 2e-5 from float64 now and then, where every other tensor is within 2e-6 (seen with all
     methods together, two tokens), and onnxruntime's is as far from it on its own.
     """
     xi = {name for name in gradients if name.startswith("methods.loratrf.xi.")}
     assert_agree(found, wanted, gradients - xi, tolerance)
-    assert_agree(found, wanted, xi, 5e-5)
+    assert_agree(found, wanted, xi, of_xi)
 
 
 @pytest.mark.parametrize("names", [*((name,) for name in NAMES), tuple(NAMES)], ids="+".join)
@@ -104,7 +106,7 @@ def test_any_company_in_any_order_against_the_oracle(
 @pytest.mark.parametrize("names", [*((name,) for name in NAMES), tuple(NAMES)], ids="+".join)
 def test_onnxruntime_agrees(tiny_backbone: TinyBackbone, tiny: Models, names: tuple[str, ...]) -> None:
     """One set of graphs for batches of every shape, every shared tensor with its gradient."""
-    assert_graphs_agree(tiny_backbone("bert"), tiny(names), oracle=True)
+    assert_graphs_agree(tiny_backbone("bert"), tiny(names), oracle=True, of_xi=XI if len(names) > 1 else 1e-5)
 
 
 @pytest.mark.slow
@@ -115,7 +117,7 @@ def test_onnxruntime_agrees_in_every_family(
 ) -> None:
     backbone = tiny_backbone(family)
     model = trained_with(backbone, {name: small(name) for name in names})
-    assert_graphs_agree(backbone, model, oracle=family == "bert")
+    assert_graphs_agree(backbone, model, oracle=family == "bert", of_xi=XI if len(names) > 1 else 1e-5)
 
 
 @pytest.mark.slow
@@ -126,11 +128,11 @@ def test_all_of_them_on_minilm(minilm: Backbone) -> None:
     difference of large numbers, and was off by 1.4e-5.
     """
     model = trained_with(minilm, {name: method_class(name).Config() for name in NAMES})
-    assert_graphs_agree(minilm, model, oracle=True, tolerance=3e-5)
+    assert_graphs_agree(minilm, model, oracle=True, tolerance=3e-5, of_xi=3e-5)
 
 
 def assert_graphs_agree(
-    backbone: Backbone, model: PersonalModel, *, oracle: bool, tolerance: float = 1e-5
+    backbone: Backbone, model: PersonalModel, *, oracle: bool, tolerance: float = 1e-5, of_xi: float = 1e-5
 ) -> None:
     names = tuple(model.shared_names())
     sessions = Sessions(Joint(backbone, model, names, export_joint(model, names, backbone.shape)))
@@ -140,9 +142,9 @@ def assert_graphs_agree(
         found = sessions.run(batch, profile)
         gradients = {*profile, *names}
         assert found.grads.keys() == gradients
-        assert_agree_but_for_xi(found, torch_gradients(model, batch, profile), gradients, tolerance)
+        assert_agree_but_for_xi(found, torch_gradients(model, batch, profile), gradients, tolerance, of_xi)
         if oracle:
-            assert_agree_but_for_xi(found, oracle_of(model, batch, profile), gradients, tolerance)
+            assert_agree_but_for_xi(found, oracle_of(model, batch, profile), gradients, tolerance, of_xi)
 
 
 @pytest.mark.parametrize("name", NAMES)
