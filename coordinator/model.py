@@ -37,8 +37,9 @@ class PersonalModel(nn.Module):
         self.methods = nn.ModuleDict(dict(methods))
         self.task = task
         self._holder = FrameHolder()
-        if methods:  # without, the encoder stays as it came: others may wrap its layers
-            inject(encoder, find_sites(encoder), self.method_list(), self._holder)
+        inside = [method for method in self.method_list() if method.acts_inside()]
+        if inside:  # without, the encoder stays as it came: others may wrap its layers
+            inject(encoder, find_sites(encoder), inside, self._holder)
 
     def method_list(self) -> list[AbstractMethod]:
         """Returns the methods, in the order in which they act."""
@@ -209,11 +210,11 @@ def build_model(
         BackboneError: The backbone's layers cannot be found.
     """
     encoder = copy.deepcopy(backbone.module)
-    sites = find_sites(encoder)
+    makers: dict[str, Any] = {name: method_class(name) for name in methods}
+    sites = find_sites(encoder) if any(maker.acts_inside() for maker in makers.values()) else ()
     built: dict[str, AbstractMethod] = {}
     for name, config in methods.items():
-        maker: Any = method_class(name)
-        built[name] = maker(config, backbone.shape, sites, _rng(seed, f"init {name}"))
+        built[name] = makers[name](config, backbone.shape, sites, _rng(seed, f"init {name}"))
         built[name].bind(len(labels))
     task_maker: Any = task_class(task_kind)
     task = task_maker(tuple(labels), backbone.shape.hidden_size, _rng(seed, "init task"))

@@ -80,6 +80,12 @@ class AbstractMethod(nn.Module, ABC):
     round_tensors: ClassVar[tuple[str, ...]]
     training_only: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def acts_inside(cls) -> bool:
+        """Says whether it acts inside the encoder or before it; otherwise it reads the last states alone."""
+        base = AbstractMethod
+        return cls.at_site is not base.at_site or cls.prompt_rows is not base.prompt_rows
+
     def bind(self, labels: int) -> None:
         """Hears how many labels the task has: once, before `profile_tensors` is asked for."""
 

@@ -1,4 +1,7 @@
-"""The lower layers of the generic model, computed once per text: nothing that is personal lies below them.
+"""What of the generic model's encoder nothing personal acts on, computed once per text.
+
+Where methods read the text's embedding alone, that is the whole encoder: a `TextTable` stands for it. Where
+they act in its last layers, it is the lower ones.
 
 The states that enter the first personal layer stand in a table with a row per token of every text. An encoder
 of the upper layers alone looks its "token ids" up there; for everything else it is an encoder like any other.
@@ -13,9 +16,11 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.model import PersonalModel
+from umbel.coordinator.onboarding.reading import read_texts
 from umbel.shared.errors import ConfigError
 from umbel.shared.text import TokenBatch
 from umbel.simulations.comparison.contestant import mixed
@@ -41,6 +46,22 @@ class StateTable(nn.Module):
         states: Any = self.states
         found: Tensor = states[input_ids].float()
         return found
+
+
+@final
+class TextTable(nn.Module):
+    """Stands for a whole encoder: "token id" (batch, 1) -> embedding of the text with this number."""
+
+    def __init__(self, embeddings: Tensor, config: Any):
+        """Takes the texts' embeddings (texts, d), and the configuration of the encoder that gave them."""
+        super().__init__()
+        self.config = copy.deepcopy(config)
+        self.config.num_hidden_layers = 0
+        self.table = nn.Parameter(embeddings, requires_grad=False)
+
+    def forward(self, input_ids: Tensor, **_: Any) -> BaseModelOutput:
+        """Returns what encoders do, with one state per text: its embedding."""
+        return BaseModelOutput(last_hidden_state=self.table[input_ids])
 
 
 @torch.no_grad()
@@ -104,3 +125,20 @@ def upper_model(
     shape = replace(backbone.shape, layers=layers, vocabulary=int(tokens.mask.sum()))
     model = PersonalModel(encoder, {}, copy.deepcopy(generic.task))
     return replace(backbone, module=encoder, shape=shape), model.requires_grad_(False).eval(), rows
+
+
+def text_model(
+    backbone: Backbone, generic: PersonalModel, tokens: TokenBatch, bfloat16: bool
+) -> tuple[Backbone, PersonalModel, TokenBatch]:
+    """Returns backbone, generic model and texts where each text is one "token": its embedding.
+
+    For methods that read nothing else: the encoder then runs once per text instead of once per use.
+    """
+    read = read_texts(generic, tokens, np.arange(len(tokens)), mixed(bfloat16))
+    encoder: Any = generic.encoder
+    table = TextTable(read.embedding, encoder.config)
+    shape = replace(backbone.shape, layers=0, vocabulary=len(tokens))
+    model = PersonalModel(table, {}, copy.deepcopy(generic.task))
+    ids = np.arange(len(tokens), dtype=tokens.ids.dtype)[:, None]
+    rows = TokenBatch(ids, np.ones_like(ids))
+    return replace(backbone, module=table, shape=shape), model.requires_grad_(False).eval(), rows

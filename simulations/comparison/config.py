@@ -46,7 +46,9 @@ class DataSetConfig(Strict):
         default=50, ge=1, description="Of a task: examples that options are chosen on."
     )
     training_users: int | None = Field(
-        default=None, ge=2, description="Seen people for whom private tensors are trained; None: all."
+        default=None,
+        ge=2,
+        description="Seen people for whom private tensors inside the encoder are trained; None: all.",
     )
     people: int = Field(default=20, ge=1, description="New people for whom contestants learn.")
     more_people: int = Field(default=0, ge=0, description="Further ones, where nothing is learned for them.")
@@ -68,6 +70,12 @@ class DataSetConfig(Strict):
         "encoder is also trained towards.",
     )
     steps: int = Field(default=150, ge=1, description="Steps in which a method's shared part is trained.")
+    text_steps: int = Field(
+        default=600,
+        ge=1,
+        description="The same for methods that read the texts' embeddings alone: their steps cost next to "
+        "nothing, so all seen people's private tensors are trained.",
+    )
     rival_steps: int = Field(
         default=80, ge=1, description="Steps in which rivals train what they share, if anything."
     )

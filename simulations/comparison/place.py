@@ -12,17 +12,17 @@ from typing import Any, final
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.training.collaborative import Factors, found_factors
-from umbel.coordinator.training.data import Rows
+from umbel.coordinator.training.data import Rows, TrainingData
 from umbel.coordinator.training.trainer import uses_bfloat16
 from umbel.shared.files import sha256_bytes
 from umbel.shared.text import TextEncoder
-from umbel.simulations.comparison.cache import upper_model
+from umbel.simulations.comparison.cache import text_model, upper_model
 from umbel.simulations.comparison.cohort import Cohort, gather_cohort
 from umbel.simulations.comparison.coldstart import ColdStart
 from umbel.simulations.comparison.config import ComparisonConfig, ContestantConfig
 from umbel.simulations.comparison.contestant import Contestant, World, mixed
 from umbel.simulations.comparison.generic import GENERIC_VERSION, generic_model
-from umbel.simulations.comparison.profiles import Profiles, needs_whole
+from umbel.simulations.comparison.profiles import Profiles, Reach, reach
 from umbel.simulations.comparison.results import Precision
 from umbel.simulations.comparison.rivals import REGISTRY
 from umbel.simulations.progress import Progress
@@ -35,15 +35,17 @@ def settings_of(config: ComparisonConfig, data: str, seed: int, contestant: str)
     of each rival, with the rates that it tries. Methods' options count with their defaults.
     """
     own: Any
-    unread = {"rivals", "rival_steps"}
+    unread = {"rivals", "rival_steps", "text_steps"}
     if contestant in config.contestants:
         section = config.contestants[contestant]
         own = [contestant_class(section).version, section.resolved()]
+        if reach(section) == "texts":
+            unread = {"rivals", "rival_steps", "steps", "training_users", "personal_layers"}
     else:
         kind = REGISTRY[contestant]
         own = [contestant, kind.version, getattr(kind, "rates", None)]
         trains = kind.prepare is not Contestant.prepare
-        unread = {"rivals", "steps"} if trains else {"rivals", "steps", "rival_steps"}
+        unread = {"rivals", "steps", "text_steps"} | (set() if trains else {"rival_steps"})
     if not config.data[data].choosiness:
         unread.add("choosiness")  # as it was hashed before there was one
     return _hashed(
@@ -92,7 +94,7 @@ class Place:
             name, self.section, folder / self.section.folder, encoder, max(self.section.k), seed
         )
         self._full: World | None = None
-        self._upper: World | None = None
+        self._parts: dict[Reach, World] = {}
 
     def identity(self, contestant: str, precision: Precision | None = None) -> str:
         """Returns the hash of all that a cell's figures depend on: settings, weights, examples, precision.
@@ -115,25 +117,25 @@ class Place:
         """Makes a contestant: methods of umbel's, or a rival."""
         own = self.config.contestants.get(name)
         if own is not None:
-            return contestant_class(own)(self.world(needs_whole(own), progress), name, own)
+            return contestant_class(own)(self.world(reach(own), progress), name, own)
         kind = REGISTRY[name]
         if kind.pretrained:
             return kind(self._pretrained())
-        return kind(self.world(kind.whole, progress))
+        return kind(self.world("whole" if kind.whole else "layers", progress))
 
-    def world(self, whole: bool, progress: Progress) -> World:
-        """Returns what all contestants share: over the whole encoder, or over its personal layers alone.
+    def world(self, part: Reach, progress: Progress) -> World:
+        """Returns what all contestants share, over as much of the encoder as they reach.
 
-        The generic model is trained at the first call, and the layers cut off at the first that wants it.
+        The generic model is trained at the first call; what is below is computed at the first that wants it.
         """
         if self._full is None:
             with progress.phase(f"{self.name}, seed {self.seed}: generic model") as bar:
                 self._full = self._trained(bar.step)
-        if whole:
+        if part == "whole":
             return self._full
-        if self._upper is None:
-            self._upper = self._cut(self._full)
-        return self._upper
+        if part not in self._parts:
+            self._parts[part] = (self._texts if part == "texts" else self._layers)(self._full)
+        return self._parts[part]
 
     def _seen(self) -> list[Any]:
         """What the generic model's training reads."""
@@ -162,10 +164,11 @@ class Place:
             kept=kept,
             on_step=on_step,
         )
-        data, size = self.cohort.table, section.traits
+        return self._world(generic, folder, self._factors(self.cohort.table))
+
+    def _factors(self, data: TrainingData) -> Factors | None:
         people, labels = len(data.users), len(data.labels)
-        factors = found_factors(data.train, data.validation, people, labels, size, self.seed)
-        return self._world(generic, folder, factors)
+        return found_factors(data.train, data.validation, people, labels, self.section.traits, self.seed)
 
     def _pretrained(self) -> World:
         """Returns the world of whoever begins with the pretrained encoder: no generic model, no factors."""
@@ -191,17 +194,29 @@ class Place:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _cut(self, full: World) -> World:
-        backbone, generic, tokens = upper_model(
-            replace(self.backbone, module=full.generic.encoder),
-            full.generic,
-            self.cohort.data.tokens,
-            self.section.personal_layers,
-            full.bfloat16,
-        )
-        data, table = (replace(part, tokens=tokens) for part in (self.cohort.data, self.cohort.table))
+    def _layers(self, full: World) -> World:
+        """Returns the world over the personal layers alone."""
+        start, tokens = replace(self.backbone, module=full.generic.encoder), self.cohort.data.tokens
+        layers = self.section.personal_layers
+        backbone, generic, rows = upper_model(start, full.generic, tokens, layers, full.bfloat16)
+        data, table = (replace(part, tokens=rows) for part in (self.cohort.data, self.cohort.table))
         cohort = replace(self.cohort, data=data, table=table)
         return replace(full, cohort=cohort, backbone=backbone, generic=generic)
+
+    def _texts(self, full: World) -> World:
+        """Returns the world over the texts' embeddings, where steps and people cost next to nothing."""
+        start, tokens = replace(self.backbone, module=full.generic.encoder), self.cohort.data.tokens
+        backbone, generic, rows = text_model(start, full.generic, tokens, full.bfloat16)
+        data = replace(self.cohort.data, tokens=rows)
+        return replace(
+            full,
+            cohort=replace(self.cohort, data=data, table=data),
+            config=self.section.model_copy(update={"steps": self.section.text_steps}),
+            backbone=backbone,
+            generic=generic,
+            bfloat16=False,  # what is left to compute is small: fewer bits would save nothing
+            factors=self._factors(data),
+        )
 
 
 def contestant_class(config: ContestantConfig) -> type[Profiles]:

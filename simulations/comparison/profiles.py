@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ from umbel.shared.recipe import LearningRecipe
 from umbel.simulations.comparison.cohort import Person
 from umbel.simulations.comparison.config import ContestantConfig
 from umbel.simulations.comparison.contestant import Contestant, Costs, Options, World
+
+Reach = Literal["whole", "layers", "texts"]
+"""The whole encoder, its personal layers over states that were computed once, or the texts' embeddings."""
 
 _LOOKS = 2  # at held-out examples while training; the best one's weights are kept
 _TOGETHER = 640  # examples of people who learn side by side
@@ -217,7 +221,11 @@ def _learn(
     return nll, total
 
 
-def needs_whole(config: ContestantConfig) -> bool:
-    """Says whether a method acts before the first layer, as prompts do."""
+def reach(config: ContestantConfig) -> Reach:
+    """Says how much of the encoder a contestant acts on: prompts on the whole, some on its output alone."""
     kinds = [method_class(name) for name in config.methods]
-    return any(kind.prompt_rows is not AbstractMethod.prompt_rows for kind in kinds)
+    if any(kind.prompt_rows is not AbstractMethod.prompt_rows for kind in kinds):
+        return "whole"
+    if config.encoder_layers or any(kind.acts_inside() for kind in kinds):
+        return "layers"
+    return "texts"

@@ -20,7 +20,7 @@ from umbel.shared.errors import ConfigError, DataError
 from umbel.shared.files import refuse_taken
 from umbel.shared.text import TextEncoder
 from umbel.simulations.comparison import place
-from umbel.simulations.comparison.cache import upper_model
+from umbel.simulations.comparison.cache import text_model, upper_model
 from umbel.simulations.comparison.cells import RESULT, compare
 from umbel.simulations.comparison.cohort import gather_cohort
 from umbel.simulations.comparison.config import ComparisonConfig, ContestantConfig, DataSetConfig
@@ -28,7 +28,7 @@ from umbel.simulations.comparison.contestant import World, restricted
 from umbel.simulations.comparison.generic import generic_model
 from umbel.simulations.comparison.page import page
 from umbel.simulations.comparison.place import settings_of
-from umbel.simulations.comparison.profiles import Profiles, needs_whole
+from umbel.simulations.comparison.profiles import Profiles, reach
 from umbel.simulations.comparison.results import (
     Comparison,
     ComparisonError,
@@ -152,6 +152,24 @@ def test_upper_layers_give_what_the_whole_encoder_gives(world: World, layers: in
     torch.testing.assert_close(upper, whole, rtol=1e-5, atol=1e-5)
 
 
+def test_a_table_of_texts_gives_what_the_whole_encoder_gives(world: World, tmp_path: Path) -> None:
+    own = contestant(headfactors={"user_size": 3}, headbias={})
+    assert reach(own) == "texts"
+    data = world.cohort.data
+    backbone, model, rows = text_model(world.backbone, world.generic, data.tokens, False)
+    tabled = replace(world.cohort, data=replace(data, tokens=rows), table=replace(data, tokens=rows))
+    short = replace(world, cohort=tabled, backbone=backbone, generic=model, folder=tmp_path / "short")
+    long = replace(world, cohort=replace(world.cohort, table=data), folder=tmp_path / "long")
+    people, found = world.cohort.people, []
+    for one in (short, long):
+        made = Profiles(one, "own", own)
+        made.prepare(lambda done, of: None)
+        found.append(made.logits(people, K[-1], made.options()[0]))
+    for tabled_logits, logits in zip(*found, strict=True):
+        assert float(logits.std()) > 0.01
+        np.testing.assert_allclose(tabled_logits, logits, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("layers", [0, 3])
 def test_layers_that_are_not_there_are_refused(world: World, layers: int) -> None:
     with pytest.raises(ConfigError, match="personal_layers"):
@@ -171,7 +189,7 @@ def test_profiles_learn_and_nobody_else_matters(
     world: World, tmp_path: Path, methods: dict[str, Any]
 ) -> None:
     own = contestant(**methods)
-    assert needs_whole(own) == ("lopa" in methods)
+    assert reach(own) == ("whole" if "lopa" in methods else "layers")
     made = Profiles(replace(world, folder=tmp_path), "own", own)
     made.prepare(lambda done, of: None)
     options = made.options()[0]
