@@ -52,7 +52,7 @@ class Cohort:
         data: What is trained on, with every text encoded.
         table: The same, thinned to the people for whom private tensors are trained.
         people: New people; where profiles are tasks, the tasks themselves.
-        more: Further new people, measured only where nothing is learned for them.
+        more: Further new people, measured only where that costs next to nothing.
         calibration: People on whom contestants choose their options; never measured.
         tasks: Profiles are tasks that training knows (CLINC150's domains), not new people.
         best: Accuracy of the best possible answers for each of `people`, where it is known.

@@ -51,7 +51,7 @@ class DataSetConfig(Strict):
         description="Seen people for whom private tensors inside the encoder are trained; None: all.",
     )
     people: int = Field(default=20, ge=1, description="New people for whom contestants learn.")
-    more_people: int = Field(default=0, ge=0, description="Further ones, where nothing is learned for them.")
+    more_people: int = Field(default=0, ge=0, description="Further ones, where they cost next to nothing.")
     query: int = Field(default=30, ge=1, description="Examples to predict per person, at most.")
     k: tuple[int, ...] = Field(default=(4, 16, 32), min_length=1, description="Counts of own examples.")
     personal_layers: int = Field(

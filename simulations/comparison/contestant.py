@@ -94,7 +94,7 @@ class Contestant(ABC):
         whole: Whether it needs the whole encoder; the others get one of the personal layers alone, over
             states that were computed once.
         pretrained: Whether it begins with the pretrained encoder: its world's generic model is untrained.
-        more_people: Whether it is measured on the further new people, too.
+        more_people: Whether it is measured on the further new people, too: it costs next to nothing for one.
     """
 
     version: ClassVar[int] = 1
@@ -103,7 +103,7 @@ class Contestant(ABC):
     learns: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     pretrained: ClassVar[bool] = False
-    more_people: ClassVar[bool] = False
+    more_people: bool = False
 
     def __init__(self, world: World):
         self.world = world

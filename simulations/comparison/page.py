@@ -34,9 +34,9 @@ _METHOD = (
     "whoever is measured under several seeds for all of them at once, and both sides are compared on the "
     "people drawn. Seeds are kept as they are, so an interval speaks of other people, not of other seeds or "
     "another training.",
-    "Contestants that learn nothing for a person may have been measured on further people. Tables and "
-    "differences use the people that both sides have; two such contestants are compared on all of "
-    "theirs.",
+    "Contestants that learn nothing for a person, or learn it over texts' embeddings alone, may have been "
+    "measured on further people. Tables use the people that all have, differences those that both sides "
+    "have: two such contestants are compared on all of theirs.",
     "Options, such as a rate, were chosen by each contestant by nll at k = 4 and 16 on calibration people, "
     "who are not measured under that seed. Where profiles are tasks, rivals choose on examples of some tasks "
     "that nobody is asked about, and umbel's methods, which choose no options there, keep the better of two "

@@ -52,6 +52,7 @@ class Profiles(Contestant):
         self.config = config
         self.model: PersonalModel | None = None
         self._tasks: dict[str, FloatArray] = {}
+        self.more_people = reach(config) == "texts"
 
     def prepare(self, on_step: Callable[[int, int], None]) -> None:
         """Trains the methods' shared tensors and the head, beside the seen people's private tensors."""

@@ -218,7 +218,7 @@ class Summary:
         return {seed: self._common(data, seed) for seed in seeds}
 
     def more_people(self, data: str) -> dict[int, int]:
-        """Returns the people beyond those, whom only contestants that learn nothing for them have."""
+        """Returns the people beyond those, whom only contestants that need little for them have."""
         most = {
             seed: max(c.people for c in self._cells.values() if (c.data, c.seed) == (data, seed))
             for seed in self.people(data)
