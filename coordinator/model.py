@@ -90,12 +90,18 @@ class PersonalModel(nn.Module):
     def read(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
         """Returns logits (batch, labels) and embeddings (batch, d): the mean of each text's token states."""
         states = self.states(input_ids, attention_mask, frame)
-        embedding = frame.embedding = mean_state(states, attention_mask)
+        logits = self.answers(states, attention_mask, frame)
+        assert frame.embedding is not None
+        return logits, frame.embedding
+
+    def answers(self, states: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
+        """Returns logits (batch, labels) of texts whose last token states (batch, seq, d) are known."""
+        frame.embedding = mean_state(states, attention_mask)
         logits: Tensor = self.task(states, attention_mask)
         for method in self.method_list():
             extra = method.at_logits(logits, frame)
             logits = logits if extra is None else logits + extra
-        return logits, embedding
+        return logits
 
     def states(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
         """Returns the encoder's last token states (batch, seq, d), prompt rows left out."""

@@ -15,6 +15,7 @@ import torch
 from umbel.coordinator.artifacts import TrainedModel, rebuild, rebuild_onboarder
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.graphs import onboard
+from umbel.coordinator.graphs.embedded import acts_on_embeddings, embedded_graphs, measure_embedded
 from umbel.coordinator.graphs.joint import export_joint, parameter_arrays
 from umbel.coordinator.graphs.parity import check_parity, measure_parity
 from umbel.coordinator.graphs.split import by_content, in_no_file, split_graphs, weights_file
@@ -115,16 +116,19 @@ def publish_model(
     placed = [by_content(files[BACKBONE_WEIGHTS]), files[SHARED_WEIGHTS], outside]
     graphs = split_graphs(joint, private, shapes, placed)
     own = {} if network is None else onboard.onboarding_graphs(network, files[SHARED_WEIGHTS], lessons)
+    width = backbone.shape.hidden_size
+    behind = embedded_graphs(model, width, shapes, placed) if acts_on_embeddings(model) else {}
     on_phase("compare torch and onnxruntime")
     # What is compared are the bytes that will be written, weights and what is rebuilt included.
     written = _weights({name: file.data for name, file in files.items()}, storage, rebuilt)
     plain = {name: array for name, array in written.items() if not name.startswith(PREFIX)}
     parity = measure_parity(model, graphs, plain, names, max_tokens)
+    parity |= measure_embedded(model, behind, width, plain, names)
     if network is not None:
         parity |= onboard.measure_onboarding(network, own, written)
     check_parity(parity)
     on_phase("write")
-    blobs = {f"{name}.onnx": data for name, data in (graphs | own).items()}
+    blobs = {f"{name}.onnx": data for name, data in (graphs | behind | own).items()}
     blobs |= {name: file.data for name, file in files.items()} | {TOKENIZER: backbone.tokenizer_json}
     manifest = Manifest(
         parent=parent,

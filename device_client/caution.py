@@ -7,13 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import NO_SHARED, Encoded, learn_exactly, predict_logits, stored
+from umbel.device_client.learning import (
+    NO_SHARED,
+    Encoded,
+    example_logits,
+    learn_exactly,
+    read_once,
+    stored,
+    together,
+)
 from umbel.device_client.onboarding import Starter
 from umbel.shared.bias import softmax
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.strength import STRENGTHS, expected_strength, fold_rows
-from umbel.shared.text import join
 
 
 def cautious_profiles(
@@ -47,6 +54,7 @@ def cautious_profiles(
     Raises:
         ProfileError: A profile that was learned is not finite as it is stored.
     """
+    supports = read_once(engine, supports, shared)
     everything = [(user, np.arange(len(own))) for user, own in enumerate(supports)]
     origin = None if start is None else start(everything)
     exact = learn_exactly(engine, supports, recipe, start=origin, shared=shared, on_step=on_step)
@@ -74,16 +82,14 @@ def _strengths(
         engine, [supports[user].rows(rest) for user, rest, _ in splits], recipe, start=origin, shared=shared
     )
     held = [supports[user].rows(rows) for user, _, rows in splits]
-    together = Encoded(join([part.tokens for part in held]), np.concatenate([part.labels for part in held]))
+    asked = together(held)
     fold = np.repeat(np.arange(len(held)), [len(part) for part in held])
 
     def held_nll(strength: float) -> FloatArray:
         """Returns the summed nll of each fold's held-out examples under a share of its profile: (folds,)."""
         scaled = {name: values * np.float32(strength) for name, values in learned.items()}
-        logits = predict_logits(
-            engine, together.tokens, stored(engine, scaled, held), owner=fold, shared=shared
-        )
-        chance = softmax(logits)[np.arange(len(fold)), together.labels]
+        logits = example_logits(engine, asked, stored(engine, scaled, held), owner=fold, shared=shared)
+        chance = softmax(logits)[np.arange(len(fold)), asked.labels]
         nll = -np.log(np.maximum(chance, 1e-12))
         return np.bincount(fold, weights=nll, minlength=len(held)).astype(np.float64)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -11,12 +11,13 @@ import numpy as np
 
 from umbel.device_client.caution import cautious_profiles
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import Encoded, encode_examples, predict_logits
+from umbel.device_client.learning import Encoded, encode_examples, example_logits, read_once
 from umbel.device_client.onboarding import Known, influences, onboarded, read_known, starter
 from umbel.shared.bias import softmax
 from umbel.shared.errors import ExampleError, ProfileError, ReleaseError
 from umbel.shared.examples import Example
 from umbel.shared.files import atomic_write
+from umbel.shared.onboarding import UNKNOWN
 from umbel.shared.profile import MAX_FILE_BYTES, FloatArray, pack_profile, unpack_profile
 from umbel.shared.release import Release
 from umbel.shared.text import IntArray
@@ -142,7 +143,8 @@ def onboard_profile(
     profile = release.manifest.profile.rounded(exact)
     data = pack_profile(release.manifest.profile, profile, release.release_id)
     tokens = engine.encode([*(example.text for example in examples), *texts])
-    before, after = softmax(known.logits), softmax(predict_logits(engine, tokens, profile))
+    seen = Encoded(tokens, known.labels, known.embedding if engine.embeds else None)
+    before, after = softmax(known.logits), softmax(example_logits(engine, seen, profile))
     found = Onboarded(
         len(data),
         float((before.argmax(1) != after.argmax(1)).mean()),
@@ -197,11 +199,15 @@ def learn_profile(
     recipe = release.manifest.recipe.at(len(support))
     start = None
     if engine.onboards and recipe.start:
-        start = starter(engine, [_read(engine, support, texts)], [len(support)], recipe.start)
+        known = _read(engine, support, texts)
+        if engine.embeds:
+            support = replace(support, embedding=known.embedding[: len(support)])
+        start = starter(engine, [known], [len(support)], recipe.start)
+    (support,) = read_once(engine, [support])
     profile, strengths = cautious_profiles(engine, [support], recipe, start=start, on_step=on_step)
     data = pack_profile(release.manifest.profile, profile, release.release_id)
-    before = predict_logits(engine, support.tokens, release.manifest.profile.zeros(1))
-    after = predict_logits(engine, support.tokens, profile)
+    before = example_logits(engine, support, release.manifest.profile.zeros(1))
+    after = example_logits(engine, support, profile)
     atomic_write(path, data, mode=0o600)
     return Learned(
         len(data),
@@ -230,9 +236,9 @@ def predict_texts(
     zeros = release.manifest.profile.zeros(1)
     profile = zeros if profile_path is None else read_profile(release, profile_path)
     engine = Engine(release, threads=threads)
-    tokens = engine.encode(texts)
-    personal = softmax(predict_logits(engine, tokens, profile))
-    generic = softmax(predict_logits(engine, tokens, zeros))
+    (asked,) = read_once(engine, [Encoded(engine.encode(texts), np.full(len(texts), UNKNOWN, np.int64))])
+    personal = softmax(example_logits(engine, asked, profile))
+    generic = softmax(example_logits(engine, asked, zeros))
     if not (np.isfinite(personal).all() and np.isfinite(generic).all()):
         raise ReleaseError(
             "the release gives answers that are no numbers", hint="Fetch it again, or tell its publisher."

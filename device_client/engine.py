@@ -23,7 +23,7 @@ from umbel.shared.onboarding import (
     WEIGHTS,
 )
 from umbel.shared.profile import FloatArray
-from umbel.shared.release import BACKBONE_WEIGHTS, TOKENIZER, Manifest, Release
+from umbel.shared.release import BACKBONE_WEIGHTS, EMBEDDED, TOKENIZER, Manifest, Release
 from umbel.shared.text import IntArray, TextEncoder, TokenBatch
 
 GRADIENT = "grad."
@@ -110,6 +110,34 @@ class Engine:
             if value.name == "text_embedding"
         )
         return int(width)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the release predicts and learns from texts that were read once."""
+        return all(f"{graph}.onnx" in self.release.manifest.blobs for graph in EMBEDDED)
+
+    def predict_embedded(
+        self,
+        embedding: FloatArray,
+        owner: IntArray,
+        profile: Mapping[str, FloatArray],
+        shared: Mapping[str, FloatArray],
+    ) -> FloatArray:
+        """Returns what `predict` does, of texts of which `read` has given the embeddings (batch, d)."""
+        feed = _embedded_feed(embedding, owner, profile, shared)
+        return self._run(EMBEDDED[0], ["logits"], feed)["logits"]
+
+    def learn_embedded(
+        self,
+        embedding: FloatArray,
+        labels: IntArray,
+        owner: IntArray,
+        profile: Mapping[str, FloatArray],
+        shared: Mapping[str, FloatArray],
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """Returns what `learn` does, of texts of which `read` has given the embeddings (batch, d)."""
+        feed = _embedded_feed(embedding, owner, profile, shared)
+        return self._gradients(EMBEDDED[1], profile, feed | _targets(labels))
 
     @property
     def onboards(self) -> bool:
@@ -246,15 +274,18 @@ def _open_session(
     # size in each session. Nothing is looked for in the folder that the process happens to run in.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(blob.parent))
     # A graph refuses weights that it does not have; the onboarding network's are in no other graph.
+    outside = graph in (*_ONBOARDING, *EMBEDDED)  # the encoder is not in it
     own = {
         name: array
         for name, array in weights.items()
-        if name not in placed and name.startswith(PREFIX) == (graph in _ONBOARDING)
+        if name not in placed
+        and name.startswith(PREFIX) == (graph in _ONBOARDING)
+        and not (outside and name.startswith("encoder."))
     }
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in own.values()]
     options.add_external_initializers(list(own), values)
     data = release.blob_path(f"{graph}.onnx").read_bytes()
-    if graph not in _ONBOARDING and placed and blob.name.encode() not in data:
+    if not outside and placed and blob.name.encode() not in data:
         raise ReleaseError(
             f"graph '{graph}' of the release does not name the encoder's blob",
             hint="An earlier version of umbel made it: its publisher must publish it again.",
@@ -274,19 +305,20 @@ def graph_problems(graph: str, session: Any, manifest: Manifest) -> list[str]:
     free: Mapping[str, tuple[int | None, ...]] = {name: (None, *shape) for name, shape in private.items()}
     if graph in _ONBOARDING:
         return _onboarding_problems(graph, session, manifest, free)
-    tokens = {"input_ids": (None, None), "attention_mask": (None, None), "owner": (None,)}
-    targets = {} if graph == "predict" else {"labels": (None,), "weights": (None,)}
+    text: dict[str, tuple[int | None, ...]] = {"input_ids": (None, None), "attention_mask": (None, None)}
+    results: dict[str, tuple[int | None, ...]] = {"logits": (None, len(manifest.labels))}
+    if graph in EMBEDDED:
+        text = {"text_embedding": (None, _ANY)}
+    else:
+        results["text_embedding"] = (None, _ANY)
     trainables = _models(manifest.trainables)
-    worked_on = private if graph == "learn" else trainables
-    gradients = {GRADIENT + n: shape for n, shape in (free if graph == "learn" else worked_on).items()}
-    results: dict[str, tuple[int | None, ...]] = {
-        "logits": (None, len(manifest.labels)),
-        "text_embedding": (None, _ANY),
-    }
-    if graph != "predict":
-        results = {"loss": (), "nll": (None,), **gradients}
+    targets: dict[str, tuple[int | None, ...]] = {}
+    if not graph.startswith("predict"):
+        targets = {"labels": (None,), "weights": (None,)}
+        worked_on = free if graph.startswith("learn") else trainables
+        results = {"loss": (), "nll": (None,)} | {GRADIENT + n: shape for n, shape in worked_on.items()}
     return [
-        *_value_problems("input", session.get_inputs(), {**tokens, **targets, **free}),
+        *_value_problems("input", session.get_inputs(), {**text, "owner": (None,), **targets, **free}),
         *_value_problems("trainable", session.get_overridable_initializers(), trainables),
         *_value_problems("output", session.get_outputs(), results),
     ]
@@ -341,6 +373,15 @@ def _feed(
 ) -> dict[str, npt.NDArray[Any]]:
     own = {"input_ids": tokens.ids, "attention_mask": tokens.mask, "owner": owner}
     return {**own, **profile, **_models(shared)}
+
+
+def _embedded_feed(
+    embedding: FloatArray,
+    owner: IntArray,
+    profile: Mapping[str, FloatArray],
+    shared: Mapping[str, FloatArray],
+) -> dict[str, npt.NDArray[Any]]:
+    return {"text_embedding": embedding, "owner": owner, **profile, **_models(shared)}
 
 
 def _models(tensors: Mapping[str, _Value]) -> dict[str, _Value]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -28,10 +28,13 @@ class Encoded:
     Attributes:
         tokens: (batch, seq) ids and mask.
         labels: (batch,) label numbers.
+        embedding: (batch, d) what the texts were read as, where answers depend on nothing else; None: they
+            have not been read.
     """
 
     tokens: TokenBatch
     labels: IntArray
+    embedding: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,7 +46,8 @@ class Encoded:
     def rows(self, index: Sequence[int] | IntArray) -> Encoded:
         """Returns some examples."""
         chosen = np.asarray(index, np.int64)
-        return Encoded(self.tokens.rows(chosen), self.labels[chosen])
+        embedding = None if self.embedding is None else self.embedding[chosen]
+        return Encoded(self.tokens.rows(chosen), self.labels[chosen], embedding)
 
 
 def encode_examples(engine: Engine, examples: Sequence[Example]) -> Encoded:
@@ -64,6 +68,37 @@ def encode_examples(engine: Engine, examples: Sequence[Example]) -> Encoded:
         )
     labels = np.array([numbers[example.label] for example in examples], np.int64)
     return Encoded(engine.encode([example.text for example in examples]), labels)
+
+
+def read_once(
+    engine: Engine, supports: Sequence[Encoded], shared: Mapping[str, FloatArray] = NO_SHARED
+) -> list[Encoded]:
+    """Returns the examples with their embeddings, where the release needs nothing else of a text.
+
+    The encoder then runs once per text, however often profiles are learned from it. Embeddings that are there
+    are kept, and do not depend on what rounds train.
+    """
+    if not engine.embeds:
+        return list(supports)
+    missing = [own for own in supports if own.embedding is None]
+    if not missing:
+        return list(supports)
+    tokens = join([own.tokens for own in missing])
+    found = np.zeros((len(tokens), engine.embedding_size), np.float32)
+    for index in tokens.like_length(_ROWS):
+        _, found[index] = engine.read(tokens.rows(index), shared)
+    parts = iter(np.split(found, np.cumsum([len(own) for own in missing])[:-1]))
+    return [replace(own, embedding=next(parts)) if own.embedding is None else own for own in supports]
+
+
+def together(examples: Sequence[Encoded]) -> Encoded:
+    """Returns the examples of several as one; with embeddings, if all have them."""
+    known = [own.embedding for own in examples if own.embedding is not None]
+    return Encoded(
+        join([own.tokens for own in examples]),
+        np.concatenate([own.labels for own in examples]),
+        np.concatenate(known) if len(known) == len(examples) else None,
+    )
 
 
 def learn_profiles(
@@ -115,10 +150,14 @@ def learn_exactly(
     origin = dict(start) if start is not None else spec.zeros(len(supports))
     if sum(len(support) for support in supports) == 0 or recipe.steps == 0:
         return origin
-    pieces = _pieces(supports)
+    known = together(read_once(engine, supports, shared))
+    owner = np.repeat(np.arange(len(supports)), [len(support) for support in supports])
+    pieces = [] if known.embedding is not None else _pieces(known, owner)
     empty = np.array([len(support) == 0 for support in supports])
 
     def gradients_at(profile: Mapping[str, FloatArray]) -> tuple[FloatArray, dict[str, FloatArray]]:
+        if known.embedding is not None:
+            return engine.learn_embedded(known.embedding, known.labels, owner, profile, shared)
         found = [engine.learn(*piece, profile, shared) for piece in pieces]
         nll = np.concatenate([part for part, _ in found])
         return nll, {name: np.sum([part[name] for _, part in found], axis=0) for name in origin}
@@ -150,16 +189,14 @@ def stored(
     return {name: _kept(values, profile[name], empty) for name, values in rounded.items()}
 
 
-def _pieces(supports: Sequence[Encoded]) -> list[tuple[TokenBatch, IntArray, IntArray]]:
+def _pieces(known: Encoded, owner: IntArray) -> list[tuple[TokenBatch, IntArray, IntArray]]:
     """Cuts everyone's examples into pieces of like length: (tokens, labels, owner), `_ROWS` rows at most.
 
     The gradient of a sum is the sum of the gradients: pieces change only the memory that a step takes
     and the time that padding costs.
     """
-    tokens = join([support.tokens for support in supports])
-    labels = np.concatenate([support.labels for support in supports])
-    owner = np.repeat(np.arange(len(supports)), [len(support) for support in supports])
-    return [(tokens.rows(part), labels[part], owner[part]) for part in tokens.like_length(_ROWS)]
+    parts = known.tokens.like_length(_ROWS)
+    return [(known.tokens.rows(part), known.labels[part], owner[part]) for part in parts]
 
 
 def _kept(
@@ -193,3 +230,20 @@ def predict_logits(
     for index in tokens.like_length(batch_size):
         logits[index] = engine.predict(tokens.rows(index), owners[index], profile, shared)
     return logits
+
+
+def example_logits(
+    engine: Engine,
+    examples: Encoded,
+    profile: Mapping[str, FloatArray],
+    *,
+    owner: IntArray | None = None,
+    shared: Mapping[str, FloatArray] = NO_SHARED,
+) -> FloatArray:
+    """Returns what `predict_logits` does; of texts that have been read, without reading them again."""
+    if examples.embedding is None:
+        return predict_logits(engine, examples.tokens, profile, owner=owner, shared=shared)
+    owners = np.zeros(len(examples), np.int64) if owner is None else owner
+    if not len(examples):
+        return np.zeros((0, len(engine.labels)), np.float32)
+    return engine.predict_embedded(examples.embedding, owners, profile, shared)

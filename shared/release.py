@@ -29,11 +29,14 @@ from umbel.shared.storage import read_storage
 FORMAT = "umbel.release/1"
 MANIFEST = "manifest.json"
 GRAPHS = ("predict", "learn", "contribute")
+EMBEDDED = ("predict_embedded", "learn_embedded")
+"""The same behind a text's embedding, in releases whose methods act on nothing else."""
 BACKBONE_WEIGHTS = "backbone.safetensors"
 SHARED_WEIGHTS = "shared.safetensors"
 TOKENIZER = "tokenizer.json"
 _BLOBS = (*(f"{graph}.onnx" for graph in GRAPHS), BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER)
 _ONBOARDING_BLOB, _TEACHING_BLOB = f"{ONBOARDING_GRAPH}.onnx", f"{TEACH}.onnx"
+_EMBEDDED_BLOBS = {f"{graph}.onnx" for graph in EMBEDDED}
 _KEYS = (
     "format",
     "parent",
@@ -359,8 +362,10 @@ def _are_numbers(value: Any) -> bool:
 def _are_blobs(value: Any) -> bool:
     if not isinstance(value, dict) or not all(map(_is_blob, value.values())):
         return False
-    more = {_ONBOARDING_BLOB}, {_ONBOARDING_BLOB, _TEACHING_BLOB}
-    return set(value) - set(_BLOBS) in (set(), *more) and set(_BLOBS) <= set(value)
+    more = set(value) - set(_BLOBS)
+    more = more - _EMBEDDED_BLOBS if more >= _EMBEDDED_BLOBS else more
+    onboarding = ({_ONBOARDING_BLOB}, {_ONBOARDING_BLOB, _TEACHING_BLOB})
+    return (not more or more in onboarding) and set(_BLOBS) <= set(value)
 
 
 def _is_blob(value: Any) -> bool:
@@ -380,7 +385,8 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "blobs": (
         _are_blobs,
         f"an object that gives sha256 and bytes of each of: {', '.join(_BLOBS)}; with onboarding also of "
-        f"{_ONBOARDING_BLOB}, and of {_TEACHING_BLOB} where rounds train it",
+        f"{_ONBOARDING_BLOB}, and of {_TEACHING_BLOB} where rounds train it; where methods act on embeddings "
+        f"alone, also of {' and '.join(sorted(_EMBEDDED_BLOBS))}",
     ),
 }
 
@@ -388,7 +394,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 def _blob_problems(folder: Path, blobs: Any) -> list[str]:
     """Checks every blob that is described at all, whatever else is wrong."""
     described = blobs if isinstance(blobs, dict) else {}
-    known = {*_BLOBS, _ONBOARDING_BLOB, _TEACHING_BLOB}
+    known = {*_BLOBS, *_EMBEDDED_BLOBS, _ONBOARDING_BLOB, _TEACHING_BLOB}
     found = [_blob_problem(folder, n, b) for n, b in sorted(described.items()) if n in known and _is_blob(b)]
     return [problem for problem in found if problem]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from umbel.shared.examples import Example, write_examples
+from umbel.shared.recipe import LearningRecipe
 from umbel.shared.release import Release
 from umbel.shared.rng import generator
 
@@ -30,20 +31,41 @@ WORDS = (
 )
 
 
-def tiny_release(folder: Path, *, onboarding: bool = False, taught: bool = False) -> Release:
+PLORA: dict[str, Any] = {"plora": {"rank": 4, "alpha": 8.0, "user_size": 8}}
+EMBEDDED: dict[str, Any] = {"headfactors": {"user_size": 3}, "headbias": {}}
+"""Methods that act on nothing but a text's embedding."""
+
+
+def tiny_release(
+    folder: Path,
+    *,
+    onboarding: bool = False,
+    taught: bool = False,
+    methods: dict[str, Any] = PLORA,
+    recipe: LearningRecipe | None = None,
+) -> Release:
     """Publishes a release around a random BERT of width 32 and 2 layers, and returns it. Needs torch.
 
     Args:
         folder: The backbone goes to its "backbone", the release to its "release".
         onboarding: Whether it has an onboarding network.
         taught: Whether rounds train that, too.
+        methods: Its methods, with their options.
+        recipe: How devices learn.
     """
     from umbel.coordinator.publish import publish_model
 
-    return publish_model(*tiny_training(folder, onboarding, taught), folder / "release")
+    made = tiny_training(folder, onboarding, taught, methods, recipe)
+    return publish_model(*made, folder / "release")
 
 
-def tiny_training(folder: Path, onboarding: bool, taught: bool) -> tuple[Any, Any, Any]:
+def tiny_training(
+    folder: Path,
+    onboarding: bool,
+    taught: bool,
+    methods: dict[str, Any] = PLORA,
+    recipe: LearningRecipe | None = None,
+) -> tuple[Any, Any, Any]:
     """Returns model, backbone and training of the tiny release."""
     from tests.coordinator.conftest import tiny_config, write_backbone
 
@@ -51,26 +73,36 @@ def tiny_training(folder: Path, onboarding: bool, taught: bool) -> tuple[Any, An
     from umbel.coordinator.backbone import load_backbone
     from umbel.coordinator.config import CoordinatorConfig
     from umbel.coordinator.model import build_model
-    from umbel.shared.recipe import LearningRecipe
 
     backbone = load_backbone(str(write_backbone(folder / "backbone", tiny_config("bert"))))
     config = CoordinatorConfig.model_validate(
         {
             "backbone": {"name": str(folder / "backbone"), "max_tokens": 16},
-            "methods": {"plora": {"rank": 4, "alpha": 8.0, "user_size": 8}},
-            "trainables": ("task.*", "methods.*.B", *(("onboarding.*",) if taught else ())),
+            "methods": methods,
+            "trainables": (
+                "task.*",
+                *(("methods.*.B",) if "plora" in methods else ()),
+                *(("onboarding.*",) if taught else ()),
+            ),
             "onboarding": {**TINY_ONBOARDING, "rounds": taught} if onboarding else {},
         }
     )
     model = build_model(backbone, "classification", LABELS, config.method_configs(), 0)
     _stir(model)
-    recipe = LearningRecipe(steps=6)
     tensors = _onboarding_tensors(model, config) if onboarding else {}
     report = {"prototypes": [[["good film", "yes"], ["bad book", "no"]]] * 5} if onboarding else {}
     return (
         model,
         backbone,
-        TrainedModel(config, LABELS, backbone.sha256, "0" * 64, recipe, report, tensors),
+        TrainedModel(
+            config,
+            LABELS,
+            backbone.sha256,
+            "0" * 64,
+            recipe or LearningRecipe(steps=6),
+            report,
+            tensors,
+        ),
     )
 
 
@@ -95,7 +127,7 @@ def _stir(model: object) -> None:
     assert isinstance(model, torch.nn.Module)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(".B") or name.startswith("task."):
+            if name.endswith((".B", ".M", ".m")) or name.startswith("task."):
                 noise = generator(0, 0, "", f"stir {name}").normal(0.0, 0.1, tuple(parameter.shape))
                 parameter.copy_(torch.tensor(noise, dtype=parameter.dtype))
 

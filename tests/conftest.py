@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from umbel.shared.recipe import LearningRecipe
 from umbel.shared.release import Release
 
 # Set before any test module is imported, and inherited by every process that a test starts.
@@ -48,6 +49,16 @@ def onboarding_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     from tests.builders import tiny_release as build
 
     return build(tmp_path_factory.mktemp("onboarding-release"), onboarding=True)
+
+
+@pytest.fixture(scope="session")
+def embedded_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A release whose methods act on texts' embeddings alone, with onboarding and cross-validation."""
+    from tests.builders import EMBEDDED
+    from tests.builders import tiny_release as build
+
+    folder, recipe = tmp_path_factory.mktemp("embedded-release"), LearningRecipe(steps=6, folds=3, start=1.0)
+    return build(folder, onboarding=True, methods=EMBEDDED, recipe=recipe)
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ class LinearEngine:
     """Has what umbel.device_client.engine.Engine has."""
 
     embedding_size = len(WORDS)
+    embeds = False
 
     def __init__(self, recipe: LearningRecipe | None = None, *, onboards: bool = False) -> None:
         self.onboards = onboards

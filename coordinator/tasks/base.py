@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -13,10 +14,12 @@ class AbstractTask(nn.Module, ABC):
     Attributes:
         kind: Its name in configurations and releases.
         labels: The label names, in the order of the logits.
+        reads_means: Whether its logits depend on a text's states through their mean alone.
     """
 
     kind: str
     labels: tuple[str, ...]
+    reads_means: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:

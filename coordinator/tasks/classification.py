@@ -16,6 +16,7 @@ class Classification(AbstractTask):
     """logits = W mean(states over tokens) + b."""
 
     kind = "classification"
+    reads_means = True
 
     def __init__(self, labels: tuple[str, ...], hidden_size: int, rng: torch.Generator):
         super().__init__()

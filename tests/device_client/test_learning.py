@@ -225,8 +225,8 @@ def test_gradients_in_pieces_are_those_in_one(counts: list[int]) -> None:
     """Every example once, and the sum of the pieces' gradients; 1e-6 of float32 sums in another order."""
     parts, values = spread(counts), shared()
     profile = {PRIVATE: generator(2, 0, "", "profile").normal(0, 1, (len(counts), 2)).astype(np.float32)}
-    pieces = learning._pieces(parts)
     owner = np.repeat(np.arange(len(counts)), counts)
+    pieces = learning._pieces(learning.together(parts), owner)
     tokens, labels = join([part.tokens for part in parts]), np.concatenate([part.labels for part in parts])
     nll, whole = ENGINE.learn(tokens, labels, owner, profile, values)
     found = [ENGINE.learn(*piece, profile, values) for piece in pieces]

@@ -14,7 +14,7 @@ from umbel.shared.errors import ReleaseError
 from umbel.shared.files import sha256_bytes
 from umbel.shared.profile import ProfileSpec, TensorSpec
 from umbel.shared.recipe import LearningRecipe
-from umbel.shared.release import MANIFEST, Blob, Manifest, Release, read_release, write_release
+from umbel.shared.release import EMBEDDED, MANIFEST, Blob, Manifest, Release, read_release, write_release
 
 BLOBS = {
     "predict.onnx": b"graph p",
@@ -207,6 +207,17 @@ def test_no_other_blob_names(release: Release, name: str) -> None:
     row = json.loads((release.folder / MANIFEST).read_bytes())
     rewrite(release.folder, {"blobs": row["blobs"] | {name: row["blobs"]["learn.onnx"]}})
     assert len(problems_of(release.folder)) == 1
+
+
+def test_graphs_behind_the_embedding_come_together(release: Release) -> None:
+    row = json.loads((release.folder / MANIFEST).read_bytes())
+    graph = row["blobs"]["learn.onnx"]
+    for names, problems in ((EMBEDDED, 0), (EMBEDDED[:1], 1), (EMBEDDED[1:], 1)):
+        rewrite(release.folder, {"blobs": row["blobs"] | {f"{name}.onnx": graph for name in names}})
+        if problems:
+            assert len(problems_of(release.folder)) == problems
+        else:
+            assert set(read_release(release.folder).manifest.blobs) > {f"{name}.onnx" for name in names}
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
