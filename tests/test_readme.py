@@ -212,14 +212,8 @@ def test_the_readme_is_one_page(readme: str) -> None:
     assert len(readme.splitlines()) <= 120
 
 
-def test_no_document_is_empty_and_their_links_lead_somewhere(repository: Path) -> None:
+def test_no_document_is_empty(repository: Path) -> None:
     documents = [*repository.glob("*.md"), *repository.glob("docs/**/*.md")]
     assert len(documents) > 30
-    broken = []
     for document in documents:
-        text = document.read_text(encoding="utf-8")
-        assert text.startswith("# "), document
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-            if not (document.parent / target).exists():
-                broken.append(f"{document.relative_to(repository)}: {target}")
-    assert not broken
+        assert re.match(r"# .+\n\n?.", document.read_text(encoding="utf-8")), document
