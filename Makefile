@@ -40,8 +40,9 @@ help:
 demo: $(VENV)/ready
 	$(BIN)/umbel simulate demo
 
+# A process for each core; the tests of a file stay together, for they share what they were given.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow

@@ -45,6 +45,10 @@ class PersonalModel(nn.Module):
         """Returns the methods, in the order in which they act."""
         return [method for method in self.methods.values() if isinstance(method, AbstractMethod)]
 
+    def acts_on_embeddings(self) -> bool:
+        """Says whether personal answers depend on a text through its embedding alone."""
+        return self.task.reads_means and not any(method.acts_inside() for method in self.method_list())
+
     def profile_spec(self) -> ProfileSpec:
         """Returns the private tensors of one user."""
         return ProfileSpec(tuple(spec for method in self.method_list() for spec in method.profile_tensors()))

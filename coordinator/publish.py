@@ -15,7 +15,7 @@ import torch
 from umbel.coordinator.artifacts import TrainedModel, rebuild, rebuild_onboarder
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.graphs import onboard
-from umbel.coordinator.graphs.embedded import acts_on_embeddings, embedded_graphs, measure_embedded
+from umbel.coordinator.graphs.embedded import embedded_graphs, measure_embedded
 from umbel.coordinator.graphs.joint import export_joint, parameter_arrays
 from umbel.coordinator.graphs.parity import check_parity, measure_parity
 from umbel.coordinator.graphs.split import by_content, in_no_file, split_graphs, weights_file
@@ -117,7 +117,7 @@ def publish_model(
     graphs = split_graphs(joint, private, shapes, placed)
     own = {} if network is None else onboard.onboarding_graphs(network, files[SHARED_WEIGHTS], lessons)
     width = backbone.shape.hidden_size
-    behind = embedded_graphs(model, width, shapes, placed) if acts_on_embeddings(model) else {}
+    behind = embedded_graphs(model, width, shapes, placed) if model.acts_on_embeddings() else {}
     on_phase("compare torch and onnxruntime")
     # What is compared are the bytes that will be written, weights and what is rebuilt included.
     written = _weights({name: file.data for name, file in files.items()}, storage, rebuilt)

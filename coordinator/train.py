@@ -35,6 +35,7 @@ from umbel.coordinator.training.collaborative import Factors, found_factors
 from umbel.coordinator.training.data import TrainingData, prepare
 from umbel.coordinator.training.start import start_shared, start_users
 from umbel.coordinator.training.step import set_dropout, trained_parameters
+from umbel.coordinator.training.table import over_embeddings
 from umbel.coordinator.training.trainer import ASIDE, Trainer, training_device, uses_bfloat16
 from umbel.coordinator.training.traits import TraitHead
 from umbel.shared.errors import ConfigError, TrainingError
@@ -178,6 +179,7 @@ def _reused(
         return replace(earlier, config=config)
     _, model = rebuild(earlier)
     network = rebuild_onboarder(earlier, model)
+    model, data, _ = _behind(model, data, config, on_progress)
     recipe, trials = _choose(model, data, config, on_progress, network)
     return replace(earlier, config=config, recipe=recipe, report={**earlier.report, "recipe_trials": trials})
 
@@ -230,7 +232,8 @@ def _run(
 ) -> TrainedModel:
     factors = factors_of(data, config)
     adapted = _adapted(model, data, config, factors, out / ADAPTATION, fingerprint, on_progress)
-    trainer = begun(model, data, config, out, fingerprint, factors)
+    model, data, behind = _behind(model, data, config, on_progress)
+    trainer = begun(model, data, behind, out, fingerprint, factors)
     with closing(Board(out)) as board:
 
         def after_step(reached: Progress) -> None:
@@ -263,6 +266,25 @@ def _run(
         tensors |= {PREFIX + name: value.detach() for name, value in network.named_parameters()}
         report["prototypes"] = [[[texts[row], data.labels[label]] for row, label in rows] for rows in shown]
     return TrainedModel(config, data.labels, backbone.sha256, fingerprint, recipe, report, tensors)
+
+
+def _behind(
+    model: PersonalModel, data: TrainingData, config: CoordinatorConfig, on_progress: OnProgress
+) -> tuple[PersonalModel, TrainingData, CoordinatorConfig]:
+    """Puts a table of embeddings in the encoder's place, where all that is still trained lies behind it.
+
+    Texts are read as devices read them, in float32 and without dropout, and what is left to compute is too
+    small to gain by fewer bits. With dropout asked for, the encoder stays.
+    """
+    joint = config.backbone.train != "none" and not config.training.adapt_steps
+    if joint or config.backbone.dropout or not model.acts_on_embeddings():
+        return model, data, config
+    model.to(training_device(config.training.device))
+    tabled, tokens = over_embeddings(
+        model, data.tokens, on_text=lambda done, of: on_progress("read the texts", done, of, "")
+    )
+    training = config.training.model_copy(update={"precision": "float32"})
+    return tabled, replace(data, tokens=tokens), config.model_copy(update={"training": training})
 
 
 def begun(

@@ -115,7 +115,7 @@ def test_the_two_commands_come_first(blocks: list[str]) -> None:
 
 def test_make_demo_and_make_test_run_what_they_say(repository: Path) -> None:
     assert expanded(repository, "demo") == [".venv/bin/umbel simulate demo"]
-    assert expanded(repository, "test") == [".venv/bin/python -m pytest"]
+    assert expanded(repository, "test") == [".venv/bin/python -m pytest --numprocesses auto --dist loadfile"]
 
 
 def test_the_demo_prints_what_is_described_and_the_tour_goes_on_from_it(

@@ -31,11 +31,6 @@ _PLAIN = ("text_embedding", "labels", "weights", "owner")
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
-def acts_on_embeddings(model: PersonalModel) -> bool:
-    """Says whether a text's embedding is all that personal answers depend on."""
-    return model.task.reads_means and not any(method.acts_inside() for method in model.method_list())
-
-
 @final
 class _Answers(nn.Module):
     """The model without its encoder."""
@@ -86,7 +81,7 @@ def embedded_graphs(
     """Exports the graphs `EMBEDDED` of a model.
 
     Args:
-        model: On CPU; a model for which `acts_on_embeddings`.
+        model: On CPU; one that `acts_on_embeddings`.
         width: Of embeddings [d].
         trainables: Name -> shape of the shared tensors that rounds may train: inputs with a default.
         files: The weights files; together they hold every weight behind the embedding.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import final
@@ -43,6 +44,7 @@ def read_texts(
     tokens: TokenBatch,
     texts: IntArray,
     precision: AbstractContextManager[object] | None = None,
+    on_text: Callable[[int, int], None] | None = None,
 ) -> Readings:
     """Reads texts once, without a profile.
 
@@ -51,6 +53,7 @@ def read_texts(
         tokens: Every text.
         texts: Which of them to read, ascending, all different.
         precision: The context in which it runs.
+        on_text: Called with (texts read, texts in all).
     """
     place = np.full(len(tokens), -1, np.int64)
     place[texts] = np.arange(len(texts))
@@ -58,6 +61,7 @@ def read_texts(
     embeddings: list[Tensor] = [torch.empty(0)] * len(texts)
     logits: list[Tensor] = [torch.empty(0)] * len(texts)
     model.eval()
+    done = 0
     with precision or nullcontext():
         for index in tokens.like_length(_BATCH, texts):
             part = tokens.rows(texts[index])
@@ -65,4 +69,7 @@ def read_texts(
             found = model.read(ids, mask, model.nobody(mask))
             for number, row, embedding in zip(index, *(f.float().cpu() for f in found), strict=True):
                 logits[int(number)], embeddings[int(number)] = row, embedding
+            done += len(index)
+            if on_text is not None:
+                on_text(done, len(texts))
     return Readings(torch.stack(embeddings), torch.stack(logits), place)

@@ -16,11 +16,10 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
 
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.model import PersonalModel
-from umbel.coordinator.onboarding.reading import read_texts
+from umbel.coordinator.training.table import over_embeddings
 from umbel.shared.errors import ConfigError
 from umbel.shared.text import TokenBatch
 from umbel.simulations.comparison.contestant import mixed
@@ -46,22 +45,6 @@ class StateTable(nn.Module):
         states: Any = self.states
         found: Tensor = states[input_ids].float()
         return found
-
-
-@final
-class TextTable(nn.Module):
-    """Stands for a whole encoder: "token id" (batch, 1) -> embedding of the text with this number."""
-
-    def __init__(self, embeddings: Tensor, config: Any):
-        """Takes the texts' embeddings (texts, d), and the configuration of the encoder that gave them."""
-        super().__init__()
-        self.config = copy.deepcopy(config)
-        self.config.num_hidden_layers = 0
-        self.table = nn.Parameter(embeddings, requires_grad=False)
-
-    def forward(self, input_ids: Tensor, **_: Any) -> BaseModelOutput:
-        """Returns what encoders do, with one state per text: its embedding."""
-        return BaseModelOutput(last_hidden_state=self.table[input_ids])
 
 
 @torch.no_grad()
@@ -134,11 +117,7 @@ def text_model(
 
     For methods that read nothing else: the encoder then runs once per text instead of once per use.
     """
-    read = read_texts(generic, tokens, np.arange(len(tokens)), mixed(bfloat16))
-    encoder: Any = generic.encoder
-    table = TextTable(read.embedding, encoder.config)
+    found, rows = over_embeddings(generic, tokens, mixed(bfloat16))
     shape = replace(backbone.shape, layers=0, vocabulary=len(tokens))
-    model = PersonalModel(table, {}, copy.deepcopy(generic.task))
-    ids = np.arange(len(tokens), dtype=tokens.ids.dtype)[:, None]
-    rows = TokenBatch(ids, np.ones_like(ids))
-    return replace(backbone, module=table, shape=shape), model.requires_grad_(False).eval(), rows
+    model = PersonalModel(found.encoder, {}, copy.deepcopy(generic.task))
+    return replace(backbone, module=found.encoder, shape=shape), model.requires_grad_(False).eval(), rows
