@@ -181,7 +181,7 @@ class RecipeConfig(Strict):
     )
     users: int = Field(24, ge=1, description="Calibration users at most.")
     folds: int = Field(
-        0, ge=0, le=100, description="Folds in which a device cross-validates a profile; 0 uses all of it."
+        4, ge=0, le=100, description="Folds in which a device cross-validates a profile; 0 uses all of it."
     )
     trust: float = Field(
         2.0,

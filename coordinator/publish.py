@@ -116,14 +116,13 @@ def publish_model(
     placed = [by_content(files[BACKBONE_WEIGHTS]), files[SHARED_WEIGHTS], outside]
     graphs = split_graphs(joint, private, shapes, placed)
     own = {} if network is None else onboard.onboarding_graphs(network, files[SHARED_WEIGHTS], lessons)
-    width = backbone.shape.hidden_size
-    behind = embedded_graphs(model, width, shapes, placed) if model.acts_on_embeddings() else {}
+    behind = embedded_graphs(model, shapes, placed) if model.acts_on_embeddings() else {}
     on_phase("compare torch and onnxruntime")
     # What is compared are the bytes that will be written, weights and what is rebuilt included.
     written = _weights({name: file.data for name, file in files.items()}, storage, rebuilt)
     plain = {name: array for name, array in written.items() if not name.startswith(PREFIX)}
     parity = measure_parity(model, graphs, plain, names, max_tokens)
-    parity |= measure_embedded(model, behind, width, plain, names)
+    parity |= measure_embedded(model, behind, plain, names, max_tokens)
     if network is not None:
         parity |= onboard.measure_onboarding(network, own, written)
     check_parity(parity)

@@ -16,14 +16,10 @@ from torch import Tensor, nn
 
 from umbel.coordinator.graphs.exporting import exported, named_proto
 from umbel.coordinator.graphs.joint import GRADIENT
-from umbel.coordinator.graphs.parity import open_session, worst_difference
+from umbel.coordinator.graphs.parity import SHAPES, open_session, parity_case, worst_difference
 from umbel.coordinator.graphs.split import WeightsFile, cut_graphs
 from umbel.coordinator.model import PersonalModel
 from umbel.shared.release import EMBEDDED
-from umbel.shared.rng import generator
-
-_CASES = ((1, 1), (2, 2), (5, 3), (8, 1))
-"""(texts, users) that are compared."""
 
 _MODEL = "answers.model."
 _PLAIN = ("text_embedding", "labels", "weights", "owner")
@@ -76,13 +72,12 @@ class EmbeddedModule(nn.Module):
 
 
 def embedded_graphs(
-    model: PersonalModel, width: int, trainables: Mapping[str, tuple[int, ...]], files: Sequence[WeightsFile]
+    model: PersonalModel, trainables: Mapping[str, tuple[int, ...]], files: Sequence[WeightsFile]
 ) -> dict[str, bytes]:
     """Exports the graphs `EMBEDDED` of a model.
 
     Args:
         model: On CPU; one that `acts_on_embeddings`.
-        width: Of embeddings [d].
         trainables: Name -> shape of the shared tensors that rounds may train: inputs with a default.
         files: The weights files; together they hold every weight behind the embedding.
 
@@ -92,7 +87,7 @@ def embedded_graphs(
     """
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     module = EmbeddedModule(frozen, list(trainables))
-    case = _case(model, 0, 3, 2, width)
+    case = _case(frozen, 0, 3, 7, 2)
     parameters = dict(frozen.named_parameters())
     private = tuple(torch.from_numpy(case[name]).requires_grad_() for name in module.private_names)
     shared = tuple(parameters[name].detach().clone() for name in trainables)
@@ -115,16 +110,20 @@ def embedded_graphs(
 
 
 def measure_embedded(
-    model: PersonalModel, graphs: Mapping[str, bytes], width: int, weights: Arrays, trainables: Sequence[str]
+    model: PersonalModel,
+    graphs: Mapping[str, bytes],
+    weights: Arrays,
+    trainables: Sequence[str],
+    max_tokens: int,
 ) -> dict[str, float]:
     """Returns what `measure_parity` does of other graphs: "graph/output" -> the worst relative difference.
 
     Args:
         model: The model that was exported.
         graphs: The graphs `EMBEDDED`; none where the model acts before the embedding.
-        width: Of embeddings.
         weights: Every weight of the model by name.
         trainables: Names of those that are inputs.
+        max_tokens: Of a text, at most: what is compared are embeddings as the encoder gives them.
 
     Raises:
         ReleaseError: onnxruntime cannot open a graph.
@@ -132,14 +131,18 @@ def measure_embedded(
     if not graphs:
         return {}
     behind = {name: array for name, array in weights.items() if not name.startswith("encoder.")}
-    exact = EmbeddedModule(copy.deepcopy(model).cpu().double().eval().requires_grad_(False), trainables)
+    reader = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    feeds = [
+        _case(reader, number, batch, min(tokens, max_tokens), users)
+        for number, (batch, tokens, users) in enumerate(SHAPES)
+    ]
+    exact = EmbeddedModule(reader.double(), trainables)
     pairs: dict[str, list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]] = {}
     for graph, data in graphs.items():
         session = open_session(graph, data, behind)
         inputs = {value.name for value in session.get_inputs()}
         names = [value.name for value in session.get_outputs()]
-        for number, (texts, users) in enumerate(_CASES):
-            feed = _case(model, number, texts, users, width)
+        for feed in feeds:
             wanted = _exact(exact, feed)
             found = session.run(names, {name: value for name, value in feed.items() if name in inputs})
             for name, value in zip(names, found, strict=True):
@@ -161,17 +164,12 @@ def _exact(module: EmbeddedModule, feed: Arrays) -> dict[str, np.ndarray[Any, An
     return {name: value.detach().numpy() for name, value in outputs.items()}
 
 
+@torch.no_grad()
 def _case(
-    model: PersonalModel, number: int, texts: int, users: int, width: int
+    model: PersonalModel, number: int, batch: int, tokens: int, users: int
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Makes the inputs of one comparison, by name."""
-    rng = generator(0, number, "", "embedded parity")
-    feed: dict[str, np.ndarray[Any, Any]] = {
-        "text_embedding": rng.standard_normal((texts, width)).astype(np.float32),
-        "labels": rng.integers(0, len(model.task.labels), texts),
-        "weights": rng.uniform(0.5, 1.5, texts).astype(np.float32),
-        "owner": rng.integers(0, users, texts),
-    }
-    for tensor in model.profile_spec().tensors:
-        feed[tensor.name] = rng.standard_normal((users, *tensor.shape)).astype(np.float32)
-    return feed
+    """Makes the inputs of one comparison, by name: those of `parity_case`, with the texts read."""
+    case = parity_case(model, number, batch, tokens, users)
+    ids, mask = (torch.from_numpy(case[name]) for name in ("input_ids", "attention_mask"))
+    embedding = model.read(ids, mask, model.nobody(mask))[1]
+    return case | {"text_embedding": embedding.float().numpy()}

@@ -48,7 +48,7 @@ def measure_parity(
     joint = JointModule(reference, trainables)
     pairs: dict[str, list[tuple[Array, Array]]] = {}
     for number, (batch, tokens, users) in enumerate(SHAPES):
-        feed = _case(model, number, batch, min(tokens, max_tokens), users)
+        feed = parity_case(model, number, batch, min(tokens, max_tokens), users)
         expected = _torch_outputs(joint, feed)
         for graph, session in sessions.items():
             for name, found in _graph_outputs(graph, session, feed).items():
@@ -94,10 +94,10 @@ def relative_difference(found: Array, expected: Array, floor: float = 0.0) -> fl
     return gap / size
 
 
-def _case(
+def parity_case(
     model: PersonalModel, number: int, batch: int, tokens: int, users: int
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Makes the inputs of one comparison, by graph input name."""
+    """Makes the inputs of one comparison, by graph input name: random tokens, labels and profiles."""
     rng = generator(0, number, "", "parity")
     lengths = np.concatenate([[tokens], rng.integers(2, tokens + 1, batch - 1)])
     mask = (np.arange(tokens)[None, :] < lengths[:, None]).astype(np.int64)

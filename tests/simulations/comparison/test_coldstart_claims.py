@@ -64,6 +64,12 @@ def test_films_must_reach_every_k() -> None:
     for k, share in reached.items():
         assert found(reached | {k: share - 0.001}).verdict == "does not hold"
     assert found({k: share for k, share in reached.items() if k}).verdict == "not measured"
+    both = [own("device", reached, "movielens"), own("whole", {0: 0.66}, "movielens")]
+    told = only(claims.films(summary(both, "movielens")))
+    assert (told.verdict, told.measured[-1]) == (
+        "holds",
+        "with up to 16 more texts without labels: k = 0: 66.0\u00a0%",
+    )
     assert claims.films(summary([own("device", reached, "crehate")], "crehate")).findings == ()
 
 
