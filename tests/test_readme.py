@@ -37,6 +37,9 @@ user_size = 3
 max_steps = 4
 [recipe]
 prior_strength = [1.0]
+[onboarding]
+steps = 1
+warm_steps = 1
 [data.community]
 users = 10
 examples_per_user = 12
