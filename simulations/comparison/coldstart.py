@@ -48,6 +48,7 @@ class ColdStart(Profiles):
         if config.cold_start is None:
             raise ValueError("expected a section cold_start")
         self.cold: ColdStartConfig = config.cold_start
+        self.by_k = self.cold.by_k
         self.network: Onboarder | None = None
         self._readings: Readings | None = None
         self._folds: dict[tuple[object, ...], tuple[Index, FloatArray]] = {}

@@ -112,6 +112,9 @@ class ColdStartConfig(Strict):
         le=100,
         description="Folds of the cross-validation that says how much is used; 0: all.",
     )
+    by_k: bool = Field(
+        default=False, description="Options are chosen for each k apart, as recipes with by_k have them."
+    )
     trust: tuple[Annotated[float, Field(ge=-1e3, le=1e3)], ...] = Field(
         default=(2.0,), min_length=1, description="Nats that speak for all of it beforehand; those tried."
     )
@@ -176,7 +179,10 @@ class ContestantConfig(Strict):
         methods = {name: own.model_dump(mode="json") for name, own in self._methods().items()}
         unread: dict[str, Any] = dict.fromkeys(("title", "data", "methods"), True)
         # Nothing is trained in rounds here; and these were not there when older cells were hashed.
-        unread["cold_start"] = True if self.cold_start is None else {"network": {"rounds"}}
+        unread["cold_start"] = True
+        if self.cold_start is not None:
+            later: set[str] = set() if self.cold_start.by_k else {"by_k"}
+            unread["cold_start"] = {"network": {"rounds"}} | dict.fromkeys(later, True)
         unread |= {} if self.encoder_layers else {"encoder_layers": True, "encoder_rate": True}
         unread |= {"head": True} if self.head == "trained" else {}
         return self.model_dump(mode="json", exclude=unread) | {"methods": methods}

@@ -94,6 +94,7 @@ class Contestant(ABC):
         whole: Whether it needs the whole encoder; the others get one of the personal layers alone, over
             states that were computed once.
         pretrained: Whether it begins with the pretrained encoder: its world's generic model is untrained.
+        by_k: Whether its options are chosen for each k apart.
         more_people: Whether it is measured on the further new people, too: it costs next to nothing for one.
     """
 
@@ -103,6 +104,7 @@ class Contestant(ABC):
     learns: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     pretrained: ClassVar[bool] = False
+    by_k: bool = False
     more_people: bool = False
 
     def __init__(self, world: World):

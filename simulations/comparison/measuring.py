@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -41,13 +41,13 @@ def _run(contestant: Contestant, place: Place, name: str, on_step: Callable[[int
     begun = time.perf_counter()
     contestant.prepare(on_step)
     trained = time.perf_counter()
-    options = _choose(contestant, world)
+    ks = world.config.k if contestant.learns else (0,)
+    options = {k: own for group in _groups(contestant, world) for k, own in _choose(contestant, world, group)}
     chosen = time.perf_counter()
     cohort = world.cohort
     people = (*cohort.people, *cohort.more) if contestant.more_people else cohort.people
-    ks = world.config.k if contestant.learns else (0,)
     if contestant.learns and not cohort.tasks:
-        ks = (0, *ks)
+        ks, options = (0, *ks), options | {0: options[ks[0]]}
     costs = contestant.costs()
     return Cell(
         schema="umbel.cell/1",
@@ -67,8 +67,8 @@ def _run(contestant: Contestant, place: Place, name: str, on_step: Callable[[int
         private_bytes=costs.private_bytes,
         private_numbers=costs.private_numbers,
         shared_numbers=costs.shared_numbers,
-        chosen=dict(options),
-        k={str(k): measured(contestant, people, k, options) for k in ks},
+        chosen=_told(options),
+        k={str(k): measured(contestant, people, k, options[k]) for k in ks},
         best=cohort.best,
         best_generic=cohort.best_generic,
         train_seconds=round(trained - begun, 3),
@@ -93,19 +93,33 @@ def _group(name: str, config: ComparisonConfig) -> Literal["rival", "method", "c
     return "method" if len(config.contestants[name].methods) == 1 else "combination"
 
 
-def _choose(contestant: Contestant, world: World) -> Options:
-    """Returns the options with the lowest mean nll on calibration people; the first of equals."""
+def _groups(contestant: Contestant, world: World) -> list[tuple[int, ...]]:
+    """Returns the counts of examples for which one set of options is chosen, in groups."""
+    ks = world.config.k if contestant.learns else (0,)
+    return [(k,) for k in ks] if contestant.by_k else [ks]
+
+
+def _choose(contestant: Contestant, world: World, ks: Sequence[int]) -> list[tuple[int, Options]]:
+    """Returns, for each k, the options with the lowest mean nll on calibration people; the first of equals.
+
+    For several k that is the mean over those of 4 and 16 that are not beyond the largest; for one, its own.
+    """
     options = list(contestant.options())
     people = world.cohort.calibration
     if len(options) == 1 or not people or not contestant.learns:
-        return options[0]
-    ks = (
-        [k for k in _CHOICE_K if k <= max(world.config.k)]
-        if not world.cohort.tasks
-        else [max(world.config.k)]
-    )
-    losses = [np.mean([np.mean(measured(contestant, people, k, tried).nll) for k in ks]) for tried in options]
-    return options[int(np.nanargmin(losses))]
+        return [(k, options[0]) for k in ks]
+    at = [max(ks)] if world.cohort.tasks or len(ks) == 1 else [k for k in _CHOICE_K if k <= max(ks)]
+    losses = [np.mean([np.mean(measured(contestant, people, k, tried).nll) for k in at]) for tried in options]
+    best = options[int(np.nanargmin(losses))]
+    return [(k, best) for k in ks]
+
+
+def _told(options: Mapping[int, Options]) -> dict[str, float]:
+    """Returns what was chosen: by name, or where that depends on k, by name and k."""
+    rows = list(options.values())
+    if all(row == rows[0] for row in rows):
+        return dict(rows[0])
+    return {f"{name} at k = {k}": value for k, row in options.items() if k for name, value in row.items()}
 
 
 def measured(contestant: Contestant, people: Sequence[Person], k: int, options: Options) -> Measured:
