@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from umbel.shared.checks import has_controls
 from umbel.shared.errors import ExampleError, MissingExtraError
 from umbel.shared.examples import MAX_TEXT_CHARACTERS, Example, labels_of, read_examples, write_examples
 
@@ -20,9 +21,10 @@ SUFFIXES = [".jsonl", ".json-lines", ".csv", pytest.param(".parquet", marks=pyte
 
 _words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)
 _texts = _words.filter(str.strip)
-_names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=30).filter(
-    str.strip
+_letters = st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]).filter(
+    lambda character: not has_controls(character)  # such as those that turn the direction of writing
 )
+_names = st.text(_letters, min_size=1, max_size=30).filter(str.strip)
 _times = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 _examples = st.builds(Example, _names, _texts, _names, _times)
 
