@@ -155,12 +155,13 @@ def test_the_terminal_has_a_table_per_data_set_with_every_contestant() -> None:
     assert re.search(r"[+\u2212]?\d+\.\d \[[^\]]+ to [^\]]+\]", text)
 
 
-def test_the_page_in_the_docs_is_that_of_the_results_in_the_repository(tmp_path: Path) -> None:
+@pytest.mark.parametrize("study", ["methods", "onboarding"])
+def test_the_page_in_the_docs_is_that_of_the_results_in_the_repository(tmp_path: Path, study: str) -> None:
     top = Path(__file__).parents[3]
-    found = read_comparison(top / "simulations" / "experiments" / "methods" / "result.json")
+    found = read_comparison(top / "simulations" / "experiments" / study / "result.json")
     written = write_page(found, tmp_path)
-    assert (top / "docs" / "results" / STUDIES["methods"].page).read_bytes() == written[0].read_bytes()
-    there = {path.name for path in (top / "docs" / "results").glob("methods*")}
+    assert (top / "docs" / "results" / STUDIES[study].page).read_bytes() == written[0].read_bytes()
+    there = {path.name for path in (top / "docs" / "results").glob(f"{study}*")}
     assert there == {path.name for path in written}
 
 
