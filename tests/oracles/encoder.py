@@ -244,7 +244,7 @@ class Encoder:
         return of_x
 
     def _at_site(self, site: str, path: str, x: Array) -> Array:
-        h = self._linear(path + ".base", x)
+        h = self._linear(self._projection(path), x)
         added = [method.at_site(site, x, h) for method in self.methods]
         return h + sum((part for part in added if part is not None), np.zeros_like(h))
 
@@ -253,7 +253,12 @@ class Encoder:
         for method in self.methods:
             through_x, through_h = method.back_at_site(site, gradient)
             of_x, of_h = of_x + through_x, of_h + through_h
-        return of_x + linear_back(of_h, self._get(path + ".base.weight"))
+        return of_x + linear_back(of_h, self._get(self._projection(path) + ".weight"))
+
+    def _projection(self, path: str) -> str:
+        """Where a site's weights are: wrapped, unless no method that is on acts inside the encoder."""
+        wrapped = path + ".base"
+        return wrapped if f"{self.prefix}{wrapped}.weight" in self.weights else path
 
     def _linear(self, path: str, x: Array) -> Array:
         return linear(x, self._get(path + ".weight"), self._get(path + ".bias"))

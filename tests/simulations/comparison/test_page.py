@@ -4,6 +4,7 @@ import re
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from rich.console import Console
@@ -156,7 +157,9 @@ def test_the_terminal_has_a_table_per_data_set_with_every_contestant() -> None:
 
 
 @pytest.mark.parametrize("study", ["methods", "onboarding"])
-def test_the_page_in_the_docs_is_that_of_the_results_in_the_repository(tmp_path: Path, study: str) -> None:
+def test_the_page_in_the_docs_is_that_of_the_results_in_the_repository(
+    tmp_path: Path, study: Literal["methods", "onboarding"]
+) -> None:
     top = Path(__file__).parents[3]
     found = read_comparison(top / "simulations" / "experiments" / study / "result.json")
     written = write_page(found, tmp_path)
