@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from umbel.coordinator.graphs.exporting import exported, named_proto
 from umbel.coordinator.graphs.joint import GRADIENT
-from umbel.coordinator.graphs.parity import SHAPES, open_session, parity_case, worst_difference
+from umbel.coordinator.graphs.parity import compared, open_session, parity_cases
 from umbel.coordinator.graphs.split import WeightsFile, cut_graphs
 from umbel.coordinator.model import PersonalModel
 from umbel.shared.release import EMBEDDED
 
 _MODEL = "answers.model."
+_EXAMPLE_TOKENS = 7
 _PLAIN = ("text_embedding", "labels", "weights", "owner")
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -87,7 +88,7 @@ def embedded_graphs(
     """
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     module = EmbeddedModule(frozen, list(trainables))
-    case = _case(frozen, 0, 3, 7, 2)
+    case = _cases(frozen, _EXAMPLE_TOKENS)[-2]  # sizes above 1 keep every axis dynamic
     parameters = dict(frozen.named_parameters())
     private = tuple(torch.from_numpy(case[name]).requires_grad_() for name in module.private_names)
     shared = tuple(parameters[name].detach().clone() for name in trainables)
@@ -126,28 +127,16 @@ def measure_embedded(
         max_tokens: Of a text, at most: what is compared are embeddings as the encoder gives them.
 
     Raises:
-        ReleaseError: onnxruntime cannot open a graph.
+        ReleaseError: onnxruntime cannot open or run a graph.
     """
     if not graphs:
         return {}
     behind = {name: array for name, array in weights.items() if not name.startswith("encoder.")}
     reader = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    feeds = [
-        _case(reader, number, batch, min(tokens, max_tokens), users)
-        for number, (batch, tokens, users) in enumerate(SHAPES)
-    ]
+    feeds = _cases(reader, max_tokens)
     exact = EmbeddedModule(reader.double(), trainables)
-    pairs: dict[str, list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]] = {}
-    for graph, data in graphs.items():
-        session = open_session(graph, data, behind)
-        inputs = {value.name for value in session.get_inputs()}
-        names = [value.name for value in session.get_outputs()]
-        for feed in feeds:
-            wanted = _exact(exact, feed)
-            found = session.run(names, {name: value for name, value in feed.items() if name in inputs})
-            for name, value in zip(names, found, strict=True):
-                pairs.setdefault(f"{graph}/{name}", []).append((value, wanted[name]))
-    return {name: worst_difference(rows) for name, rows in pairs.items()}
+    sessions = {graph: open_session(graph, data, behind) for graph, data in graphs.items()}
+    return compared(sessions, [(feed, _exact(exact, feed)) for feed in feeds])
 
 
 def _exact(module: EmbeddedModule, feed: Arrays) -> dict[str, np.ndarray[Any, Any]]:
@@ -165,11 +154,10 @@ def _exact(module: EmbeddedModule, feed: Arrays) -> dict[str, np.ndarray[Any, An
 
 
 @torch.no_grad()
-def _case(
-    model: PersonalModel, number: int, batch: int, tokens: int, users: int
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Makes the inputs of one comparison, by name: those of `parity_case`, with the texts read."""
-    case = parity_case(model, number, batch, tokens, users)
-    ids, mask = (torch.from_numpy(case[name]) for name in ("input_ids", "attention_mask"))
-    embedding = model.read(ids, mask, model.nobody(mask))[1]
-    return case | {"text_embedding": embedding.float().numpy()}
+def _cases(model: PersonalModel, max_tokens: int) -> list[dict[str, np.ndarray[Any, Any]]]:
+    """Makes the inputs of every comparison, by name: those of `parity_cases`, with the texts read."""
+    found = parity_cases(model, max_tokens)
+    for case in found:
+        ids, mask = (torch.from_numpy(case[name]) for name in ("input_ids", "attention_mask"))
+        case["text_embedding"] = model.read(ids, mask, model.nobody(mask))[1].float().numpy()
+    return found

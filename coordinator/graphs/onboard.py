@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from umbel.coordinator.graphs.exporting import exported, named_proto
 from umbel.coordinator.graphs.joint import GRADIENT
-from umbel.coordinator.graphs.parity import open_session, worst_difference
+from umbel.coordinator.graphs.parity import compared, open_session
 from umbel.coordinator.graphs.split import WeightsFile, cut_graphs
 from umbel.coordinator.onboarding.network import Onboarder
 from umbel.shared.onboarding import (
@@ -186,22 +186,13 @@ def measure_onboarding(network: Onboarder, graphs: Mapping[str, bytes], weights:
         weights: Every weight of the release by name.
 
     Raises:
-        ReleaseError: onnxruntime cannot open a graph.
+        ReleaseError: onnxruntime cannot open or run a graph.
     """
     own = {name: array for name, array in weights.items() if name.startswith(PREFIX)}
     exact = _Lesson(copy.deepcopy(network).cpu().double().eval().requires_grad_(True))
-    pairs: dict[str, list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]] = {}
-    for graph in (name for name in (GRAPH, TEACH) if name in graphs):
-        session = open_session(graph, graphs[graph], own)
-        inputs = {value.name for value in session.get_inputs()}
-        names = [value.name for value in session.get_outputs()]
-        for number, sizes in enumerate(_CASES):
-            feed = _case(network, number, *sizes)
-            wanted = _exact(exact, feed)
-            found = session.run(names, {name: value for name, value in feed.items() if name in inputs})
-            for name, value in zip(names, found, strict=True):
-                pairs.setdefault(f"{graph}/{name}", []).append((value, wanted[name]))
-    return {name: worst_difference(rows) for name, rows in pairs.items()}
+    sessions = {name: open_session(name, graphs[name], own) for name in (GRAPH, TEACH) if name in graphs}
+    feeds = [_case(network, number, *sizes) for number, sizes in enumerate(_CASES)]
+    return compared(sessions, [(feed, _exact(exact, feed)) for feed in feeds])
 
 
 def _exact(lesson: _Lesson, feed: Arrays) -> dict[str, np.ndarray[Any, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,10 +46,22 @@ def measure_parity(
     sessions = {graph: open_session(graph, data, weights) for graph, data in graphs.items()}
     reference = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     joint = JointModule(reference, trainables)
+    feeds = parity_cases(model, max_tokens)
+    return compared(sessions, ((feed, _torch_outputs(joint, feed)) for feed in feeds))
+
+
+def compared(sessions: Mapping[str, Any], cases: Iterable[tuple[Arrays, Arrays]]) -> dict[str, float]:
+    """Runs graphs, and returns "graph/output" -> the worst relative difference over all cases.
+
+    Args:
+        sessions: Graph name -> session.
+        cases: Inputs by name, of which each graph takes its own; and what is expected of each output.
+
+    Raises:
+        ReleaseError: onnxruntime cannot run a graph.
+    """
     pairs: dict[str, list[tuple[Array, Array]]] = {}
-    for number, (batch, tokens, users) in enumerate(SHAPES):
-        feed = parity_case(model, number, batch, min(tokens, max_tokens), users)
-        expected = _torch_outputs(joint, feed)
+    for feed, expected in cases:
         for graph, session in sessions.items():
             for name, found in _graph_outputs(graph, session, feed).items():
                 pairs.setdefault(f"{graph}/{name}", []).append((found, expected[name]))
@@ -94,10 +106,15 @@ def relative_difference(found: Array, expected: Array, floor: float = 0.0) -> fl
     return gap / size
 
 
-def parity_case(
-    model: PersonalModel, number: int, batch: int, tokens: int, users: int
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Makes the inputs of one comparison, by graph input name: random tokens, labels and profiles."""
+def parity_cases(model: PersonalModel, max_tokens: int) -> list[dict[str, Array]]:
+    """Makes the inputs of every comparison, by graph input name: random tokens, labels and profiles."""
+    return [
+        _case(model, number, batch, min(tokens, max_tokens), users)
+        for number, (batch, tokens, users) in enumerate(SHAPES)
+    ]
+
+
+def _case(model: PersonalModel, number: int, batch: int, tokens: int, users: int) -> dict[str, Array]:
     rng = generator(0, number, "", "parity")
     lengths = np.concatenate([[tokens], rng.integers(2, tokens + 1, batch - 1)])
     mask = (np.arange(tokens)[None, :] < lengths[:, None]).astype(np.int64)
