@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -12,7 +12,7 @@ import numpy as np
 from umbel.device_client.caution import cautious_profiles
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import Encoded, encode_examples, example_logits, read_once
-from umbel.device_client.onboarding import Known, influences, onboarded, read_known, starter
+from umbel.device_client.onboarding import influences, onboarded, read_known, starter
 from umbel.shared.bias import softmax
 from umbel.shared.errors import ExampleError, ProfileError, ReleaseError
 from umbel.shared.examples import Example
@@ -138,7 +138,7 @@ def onboard_profile(
         )
     _check_one_owner(examples)
     engine = Engine(release, threads=threads)
-    known = _read(engine, encode_examples(engine, examples) if examples else None, texts)
+    known = read_known(engine, encode_examples(engine, examples), engine.encode(texts))
     exact, weights = onboarded(engine, [known])
     profile = release.manifest.profile.rounded(exact)
     data = pack_profile(release.manifest.profile, profile, release.release_id)
@@ -154,11 +154,6 @@ def onboard_profile(
     )
     atomic_write(path, data, mode=0o600)
     return found
-
-
-def _read(engine: Engine, support: Encoded | None, texts: Sequence[str]) -> Known:
-    own = Encoded(engine.encode([]), np.zeros(0, np.int64)) if support is None else support
-    return read_known(engine, own.tokens, own.labels, engine.encode(texts))
 
 
 def _likenesses(release: Release, weights: FloatArray) -> tuple[Likeness, ...]:
@@ -195,15 +190,12 @@ def learn_profile(
     """
     _check_one_owner(examples)
     engine = Engine(release, threads=threads)
-    support = encode_examples(engine, examples)
+    (support,) = read_once(engine, [encode_examples(engine, examples)])
     recipe = release.manifest.recipe.at(len(support))
     start = None
     if engine.onboards and recipe.start:
-        known = _read(engine, support, texts)
-        if engine.embeds:
-            support = replace(support, embedding=known.embedding[: len(support)])
+        known = read_known(engine, support, engine.encode(texts))
         start = starter(engine, [known], [len(support)], recipe.start)
-    (support,) = read_once(engine, [support])
     profile, strengths = cautious_profiles(engine, [support], recipe, start=start, on_step=on_step)
     data = pack_profile(release.manifest.profile, profile, release.release_id)
     before = example_logits(engine, support, release.manifest.profile.zeros(1))

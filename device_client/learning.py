@@ -70,6 +70,17 @@ def encode_examples(engine: Engine, examples: Sequence[Example]) -> Encoded:
     return Encoded(engine.encode([example.text for example in examples]), labels)
 
 
+def read_tokens(
+    engine: Engine, tokens: TokenBatch, shared: Mapping[str, FloatArray] = NO_SHARED
+) -> tuple[FloatArray, FloatArray]:
+    """Returns logits (batch, labels) and embeddings (batch, d) without a profile, like lengths together."""
+    logits = np.zeros((len(tokens), len(engine.labels)), np.float32)
+    embedding = np.zeros((len(tokens), engine.embedding_size), np.float32)
+    for index in tokens.like_length(_ROWS):
+        logits[index], embedding[index] = engine.read(tokens.rows(index), shared)
+    return logits, embedding
+
+
 def read_once(
     engine: Engine, supports: Sequence[Encoded], shared: Mapping[str, FloatArray] = NO_SHARED
 ) -> list[Encoded]:
@@ -84,9 +95,7 @@ def read_once(
     if not missing:
         return list(supports)
     tokens = join([own.tokens for own in missing])
-    found = np.zeros((len(tokens), engine.embedding_size), np.float32)
-    for index in tokens.like_length(_ROWS):
-        _, found[index] = engine.read(tokens.rows(index), shared)
+    _, found = read_tokens(engine, tokens, shared)
     parts = iter(np.split(found, np.cumsum([len(own) for own in missing])[:-1]))
     return [replace(own, embedding=next(parts)) if own.embedding is None else own for own in supports]
 

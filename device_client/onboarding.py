@@ -9,13 +9,19 @@ from typing import final
 import numpy as np
 
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import NO_SHARED, Encoded
+from umbel.device_client.learning import (
+    NO_SHARED,
+    Encoded,
+    example_logits,
+    read_once,
+    read_tokens,
+    together,
+)
 from umbel.shared.errors import ReleaseError
 from umbel.shared.onboarding import UNKNOWN
 from umbel.shared.profile import FloatArray
-from umbel.shared.text import IntArray, TokenBatch, join
+from umbel.shared.text import IntArray, TokenBatch
 
-_TOGETHER = 32
 _ROWS = 4096
 
 Starter = Callable[[Sequence[tuple[int, IntArray]]], Mapping[str, FloatArray]]
@@ -46,28 +52,22 @@ class Known:
 
 
 def read_known(
-    engine: Engine,
-    examples: TokenBatch,
-    labels: IntArray,
-    texts: TokenBatch,
-    shared: Mapping[str, FloatArray] = NO_SHARED,
+    engine: Engine, examples: Encoded, texts: TokenBatch, shared: Mapping[str, FloatArray] = NO_SHARED
 ) -> Known:
-    """Reads a user's texts once, without a profile.
+    """Reads a user's texts once, without a profile; examples that have been read are not read again.
 
     Args:
         engine: The release.
         examples: Texts that have a label.
-        labels: (examples,) label numbers.
         texts: Texts of which only the text is known; they come after the examples.
         shared: A round's values of trainable shared tensors.
     """
-    tokens = join([examples, texts])
-    logits = np.zeros((len(tokens), len(engine.labels)), np.float32)
-    embedding = np.zeros((len(tokens), engine.embedding_size), np.float32)
-    for index in tokens.like_length(_TOGETHER):
-        logits[index], embedding[index] = engine.read(tokens.rows(index), shared)
-    unknown = np.full(len(texts), UNKNOWN, np.int64)
-    return Known(logits, embedding, np.concatenate([labels, unknown]))
+    unlabelled = Encoded(texts, np.full(len(texts), UNKNOWN, np.int64))
+    known = together(read_once(engine, [examples, unlabelled], shared))
+    if known.embedding is None:
+        return Known(*read_tokens(engine, known.tokens, shared), known.labels)
+    nobody = engine.release.manifest.profile.zeros(1)
+    return Known(example_logits(engine, known, nobody, shared=shared), known.embedding, known.labels)
 
 
 def onboarded(
@@ -141,7 +141,7 @@ def examples_starter(
     if not engine.onboards or share == 0.0:
         return None
     nothing = engine.encode([])
-    known = [read_known(engine, own.tokens, own.labels, nothing, shared) for own in supports]
+    known = [read_known(engine, own, nothing, shared) for own in supports]
     return starter(engine, known, [len(own) for own in supports], share, shared)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import Encoded, encode_examples, learn_profiles, predict_logits
+from umbel.device_client.learning import Encoded, encode_examples, learn_profiles, predict_logits, read_once
 from umbel.device_client.onboarding import examples_starter
 from umbel.device_client.store import DeviceHome
 from umbel.device_client.teaching import taught_change
@@ -89,6 +89,7 @@ def evaluate(engine: Engine, home: DeviceHome, task: RoundTask) -> EvaluationRep
 
 
 def _learned(engine: Engine, support: Encoded, task: RoundTask) -> dict[str, FloatArray]:
+    (support,) = read_once(engine, [support], task.arrays)
     recipe = task.recipe(engine.release.manifest, len(support))
     start = examples_starter(engine, [support], recipe.start, task.arrays)
     origin = None if start is None else start([(0, np.arange(len(support)))])

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import Encoded, learn_exactly
+from umbel.device_client.learning import Encoded, learn_exactly, read_once
 from umbel.device_client.onboarding import Known, onboarded, read_known
 from umbel.shared.episodes import Part, drawn_part
 from umbel.shared.messages import RoundTask
@@ -48,7 +48,8 @@ def taught_change(engine: Engine, support: Encoded, client: int, task: RoundTask
         return {}
     values = dict(first)
     if len(support) > 1:
-        known = read_known(engine, support.tokens, support.labels, engine.encode([]), task.arrays)
+        (support,) = read_once(engine, [support], task.arrays)
+        known = read_known(engine, support, engine.encode([]), task.arrays)
         rng = generator(task.seed, task.round, str(client), "onboarding episode")
         for step in range(settings.onboarding_steps):
             part = drawn_part(rng, len(support), settings.batch_size, _MOST_KNOWN, _MOST_KNOWN)

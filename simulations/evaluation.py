@@ -12,14 +12,13 @@ import numpy as np
 
 from umbel.device_client.caution import cautious_profiles
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import Encoded, encode_examples, predict_logits
+from umbel.device_client.learning import Encoded, encode_examples, example_logits, read_once, together
 from umbel.device_client.onboarding import examples_starter
 from umbel.shared.bias import fit_bias
 from umbel.shared.checks import number_problems, parsed_json
 from umbel.shared.errors import ConfigError
 from umbel.shared.files import atomic_write, sha256_bytes
 from umbel.shared.profile import FloatArray
-from umbel.shared.text import join
 from umbel.simulations.data.splits import UserExamples
 from umbel.simulations.summary import UserAccuracies
 
@@ -92,12 +91,11 @@ def reachable(
 def _evaluate_batch(
     engine: Engine, users: Sequence[UserExamples], ks: Sequence[int], query: int
 ) -> list[Row]:
-    supports = [encode_examples(engine, user.support[: max(ks)]) for user in users]
-    queries = [encode_examples(engine, user.query[:query]) for user in users]
-    generic = [
-        predict_logits(engine, part.tokens, engine.release.manifest.profile.zeros(1)) for part in queries
-    ]
-    own = [predict_logits(engine, part.tokens, engine.release.manifest.profile.zeros(1)) for part in supports]
+    supports = read_once(engine, [encode_examples(engine, user.support[: max(ks)]) for user in users])
+    queries = read_once(engine, [encode_examples(engine, user.query[:query]) for user in users])
+    nobody = engine.release.manifest.profile.zeros(1)
+    generic = [example_logits(engine, part, nobody) for part in queries]
+    own = [example_logits(engine, part, nobody) for part in supports]
     rows: list[Row] = [{model: {} for model in _MODELS} for _ in users]
     prior = engine.release.manifest.recipe.bias_prior
     for k in ks:
@@ -119,7 +117,7 @@ def _personal_logits(
     start = examples_starter(engine, supports, recipe.start)
     profile, _ = cautious_profiles(engine, supports, recipe, start=start)
     owner = np.repeat(np.arange(len(queries)), [len(part) for part in queries])
-    logits = predict_logits(engine, join([part.tokens for part in queries]), profile, owner=owner)
+    logits = example_logits(engine, together(queries), profile, owner=owner)
     ends = np.cumsum([len(part) for part in queries])
     return np.split(logits, ends[:-1])
 

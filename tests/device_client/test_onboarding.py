@@ -18,7 +18,7 @@ from umbel.device_client import onboarding
 from umbel.device_client.caution import cautious_profiles
 from umbel.device_client.device import learn_profile, onboard_profile, read_profile
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import learn_exactly
+from umbel.device_client.learning import Encoded, learn_exactly
 from umbel.device_client.onboarding import (
     Known,
     examples_starter,
@@ -52,7 +52,7 @@ def known_of(engine: Engine, labels: Sequence[int], texts: Sequence[str] = TEXTS
     """The first texts with labels, the others without."""
     count = len(labels)
     own = np.array(labels, np.int64)
-    return read_known(engine, engine.encode(texts[:count]), own, engine.encode(texts[count:]))
+    return read_known(engine, Encoded(engine.encode(texts[:count]), own), engine.encode(texts[count:]))
 
 
 def test_reading_gives_what_prediction_gives_nobody(engine: Engine) -> None:
@@ -63,7 +63,7 @@ def test_reading_gives_what_prediction_gives_nobody(engine: Engine) -> None:
         alone = engine.predict(engine.encode([text]), np.zeros(1, np.int64), zeros, {})
         assert known.logits[number] == pytest.approx(alone[0], rel=1e-4, abs=1e-6)
     assert known.embedding.shape == (5, 32)
-    assert len(read_known(engine, engine.encode([]), np.zeros(0, np.int64), engine.encode([]))) == 0
+    assert len(read_known(engine, Encoded(engine.encode([]), np.zeros(0, np.int64)), engine.encode([]))) == 0
 
 
 def test_users_are_onboarded_each_for_themselves(engine: Engine) -> None:

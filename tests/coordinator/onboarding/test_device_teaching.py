@@ -234,7 +234,7 @@ def test_learning_in_a_round_starts_from_the_rounds_own_network(engine: Engine, 
     train(engine, home, CLIENT, task)
     kept = home.load_profile(engine.release)
     support = encode_examples(engine, home.examples())
-    known = read_known(engine, support.tokens, support.labels, engine.encode([]), task.arrays)
+    known = read_known(engine, support, engine.encode([]), task.arrays)
     wanted, _ = onboarded(engine, [known], task.arrays)
     before, _ = onboarded(engine, [known])
     assert kept is not None
