@@ -83,8 +83,12 @@ class AbstractMethod(nn.Module, ABC):
     @classmethod
     def acts_inside(cls) -> bool:
         """Says whether it acts inside the encoder or before it; otherwise it reads the last states alone."""
-        base = AbstractMethod
-        return cls.at_site is not base.at_site or cls.prompt_rows is not base.prompt_rows
+        return cls.acts_before() or cls.at_site is not AbstractMethod.at_site
+
+    @classmethod
+    def acts_before(cls) -> bool:
+        """Says whether it acts before the encoder's first layer, as prompts do."""
+        return cls.prompt_rows is not AbstractMethod.prompt_rows
 
     def bind(self, labels: int) -> None:
         """Hears how many labels the task has: once, before `profile_tensors` is asked for."""

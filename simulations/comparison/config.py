@@ -181,8 +181,7 @@ class ContestantConfig(Strict):
         # Nothing is trained in rounds here; and these were not there when older cells were hashed.
         unread["cold_start"] = True
         if self.cold_start is not None:
-            later: set[str] = set() if self.cold_start.by_k else {"by_k"}
-            unread["cold_start"] = {"network": {"rounds"}} | dict.fromkeys(later, True)
+            unread["cold_start"] = {"network": {"rounds"}} | ({} if self.cold_start.by_k else {"by_k": True})
         unread |= {} if self.encoder_layers else {"encoder_layers": True, "encoder_rate": True}
         unread |= {"head": True} if self.head == "trained" else {}
         return self.model_dump(mode="json", exclude=unread) | {"methods": methods}

@@ -41,13 +41,14 @@ def _run(contestant: Contestant, place: Place, name: str, on_step: Callable[[int
     begun = time.perf_counter()
     contestant.prepare(on_step)
     trained = time.perf_counter()
-    ks = world.config.k if contestant.learns else (0,)
-    options = {k: own for group in _groups(contestant, world) for k, own in _choose(contestant, world, group)}
+    options: dict[int, Options] = {}
+    for group in _groups(contestant, world):
+        options |= dict.fromkeys(group, _choose(contestant, world, group))
     chosen = time.perf_counter()
     cohort = world.cohort
     people = (*cohort.people, *cohort.more) if contestant.more_people else cohort.people
     if contestant.learns and not cohort.tasks:
-        ks, options = (0, *ks), options | {0: options[ks[0]]}
+        options = {0: options[min(options)]} | options
     costs = contestant.costs()
     return Cell(
         schema="umbel.cell/1",
@@ -68,7 +69,7 @@ def _run(contestant: Contestant, place: Place, name: str, on_step: Callable[[int
         private_numbers=costs.private_numbers,
         shared_numbers=costs.shared_numbers,
         chosen=_told(options),
-        k={str(k): measured(contestant, people, k, options[k]) for k in ks},
+        k={str(k): measured(contestant, people, k, own) for k, own in options.items()},
         best=cohort.best,
         best_generic=cohort.best_generic,
         train_seconds=round(trained - begun, 3),
@@ -99,19 +100,18 @@ def _groups(contestant: Contestant, world: World) -> list[tuple[int, ...]]:
     return [(k,) for k in ks] if contestant.by_k else [ks]
 
 
-def _choose(contestant: Contestant, world: World, ks: Sequence[int]) -> list[tuple[int, Options]]:
-    """Returns, for each k, the options with the lowest mean nll on calibration people; the first of equals.
+def _choose(contestant: Contestant, world: World, ks: Sequence[int]) -> Options:
+    """Returns the options with the lowest mean nll on calibration people; the first of equals.
 
     For several k that is the mean over those of 4 and 16 that are not beyond the largest; for one, its own.
     """
     options = list(contestant.options())
     people = world.cohort.calibration
     if len(options) == 1 or not people or not contestant.learns:
-        return [(k, options[0]) for k in ks]
+        return options[0]
     at = [max(ks)] if world.cohort.tasks or len(ks) == 1 else [k for k in _CHOICE_K if k <= max(ks)]
     losses = [np.mean([np.mean(measured(contestant, people, k, tried).nll) for k in at]) for tried in options]
-    best = options[int(np.nanargmin(losses))]
-    return [(k, best) for k in ks]
+    return options[int(np.nanargmin(losses))]
 
 
 def _told(options: Mapping[int, Options]) -> dict[str, float]:

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from umbel.coordinator.config import CoordinatorConfig
 from umbel.coordinator.methods import method_class
-from umbel.coordinator.methods.base import AbstractMethod
 from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.train import begun, rebase
 from umbel.coordinator.training.calibrate import TorchGradients, relative, side_by_side
@@ -225,7 +224,7 @@ def _learn(
 def reach(config: ContestantConfig) -> Reach:
     """Says how much of the encoder a contestant acts on: prompts on the whole, some on its output alone."""
     kinds = [method_class(name) for name in config.methods]
-    if any(kind.prompt_rows is not AbstractMethod.prompt_rows for kind in kinds):
+    if any(kind.acts_before() for kind in kinds):
         return "whole"
     if config.encoder_layers or any(kind.acts_inside() for kind in kinds):
         return "layers"
