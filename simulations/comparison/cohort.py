@@ -54,6 +54,7 @@ class Cohort:
         people: New people; where profiles are tasks, the tasks themselves.
         more: Further new people, measured only where that costs next to nothing.
         calibration: People on whom contestants choose their options; never measured.
+        more_calibration: Further ones, asked only where that costs next to nothing.
         tasks: Profiles are tasks that training knows (CLINC150's domains), not new people.
         best: Accuracy of the best possible answers for each of `people`, where it is known.
         best_generic: The same for answers that do not depend on the person.
@@ -66,6 +67,7 @@ class Cohort:
     people: tuple[Person, ...]
     more: tuple[Person, ...]
     calibration: tuple[Person, ...]
+    more_calibration: tuple[Person, ...] = ()
     tasks: bool = False
     best: tuple[float, ...] | None = None
     best_generic: tuple[float, ...] | None = None
@@ -139,7 +141,8 @@ def _people(
     calibration = [
         _halved(f"calibration {n}", rows, most, config.query) for n, rows in enumerate(data.calibration)
     ]
-    usable = [person for person in calibration if len(person.query) > 0][: config.calibration_users]
+    usable = tuple(person for person in calibration if len(person.query) > 0)
+    first, last = config.calibration_users, config.calibration_users + config.more_calibration_users
     best, best_generic = _known(community, chosen[: config.people])
     return Cohort(
         name,
@@ -148,7 +151,8 @@ def _people(
         _thinned(data, config.training_users, seed),
         tuple(people[: config.people]),
         tuple(people[config.people : config.people + config.more_people]),
-        tuple(usable),
+        usable[:first],
+        usable[first:last],
         best=best,
         best_generic=best_generic,
     )

@@ -60,7 +60,8 @@ class ColdStart(Profiles):
             return
         self.network = self._onboarder(on_step)
         cohort = self.world.cohort
-        known = [p.support.text for p in (*cohort.people, *cohort.more, *cohort.calibration)]
+        people = (*cohort.people, *cohort.more, *cohort.calibration, *cohort.more_calibration)
+        known = [person.support.text for person in people]
         texts = np.unique(np.concatenate(known))
         self._readings = read_texts(self._trained(), cohort.data.tokens, texts, self.world.precision())
 

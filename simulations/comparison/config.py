@@ -42,6 +42,9 @@ class DataSetConfig(Strict):
         default=0.1, gt=0, lt=0.9, description="Share of seen people on whom options are chosen."
     )
     calibration_users: int = Field(default=10, ge=1, description="Of them, at most.")
+    more_calibration_users: int = Field(
+        default=0, ge=0, description="Further ones, where they cost next to nothing."
+    )
     calibration_query: int = Field(
         default=50, ge=1, description="Of a task: examples that options are chosen on."
     )

@@ -95,7 +95,8 @@ class Contestant(ABC):
             states that were computed once.
         pretrained: Whether it begins with the pretrained encoder: its world's generic model is untrained.
         by_k: Whether its options are chosen for each k apart.
-        more_people: Whether it is measured on the further new people, too: it costs next to nothing for one.
+        more_people: Whether further people are asked, too, new ones and calibration people: a person costs it
+            next to nothing.
     """
 
     version: ClassVar[int] = 1

@@ -106,10 +106,11 @@ def _choose(contestant: Contestant, world: World, ks: Sequence[int]) -> Options:
     For several k that is the mean over those of 4 and 16 that are not beyond the largest; for one, its own.
     """
     options = list(contestant.options())
-    people = world.cohort.calibration
+    cohort = world.cohort
+    people = (*cohort.calibration, *cohort.more_calibration) if contestant.more_people else cohort.calibration
     if len(options) == 1 or not people or not contestant.learns:
         return options[0]
-    at = [max(ks)] if world.cohort.tasks or len(ks) == 1 else [k for k in _CHOICE_K if k <= max(ks)]
+    at = [max(ks)] if cohort.tasks or len(ks) == 1 else [k for k in _CHOICE_K if k <= max(ks)]
     losses = [np.mean([np.mean(measured(contestant, people, k, tried).nll) for k in at]) for tried in options]
     return options[int(np.nanargmin(losses))]
 

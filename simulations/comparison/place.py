@@ -35,17 +35,20 @@ def settings_of(config: ComparisonConfig, data: str, seed: int, contestant: str)
     of each rival, with the rates that it tries. Methods' options count with their defaults.
     """
     own: Any
-    unread = {"rivals", "rival_steps", "text_steps"}
+    unread = {"rivals", "rival_steps", "text_steps", "more_calibration_users"}
     if contestant in config.contestants:
         section = config.contestants[contestant]
         own = [contestant_class(section).version, section.resolved()]
         if reach(section) == "texts":
             unread = {"rivals", "rival_steps", "steps", "training_users", "personal_layers"}
+            # As it was hashed before there were some.
+            unread |= set() if config.data[data].more_calibration_users else {"more_calibration_users"}
     else:
         kind = REGISTRY[contestant]
         own = [contestant, kind.version, getattr(kind, "rates", None)]
         trains = kind.prepare is not Contestant.prepare
-        unread = {"rivals", "steps", "text_steps"} | (set() if trains else {"rival_steps"})
+        unread = {"rivals", "steps", "text_steps", "more_calibration_users"}
+        unread |= set() if trains else {"rival_steps"}
     if not config.data[data].choosiness:
         unread.add("choosiness")  # as it was hashed before there was one
     return _hashed(
@@ -104,7 +107,11 @@ class Place:
             precision: The one in which it was measured, on a machine with other units; None: this one's.
         """
         settings = settings_of(self.config, self.name, self.seed, contestant)
-        return _hashed(settings, self.examples, precision or self.precision)
+        row = [settings, self.examples, precision or self.precision]
+        own, further = self.config.contestants.get(contestant), self.cohort.more_calibration
+        if further and own is not None and reach(own) == "texts":
+            row.append(_hashed([_digest(person.support, person.query) for person in further]))
+        return _hashed(*row)
 
     @cached_property
     def examples(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from umbel.simulations.comparison.contestant import Contestant
 from umbel.simulations.comparison.rivals.adapter import Adapter
+from umbel.simulations.comparison.rivals.counts import Counts
 from umbel.simulations.comparison.rivals.fedavg import FedAvg
 from umbel.simulations.comparison.rivals.generic import Generic
 from umbel.simulations.comparison.rivals.headbias import HeadBias
@@ -16,6 +17,7 @@ from umbel.simulations.comparison.rivals.shared_loratrf import SharedLoRATRF
 
 _CLASSES: tuple[type[Contestant], ...] = (
     Generic,
+    Counts,
     HeadBias,
     LoRA,
     Adapter,

@@ -289,3 +289,21 @@ def test_learning_goes_on_under_bfloat16(name: str, backbone: Backbone, tmp_path
         nested = made.logits([person], K[-1], {"rate": 1e-2})[0]
     assert nll(found, person, person.query.label) < nll(start, person, person.query.label)
     np.testing.assert_array_equal(nested, found)
+
+
+def test_counts_are_those_of_seen_people(world: World) -> None:
+    """For each text: the share of a label among the seen people's judgements, pulled to the mean by two."""
+    made = prepared("counts", world)
+    data = world.cohort.data
+    said = [
+        (int(text), int(label))
+        for rows in (data.train, data.validation)
+        for text, label in zip(rows.text, rows.label, strict=True)
+    ]
+    every = [label for _, label in said]
+    mean = [(every.count(label) + 1) / (len(every) + len(data.labels)) for label in range(len(data.labels))]
+    person = world.cohort.people[0]
+    for text, row in zip(person.query.text, made.logits([person], 0, {})[0], strict=True):
+        own = [label for judged, label in said if judged == text]
+        wanted = [(own.count(label) + 2 * mean[label]) / (len(own) + 2) for label in range(len(data.labels))]
+        assert softmax_oracle(list(row)) == pytest.approx(wanted, abs=1e-6)
