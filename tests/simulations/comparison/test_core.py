@@ -48,9 +48,12 @@ def community(**options: Any) -> DataSetConfig:
 
 def test_new_people_are_not_seen_and_have_enough_examples(backbone: Backbone) -> None:
     encoder = TextEncoder(backbone.tokenizer_json, 16)
-    cohort = gather_cohort("made up", community(training_users=9), None, encoder, 8, 1)
+    section = community(training_users=9, calibration_users=1, more_calibration_users=5)
+    cohort = gather_cohort("made up", section, None, encoder, 8, 1)
     assert len(cohort.people) == 3
     assert len(cohort.more) == 2
+    assert len(cohort.calibration) == 1
+    assert len(cohort.more_calibration) == 1
     seen = set(cohort.data.users)
     for person in (*cohort.people, *cohort.more):
         assert person.user not in seen
@@ -66,7 +69,9 @@ def test_new_people_are_not_seen_and_have_enough_examples(backbone: Backbone) ->
     assert len(cohort.texts) == len(cohort.data.tokens) == len(set(cohort.texts))
     assert cohort.best is not None
     assert len(cohort.best) == 3
-    assert all(len(person.support) == 8 for person in cohort.calibration)
+    calibration = (*cohort.calibration, *cohort.more_calibration)
+    assert all(len(person.support) == 8 for person in calibration)
+    assert len({person.user for person in calibration}) == 2
 
 
 def test_tasks_are_trained_on_all_their_examples_and_on_no_others(backbone: Backbone) -> None:
@@ -313,17 +318,20 @@ def test_cells_are_run_once_and_again_where_something_changed(
 
 def test_a_cell_depends_on_the_steps_of_its_own_training_alone(config: ComparisonConfig) -> None:
     row = config.model_dump(mode="json")
+    row["contestants"]["headbias+"] = {"methods": {"headbias": {}}}
+    config = ComparisonConfig.model_validate(row)
 
     def changed(name: str) -> set[str]:
         other = row | {"data": row["data"] | {"made-up": row["data"]["made-up"] | {name: 77}}}
-        names = ("generic", "lora", "fedavg", "plora")
+        names = ("generic", "lora", "fedavg", "plora", "headbias+")
         configs = (config, ComparisonConfig.model_validate(other))
         hashes = [[settings_of(each, "made-up", 0, name) for name in names] for each in configs]
         return {name for name, one, two in zip(names, *hashes, strict=True) if one != two}
 
     assert changed("steps") == {"plora"}
     assert changed("rival_steps") == {"fedavg"}
-    assert changed("generic_steps") == {"generic", "lora", "fedavg", "plora"}
+    assert changed("text_steps") == changed("more_calibration_users") == {"headbias+"}
+    assert changed("generic_steps") == {"generic", "lora", "fedavg", "plora", "headbias+"}
 
 
 def test_cells_of_an_earlier_result_are_taken_where_they_fit(
