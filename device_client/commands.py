@@ -6,12 +6,16 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umbel.device_client.home_commands import HOME, Home, add_to, opened
+from umbel.device_client.texts import given_texts
+
 if TYPE_CHECKING:
     from umbel.device_client.device import Learned, Onboarded, Prediction
+    from umbel.device_client.work import Work
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,60 +23,61 @@ app = typer.Typer(
     "Nothing leaves this machine.",
 )
 
-_Release = Annotated[Path, typer.Option("--release", "-r", help="Folder of the release.")]
-_Profile = Annotated[Path, typer.Option("--profile", "-p", help="File of the private profile.")]
+_Release = Annotated[
+    Path | None,
+    typer.Option("--release", "-r", help="Folder of a release: work on files, without the device's home."),
+]
+_Profile = Annotated[
+    Path | None, typer.Option("--profile", "-p", help="With --release: file of the private profile.")
+]
 _Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
 _PROFILE = Path("profile.umbel")
 _SHOWN = 5
-_MAX_TEXTS_BYTES = 1 << 26  # a wrong file, such as a device, may be endless
 
 
 @app.command()
 def learn(
-    release: _Release,
+    release: _Release = None,
     examples: Annotated[
-        Path,
-        typer.Option("--examples", "-e", help="Your examples (.jsonl or .csv): a text and its label each."),
-    ],
+        Path | None,
+        typer.Option(
+            "--examples",
+            "-e",
+            help="With --release: your examples (.jsonl or .csv), a text and its label each.",
+        ),
+    ] = None,
     texts: Annotated[
         Path | None,
         typer.Option(
-            "--texts", "-t", help="Further texts of yours, one a line, for a release that onboards."
+            "--texts", "-t", help="With --release: further texts of yours, one a line, if it onboards."
         ),
     ] = None,
-    profile: _Profile = _PROFILE,
+    profile: _Profile = None,
+    home: Home = HOME,
     threads: _Threads = 2,
     as_json: _Json = False,
 ) -> None:
-    """Learn a profile from your own examples.
+    """Learn your profile from the examples that your device has.
 
-    Each line of the file is one example, such as {"text": "A slow, quiet story.", "label": "yes"}; the labels
-    must be the release's. A handful is enough. The profile is written whole or not at all.
+    A handful is enough. The new profile is there wholly or not at all. With --release it is learned from a
+    file, each line of which is one example, such as {"text": "A slow, quiet story.", "label": "yes"}.
 
-    For instance: umbel device learn --release release --examples mine.jsonl
+    For instance: umbel device learn
+
+    Or: umbel device learn --release release --examples mine.jsonl
     """
-    from umbel.device_client.device import learn_profile
-    from umbel.shared.examples import read_examples
-    from umbel.shared.release import read_release
-
     begun = time.perf_counter()
-    checked = read_release(release)
-    rows = read_examples(examples, labels=checked.manifest.labels, default_user="owner")
-    learned = learn_profile(
-        checked,
-        rows,
-        profile,
-        texts=_file_texts(texts),
-        threads=threads,
-        on_step=_bar(checked.manifest.recipe.steps, as_json),
-    )
+    with _work(release, home, examples, texts, profile) as work:
+        steps = work.release.manifest.recipe.steps
+        learned = work.learn(threads, _bar(steps, as_json))
+        count = work.counts()[0]
     found = {
-        "profile": str(profile),
+        "profile": work.where,
         "bytes": learned.file_bytes,
-        "release": checked.release_id,
-        "examples": len(rows),
-        "steps": checked.manifest.recipe.steps,
+        "release": work.release.release_id,
+        "examples": count,
+        "steps": steps,
         "nll_generic": round(learned.nll_generic, 6),
         "nll_personal": round(learned.nll_personal, 6),
         "strength": round(learned.strength, 6),
@@ -85,12 +90,10 @@ def learn(
     for note in learned.notes:
         typer.echo(f"Note: {note}")
     typer.echo(
-        f"Learned from {len(rows)} examples in {found['seconds']:.1f} s. On them the loss went from "
+        f"Learned from {count} examples in {found['seconds']:.1f} s. On them the loss went from "
         f"{learned.nll_generic:.3f} to {learned.nll_personal:.3f}.\n"
         f"{_worse(learned)}{_strength(learned.strength)}"
-        f"The profile is in {profile} ({learned.file_bytes} bytes). "
-        f"Use it: umbel device predict --release {release} "
-        f'--profile {profile} "some text"'
+        f"The profile is in {work.where} ({learned.file_bytes} bytes). Use it: {work.use}"
     )
 
 
@@ -110,17 +113,21 @@ def _strength(strength: float) -> str:
 
 @app.command()
 def onboard(
-    release: _Release,
+    release: _Release = None,
     examples: Annotated[
         Path | None,
         typer.Option(
-            "--examples", "-e", help="Examples of yours (.jsonl or .csv): a text and its label each."
+            "--examples",
+            "-e",
+            help="With --release: examples of yours (.jsonl or .csv), a text and its label each.",
         ),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--texts", "-t", help="File with one text of yours a line, without labels.")
+        Path | None,
+        typer.Option("--texts", "-t", help="With --release: file with one text of yours a line, unlabelled."),
     ] = None,
-    profile: _Profile = _PROFILE,
+    profile: _Profile = None,
+    home: Home = HOME,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what is believed about you, and why.")
     ] = False,
@@ -129,33 +136,29 @@ def onboard(
 ) -> None:
     """Get a first profile at once, from texts of yours, with labels or without.
 
-    It takes one pass over the texts. 'umbel device learn' makes more of labelled examples, and starts
-    from the same. Nothing leaves this machine.
+    It takes one pass over the texts that your device has. 'umbel device learn' makes more of labelled
+    examples, and starts from the same. Nothing leaves this machine.
 
-    For instance: umbel device onboard --release release --texts mine.txt --explain
+    For instance: umbel device onboard --explain
+
+    Or: umbel device onboard --release release --texts mine.txt
     """
-    from umbel.device_client.device import onboard_profile
-    from umbel.shared.examples import read_examples
-    from umbel.shared.release import read_release
-
     begun = time.perf_counter()
-    checked = read_release(release)
-    labels = checked.manifest.labels
-    replaced = profile.exists()
-    rows = [] if examples is None else read_examples(examples, labels=labels, default_user="owner")
-    texts = _file_texts(file)
-    found = onboard_profile(checked, rows, texts, profile, explain=explain or as_json, threads=threads)
+    with _work(release, home, examples, file, profile) as work:
+        replaced = work.has_profile()
+        found = work.onboard(explain or as_json, threads)
+        rows, texts = work.known()
     seconds = round(time.perf_counter() - begun, 3)
+    start = work.release.manifest.recipe.at(len(rows)).start
     if as_json:
-        told = _onboarded(found, profile, len(rows), len(texts), seconds)
-        start = checked.manifest.recipe.at(len(rows)).start
+        told = _onboarded(found, work.where, len(rows), len(texts), seconds)
         typer.echo(json.dumps({**told, "replaced": replaced, "start": start}, indent=2))
         return
     if replaced:
         typer.echo(
             "Note: it replaces the profile that was there; 'umbel device learn' makes a learned one again."
         )
-    if checked.manifest.recipe.at(len(rows)).start == 0.0:
+    if start == 0.0:
         typer.echo(
             "Note: of the people whom this release was tried on, learning from labelled examples went better "
             "without this profile, so 'umbel device learn' does not start from it."
@@ -164,16 +167,15 @@ def onboard(
         f"Read {len(rows)} examples and {len(texts)} texts in {seconds:.1f} s. With the profile, "
         f"{found.changed:.0%} of them get another label than everybody's; probabilities move by "
         f"{found.moved:.0%} on average.\n"
-        f"The profile is in {profile} ({found.file_bytes} bytes). "
-        f'Use it: umbel device predict --release {release} --profile {profile} "some text"'
+        f"The profile is in {work.where} ({found.file_bytes} bytes). Use it: {work.use}"
     )
     if explain:
         _explain(found, [row.text for row in rows] + texts)
 
 
-def _onboarded(found: Onboarded, profile: Path, examples: int, texts: int, seconds: float) -> dict[str, Any]:
+def _onboarded(found: Onboarded, where: str, examples: int, texts: int, seconds: float) -> dict[str, Any]:
     return {
-        "profile": str(profile),
+        "profile": where,
         "bytes": found.file_bytes,
         "examples": examples,
         "texts": texts,
@@ -204,13 +206,14 @@ def _explain(found: Onboarded, texts: list[str]) -> None:
 
 @app.command()
 def predict(
-    release: _Release,
+    release: _Release = None,
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; '-' reads lines from stdin.")
     ] = None,
     file: Annotated[Path | None, typer.Option("--texts", "-t", help="File with one text a line.")] = None,
-    profile: _Profile = _PROFILE,
+    profile: _Profile = None,
     generic: Annotated[bool, typer.Option("--generic", help="Predict without a profile.")] = False,
+    home: Home = HOME,
     threads: _Threads = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
@@ -219,13 +222,11 @@ def predict(
     TEXT are the texts themselves; '-' reads them from stdin, one a line. Next to your label stands the one
     that a person about whom nothing is known would get.
 
-    For instance: umbel device predict --release release "A slow, quiet story."
+    For instance: umbel device predict "A slow, quiet story."
     """
-    from umbel.device_client.device import predict_texts
-    from umbel.shared.release import read_release
-
-    wanted = _texts(texts or [], file)
-    found = predict_texts(read_release(release), wanted, None if generic else profile, threads=threads)
+    wanted = given_texts(texts or [], file)
+    with _work(release, home, None, None, profile) as work:
+        found = work.predict(wanted, generic, threads)
     if as_json:
         for row in found:
             typer.echo(json.dumps(row.as_json()))
@@ -233,46 +234,24 @@ def predict(
     _table(wanted, found)
 
 
-def _file_texts(file: Path | None) -> list[str]:
-    return [] if file is None else _texts([], file, "read", "Give a file with one text a line.")
+def _work(
+    release: Path | None, home: Path, examples: Path | None, texts: Path | None, profile: Path | None
+) -> Work:
+    """Returns what a command works on: files where a release is given, else the device's home."""
+    from umbel.device_client.work import FileWork, HomeWork
+    from umbel.shared.errors import ConfigError
 
-
-def _texts(
-    given: list[str],
-    file: Path | None,
-    purpose: str = "predict",
-    hint: str = 'Give texts: umbel device predict --release R "some text", or --texts FILE with one a line.',
-) -> list[str]:
-    from umbel.shared.errors import ExampleError
-
-    texts = [text for text in given if text != "-"]
-    if "-" in given:
-        texts += _lines(sys.stdin.buffer, "what stdin gives")
-    if file is not None:
-        with file.open("rb") as stream:
-            texts += _lines(stream, str(file))
-    empty = [f"text {number} is empty" for number, text in enumerate(texts, 1) if not text.strip()]
-    if empty or not texts:
-        raise ExampleError(
-            f"there is nothing to {purpose}" if not texts else "some texts are empty",
-            empty,
-            hint,
+    if release is not None:
+        return FileWork(release, examples, texts, profile or _PROFILE)
+    given = [("--examples", examples), ("--texts", texts), ("--profile", profile)]
+    strange = [f"{name} is given" for name, value in given if value is not None]
+    if strange:
+        raise ConfigError(
+            "without --release the device's home is worked on, which has its own",
+            strange,
+            "Entrust files to it with 'umbel device add', or give --release to work on files.",
         )
-    return texts
-
-
-def _lines(stream: IO[bytes], source: str) -> list[str]:
-    """Returns the lines of a file; a text may hold what Python calls a line's end, such as U+2028."""
-    from umbel.shared.errors import ExampleError
-
-    data = stream.read(_MAX_TEXTS_BYTES + 1)
-    if len(data) > _MAX_TEXTS_BYTES:
-        raise ExampleError(f"{source} has more than {_MAX_TEXTS_BYTES:,} bytes", hint="Give it in parts.")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ExampleError(f"{source} is not UTF-8 text", [f"byte {error.start + 1}"]) from None
-    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
+    return HomeWork(opened(home), home)
 
 
 def _table(texts: list[str], rows: list[Prediction]) -> None:
@@ -308,3 +287,6 @@ def _bar(steps: int, quiet: bool) -> Any:
         sys.stderr.flush()
 
     return on_step
+
+
+add_to(app)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -117,7 +117,7 @@ def onboard_profile(
     explain: bool = True,
     threads: int = 1,
 ) -> Onboarded:
-    """Writes the owner's first profile from what is known of them, in one pass, and keeps it.
+    """Writes the owner's first profile from what is known of them, in one pass, and keeps it in a file.
 
     Args:
         release: A release that has onboarding.
@@ -132,6 +132,20 @@ def onboard_profile(
         OSError: The profile cannot be written; an older one is untouched.
         ReleaseError: The release has no onboarding.
     """
+    packed, found = packed_onboarding(release, examples, texts, explain=explain, threads=threads)
+    atomic_write(path, packed, mode=0o600)
+    return found
+
+
+def packed_onboarding(
+    release: Release,
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    *,
+    explain: bool = True,
+    threads: int = 1,
+) -> tuple[bytes, Onboarded]:
+    """Returns the packed profile that `onboard_profile` keeps, and what came of it; see there."""
     if not examples and not texts:
         raise ExampleError(
             "there is nothing to begin with", hint="Give texts of yours, with labels or without."
@@ -145,15 +159,13 @@ def onboard_profile(
     tokens = engine.encode([*(example.text for example in examples), *texts])
     seen = Encoded(tokens, known.labels, known.embedding if engine.embeds else None)
     before, after = softmax(known.logits), softmax(example_logits(engine, seen, profile))
-    found = Onboarded(
+    return data, Onboarded(
         len(data),
         float((before.argmax(1) != after.argmax(1)).mean()),
         float(0.5 * np.abs(after - before).sum(1).mean()),
         _likenesses(release, weights[0]),
         tuple(float(value) for value in influences(engine, known)) if explain else (),
     )
-    atomic_write(path, data, mode=0o600)
-    return found
 
 
 def _likenesses(release: Release, weights: FloatArray) -> tuple[Likeness, ...]:
@@ -174,7 +186,7 @@ def learn_profile(
     threads: int = 1,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Learned:
-    """Learns the owner's profile and keeps it, by an atomic write that only the owner can read.
+    """Learns the owner's profile and keeps it in a file, by an atomic write that only the owner can read.
 
     Args:
         release: The release.
@@ -188,6 +200,20 @@ def learn_profile(
         ExampleError: There are none, they are of several people, or a label is not the release's.
         OSError: The profile cannot be written; an older one is untouched.
     """
+    packed, found = packed_learning(release, examples, texts=texts, threads=threads, on_step=on_step)
+    atomic_write(path, packed, mode=0o600)
+    return found
+
+
+def packed_learning(
+    release: Release,
+    examples: Sequence[Example],
+    *,
+    texts: Sequence[str] = (),
+    threads: int = 1,
+    on_step: Callable[[int, float], None] | None = None,
+) -> tuple[bytes, Learned]:
+    """Returns the packed profile that `learn_profile` keeps, and what came of it; see there."""
     _check_one_owner(examples)
     engine = Engine(release, threads=threads)
     (support,) = read_once(engine, [encode_examples(engine, examples)])
@@ -200,8 +226,7 @@ def learn_profile(
     data = pack_profile(release.manifest.profile, profile, release.release_id)
     before = example_logits(engine, support, release.manifest.profile.zeros(1))
     after = example_logits(engine, support, profile)
-    atomic_write(path, data, mode=0o600)
-    return Learned(
+    return data, Learned(
         len(data),
         _nll(before, support.labels),
         _nll(after, support.labels),
@@ -225,8 +250,16 @@ def predict_texts(
         ProfileError: There is no profile at the path, or it does not fit the release.
         ReleaseError: Its answers are no numbers.
     """
+    profile = None if profile_path is None else read_profile(release, profile_path)
+    return predict_with(release, texts, profile, threads=threads)
+
+
+def predict_with(
+    release: Release, texts: Sequence[str], own: Mapping[str, FloatArray] | None, *, threads: int = 1
+) -> list[Prediction]:
+    """Predicts as `predict_texts` does, under a profile (1, *shape) that has been read; None: without one."""
     zeros = release.manifest.profile.zeros(1)
-    profile = zeros if profile_path is None else read_profile(release, profile_path)
+    profile = zeros if own is None else own
     engine = Engine(release, threads=threads)
     (asked,) = read_once(engine, [Encoded(engine.encode(texts), np.full(len(texts), UNKNOWN, np.int64))])
     personal = softmax(example_logits(engine, asked, profile))

@@ -16,7 +16,17 @@ ABSENT = (
     "torch",
     "transformers",
 )
-PRESENT = ("cryptography", "numpy", "onnxruntime", "rich", "safetensors", "tokenizers", "typer", "umbel")
+PRESENT = (
+    "cryptography",
+    "keyring",
+    "numpy",
+    "onnxruntime",
+    "rich",
+    "safetensors",
+    "tokenizers",
+    "typer",
+    "umbel",
+)
 
 
 def main() -> int:

@@ -60,6 +60,10 @@ class ProfileError(UmbelError):
     """A profile is damaged or belongs to another release."""
 
 
+class StoreError(UmbelError):
+    """An owner's store is missing, damaged, or does not open with the key or passphrase that was given."""
+
+
 class ReleaseError(UmbelError):
     """A release is damaged, incomplete, of another version, or does not agree with its model."""
 

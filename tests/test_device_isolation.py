@@ -15,7 +15,7 @@ pytestmark = pytest.mark.device
 FORBIDDEN = ("torch", "transformers", "optimum", "ray", "onnx", "onnxscript", "tensorboard")
 FLOWER_MODULE = "umbel.device_client.flower_app"
 DEVICE_LIBRARIES = {
-    "click", "cryptography", "numpy", "onnxruntime", "rich", "safetensors", "tokenizers", "typer",
+    "click", "cryptography", "keyring", "numpy", "onnxruntime", "rich", "safetensors", "tokenizers", "typer",
 }  # fmt: skip
 
 # Imports every module of two packages in a process where the forbidden names raise. A module that tries

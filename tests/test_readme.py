@@ -67,6 +67,7 @@ def blocks(readme: str) -> list[str]:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, which holds a tiny encoder and, as after `make`, an environment."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
     write_backbone(tmp_path / "tiny-encoder", tiny_config("bert"))
     folder = tmp_path / ".venv" / "bin"
     folder.mkdir(parents=True)

@@ -396,7 +396,7 @@ def test_a_cautious_release_says_how_much_of_a_profile_is_used(
     recipe = replace(tiny_release.manifest.recipe, folds=2, trust=trust)
     manifest = replace(tiny_release.manifest, recipe=recipe)
     cautious = Release(tiny_release.folder, manifest, tiny_release.release_id)
-    monkeypatch.setattr("umbel.shared.release.read_release", lambda _folder: cautious)
+    monkeypatch.setattr("umbel.device_client.work.read_release", lambda _folder: cautious)
     status, out, _ = umbel(capsys, "learn", "-r", tiny_release.folder, "-e", examples(*MINE))
     assert status == 0
     assert words in out

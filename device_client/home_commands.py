@@ -1,0 +1,273 @@
+"""`umbel device` for whoever has a home: enroll, add, status, log, export, import, forget."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from umbel.device_client.texts import file_texts
+
+if TYPE_CHECKING:
+    from umbel.device_client.owner import Device
+
+Home = Annotated[
+    Path,
+    typer.Option("--home", envvar="UMBEL_HOME", help="The device's home: its store, key and releases."),
+]
+HOME = Path("~/.umbel")
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
+_SECRET = "UMBEL_PASSPHRASE"
+_EXPORT_SECRET = "UMBEL_EXPORT_PASSPHRASE"
+
+
+def asked(variable: str = _SECRET, what: str = "Passphrase", *, twice: bool = False) -> Callable[[], str]:
+    """Returns what gives a passphrase: from the environment, or asked for at the terminal."""
+
+    def ask() -> str:
+        from umbel.shared.errors import StoreError
+
+        found = os.environ.get(variable)
+        if found is not None:
+            return found
+        if not sys.stdin.isatty():
+            raise StoreError(
+                "a passphrase is needed, and there is nobody to ask",
+                hint=f"Run it in a terminal, or set {variable}.",
+            )
+        return str(typer.prompt(what, hide_input=True, confirmation_prompt=twice, err=True))
+
+    return ask
+
+
+def opened(home: Path) -> Device:
+    """Opens the device of a home."""
+    from umbel.device_client.owner import Device
+
+    return Device.open(home.expanduser(), ask=asked())
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds these commands to an app."""
+    for command in (enroll, add, status, log, export, forget):
+        app.command()(command)
+    app.command(name="import")(import_)
+
+
+def enroll(
+    release: Annotated[Path, typer.Option("--release", "-r", help="Folder of the release to begin with.")],
+    home: Home = HOME,
+    key: Annotated[
+        str,
+        typer.Option(
+            help="What holds the store's key: file (yours alone), keyring (the system's), or passphrase."
+        ),
+    ] = "file",
+    as_json: _Json = False,
+) -> None:
+    """Make this machine your device: take a release over, and make a sealed store for what is yours.
+
+    Examples and profiles lie encrypted in one file. With --key passphrase nothing on this machine opens it
+    without you; it is asked for, or read from UMBEL_PASSPHRASE.
+
+    For instance: umbel device enroll --release release
+    """
+    from umbel.device_client.owner import Device
+
+    with Device.enroll(home.expanduser(), release, key=key, ask=asked(twice=True)) as device:
+        found = device.status()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(
+        f"This is your device now: {found['home']} (key: {found['key']}).\n"
+        "Add what you judged: umbel device add --examples mine.jsonl"
+    )
+
+
+def add(
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            "--examples", "-e", help="Examples of yours (.jsonl or .csv): a text and its label each."
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--texts", "-t", help="File with one text of yours a line, without labels.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="One text; with --label an example.")] = None,
+    label: Annotated[str | None, typer.Option(help="What you say of --text.")] = None,
+    home: Home = HOME,
+    as_json: _Json = False,
+) -> None:
+    """Entrust examples, or texts without labels, to your device; they never leave it.
+
+    A text that is known already is kept once; it gets the new label if it comes with another one.
+
+    For instance: umbel device add --text "A slow, quiet story." --label yes
+    """
+    from umbel.shared.errors import ConfigError
+    from umbel.shared.examples import Example, read_examples
+
+    if examples is None and file is None and text is None:
+        raise ConfigError("there is nothing to add", hint="Give --examples, --texts or --text.")
+    if label is not None and text is None:
+        raise ConfigError("--label says something of --text, which is missing")
+    with opened(home) as device:
+        labels = device.release.manifest.labels
+        rows = [] if examples is None else read_examples(examples, labels=labels, default_user="owner")
+        texts = file_texts(file)
+        if text is not None and label is not None:
+            rows.append(Example(rows[0].user if rows else "owner", text, label))
+        elif text is not None:
+            texts.append(text)
+        found = device.add(rows, texts)
+        counts = device.counts()
+    told = {"new": found.new, "changed": found.changed, "known": found.known}
+    told |= {"examples": counts[0], "texts": counts[1]}
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+        return
+    typer.echo(
+        f"{found.new} new, {found.changed} with another label, {found.known} known as they are. "
+        f"Your device has {counts[0]} examples and {counts[1]} texts without a label.\n"
+        "Learn from them: umbel device learn"
+    )
+
+
+def status(home: Home = HOME, as_json: _Json = False) -> None:
+    """Say what your device holds, since when, and what it makes of it."""
+    with opened(home) as device:
+        found = device.status()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(
+        f"Home:     {found['home']}, {found['store_bytes']:,} bytes sealed, key: {found['key']}\n"
+        f"Release:  {found['release'][:12]}\n"
+        f"Examples: {found['examples']}, texts without a label: {found['texts']}"
+        + (f", since {found['since']}" if found["since"] else "")
+        + f"\nProfile:  {_profile(found['profile'])}"
+    )
+
+
+def _profile(own: dict[str, Any] | None) -> str:
+    if own is None:
+        return "none yet: answers are those for everybody. Make one: umbel device learn, or onboard."
+    told = f"{own['how']} {own['at']} from {own['examples']} examples, {own['bytes']} bytes"
+    if own["how"] == "learned":
+        told += (
+            f"\n          on them the loss went from {own['nll_generic']:.3f} to {own['nll_personal']:.3f}; "
+            f"{own['strength']:.0%} of what was learned is used"
+        )
+    return told if own["current"] else told + "\n          You have changed them since: umbel device learn."
+
+
+def log(home: Home = HOME, as_json: _Json = False) -> None:
+    """Show what your device did, and what left it; no text and no number of a profile is in it."""
+    with opened(home) as device:
+        rows = device.log()
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        rest = ", ".join(
+            f"{name} {str(value)[:12]}" for name, value in row.items() if name not in ("at", "what")
+        )
+        typer.echo(f"{row['at']}  {row['what']}  {rest}".rstrip())
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="Where to write it.")],
+    home: Home = HOME,
+    as_json: _Json = False,
+) -> None:
+    """Write all of it, sealed by a passphrase, into one file for a new device.
+
+    The passphrase is asked for, or read from UMBEL_EXPORT_PASSPHRASE.
+
+    For instance: umbel device export me.umbel-export
+    """
+    with opened(home) as device:
+        size = device.export(file, asked(_EXPORT_SECRET, "Passphrase for the export", twice=True))
+    if as_json:
+        typer.echo(json.dumps({"file": str(file), "bytes": size}, indent=2))
+        return
+    typer.echo(
+        f"All of it is in {file} ({size:,} bytes). On the new device: umbel device enroll, "
+        f"then umbel device import {file}"
+    )
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="The other device's export.")],
+    home: Home = HOME,
+    as_json: _Json = False,
+) -> None:
+    """Take over what another device of yours has exported.
+
+    Texts that are known here are kept once. Nothing is taken over if anything in the file was changed.
+
+    For instance: umbel device import me.umbel-export
+    """
+    with opened(home) as device:
+        found = device.import_(file, asked(_EXPORT_SECRET, "Passphrase of the export"))
+    if as_json:
+        told = {"new": found.new, "changed": found.changed, "known": found.known}
+        typer.echo(json.dumps(told, indent=2))
+        return
+    typer.echo(
+        f"{found.new} texts are new here, {found.changed} have another label, {found.known} were known."
+    )
+
+
+def forget(
+    number: Annotated[
+        list[int] | None, typer.Option("--number", "-n", help="One of yours, by its number; repeatable.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="All of yours in which these words occur, in any case.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--everything", help="The whole store and its key.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before.")] = False,
+    home: Home = HOME,
+    as_json: _Json = False,
+) -> None:
+    """Erase some of what is yours, or everything, and say what was erased.
+
+    The profile goes with the examples that it was learned from: learn it again from what is left.
+
+    For instance: umbel device forget --text "quiet story"
+    """
+    from umbel.device_client.owner import erase
+    from umbel.shared.errors import ConfigError
+
+    if sum((bool(number), text is not None, everything)) != 1:
+        raise ConfigError("say what to forget", hint="Give one of --number, --text and --everything.")
+    if everything:
+        _sure(yes, "Erase your store and its key for good?")
+        erase(home.expanduser(), asked())
+        _told({"everything": True}, "Your store and its key are erased.", as_json)
+        return
+    with opened(home) as device:
+        numbers = number or [e.number for e in device.entries() if (text or "").lower() in e.text.lower()]
+        _sure(yes, f"Erase {len(numbers)} of yours, and the profile learned from them?")
+        found = device.forget(numbers)
+    words = f"{found} erased, and every profile. Learn again from what is left: umbel device learn"
+    _told(
+        {"erased": found}, words if found else "Nothing of yours is like that; nothing was erased.", as_json
+    )
+
+
+def _sure(yes: bool, question: str) -> None:
+    if not yes:
+        typer.confirm(question, abort=True, err=True)
+
+
+def _told(found: dict[str, Any], words: str, as_json: bool) -> None:
+    typer.echo(json.dumps(found, indent=2) if as_json else words)

@@ -1,0 +1,314 @@
+"""A device and its owner: a home that holds a sealed store and the release in use.
+
+home/                      ~/.umbel unless UMBEL_HOME or --home says otherwise; its owner's alone
+  store.sqlite             examples, profiles, log: every private piece sealed (`vault/`)
+  key                      where the key is held in a file: 32 random bytes, mode 0600
+  releases/<id>/           releases that were taken over
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, final
+
+from umbel.device_client.device import (
+    Learned,
+    Onboarded,
+    Prediction,
+    packed_learning,
+    packed_onboarding,
+    predict_with,
+)
+from umbel.device_client.installed import install, installed
+from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Passphrase
+from umbel.device_client.vault.portable import Exported, read_export, write_export
+from umbel.device_client.vault.store import Added, Entry, Holders, KeptProfile, Store, destroy
+from umbel.shared.errors import ConfigError, ExampleError, StoreError
+from umbel.shared.examples import Example
+from umbel.shared.profile import FloatArray, unpack_profile
+from umbel.shared.release import Release
+
+STORE = "store.sqlite"
+KEYS = ("file", "keyring", "passphrase")
+_KEY, _RELEASES = "key", "releases"
+_RELEASE = "release"
+
+
+def unasked() -> str:
+    """Stands for a passphrase that nobody was asked for.
+
+    Raises:
+        StoreError: Always.
+    """
+    raise StoreError("this store needs its passphrase", hint="Give it: Device.open(home, ask=...).")
+
+
+@final
+class Device:
+    """One owner's device.
+
+    Everything that is learned or added is kept before a method returns.
+
+    Example:
+        device = Device.enroll(Path("home"), Path("release"))
+        device.add([Example("owner", "A slow, quiet story.", "yes")])
+        device.learn()
+        device.predict(["A loud film."])
+    """
+
+    def __init__(self, home: Path, store: Store):
+        self.home = home
+        self._store = store
+
+    @classmethod
+    def enroll(cls, home: Path, release: Path, *, key: str = "file", ask: Ask = unasked) -> Device:
+        """Takes a release over and makes a store for its owner.
+
+        Args:
+            home: The device's home; made for its owner alone.
+            release: The release's folder.
+            key: Who holds the store's key: "file", "keyring" or "passphrase".
+            ask: Gives the passphrase.
+
+        Raises:
+            ConfigError: There is no such holder.
+            ReleaseError: The release cannot be used.
+            StoreError: The home has a store, or cannot have one.
+        """
+        if key not in KEYS:
+            raise ConfigError(f"'{key}' holds no keys", hint=f"Choose one of: {', '.join(KEYS)}.")
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        taken = install(release, home / _RELEASES)
+        store = Store.create(home / STORE, key, _holders(home, ask), {_RELEASE: taken.release_id})
+        device = cls(home, store)
+        device._note("enrolled", release=taken.release_id)
+        return device
+
+    @classmethod
+    def open(cls, home: Path, *, ask: Ask = unasked) -> Device:
+        """Opens a device.
+
+        Raises:
+            StoreError: There is none, or it does not open.
+        """
+        return cls(home, Store.open(home / STORE, _holders(home, ask)))
+
+    def close(self) -> None:
+        """Lets go of the store."""
+        self._store.close()
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def release(self) -> Release:
+        """The release in use, checked.
+
+        Raises:
+            ReleaseError: It is missing or damaged.
+        """
+        return installed(self.home / _RELEASES, str(self._store.setting(_RELEASE)))
+
+    def add(self, examples: Sequence[Example], texts: Sequence[str] = ()) -> Added:
+        """Keeps examples and texts without labels, all or none; a known text may get another label.
+
+        Raises:
+            ExampleError: A label is not the release's, or examples are of several people.
+        """
+        _check(examples, self.release.manifest.labels)
+        now = _now()
+        entries = [Entry(example.text, example.label, now) for example in examples]
+        return self._store.add(entries + [Entry(text, None, now) for text in texts])
+
+    def counts(self) -> tuple[int, int]:
+        """Returns how many examples there are, and how many texts without a label."""
+        return self._store.counts()
+
+    def entries(self) -> list[Entry]:
+        """Returns what was added, oldest first."""
+        return self._store.entries()
+
+    def onboard(self, *, explain: bool = True, threads: int = 1) -> Onboarded:
+        """Writes a first profile from all that was added, in one pass, and keeps it.
+
+        Raises:
+            ExampleError: Nothing was added yet.
+            ReleaseError: The release has no onboarding.
+        """
+        began, release, state = time.perf_counter(), self.release, self._store.state()
+        examples, texts = self.known()
+        packed, found = packed_onboarding(release, examples, texts, explain=explain, threads=threads)
+        self._keep(release, packed, state, "onboarded", examples, began, {"texts": len(texts)})
+        return found
+
+    def learn(self, *, threads: int = 1, on_step: Callable[[int, float], None] | None = None) -> Learned:
+        """Learns the profile from all that was added, and keeps it.
+
+        Raises:
+            ExampleError: No example with a label was added yet.
+            ProfileError: Learning did not converge; the old profile stays.
+        """
+        began, release, state = time.perf_counter(), self.release, self._store.state()
+        examples, texts = self.known()
+        if not examples:
+            raise ExampleError(
+                "there are no examples to learn from", hint="Add some: umbel device add --examples FILE."
+            )
+        packed, found = packed_learning(release, examples, texts=texts, threads=threads, on_step=on_step)
+        told = asdict(found)
+        self._keep(
+            release,
+            packed,
+            state,
+            "learned",
+            examples,
+            began,
+            {name: told[name] for name in ("nll_generic", "nll_personal", "strength")},
+        )
+        return found
+
+    def predict(self, texts: Sequence[str], *, generic: bool = False, threads: int = 1) -> list[Prediction]:
+        """Predicts with the owner's profile; without one, or if so wanted, as for everybody."""
+        release = self.release
+        return predict_with(release, texts, None if generic else self.profile(release), threads=threads)
+
+    def profile(self, release: Release | None = None) -> dict[str, FloatArray] | None:
+        """Returns the profile for the release in use, name -> (1, *shape); None if there is none.
+
+        Raises:
+            ProfileError: It is damaged.
+        """
+        release = release or self.release
+        kept = self._store.profile(release.release_id)
+        return (
+            None
+            if kept is None
+            else unpack_profile(release.manifest.profile, kept.packed, release.release_id)
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Returns what is held, since when, and what came of learning; no text and no number of a profile."""
+        labelled, others = self._store.counts()
+        release = str(self._store.setting(_RELEASE))
+        kept = self._store.profile(release)
+        own = None
+        if kept is not None:
+            own = {
+                "bytes": len(kept.packed),
+                **kept.about,
+                "current": kept.about["state"] == self._store.state(),
+            }
+            del own["state"]
+        entries = self._store.entries()
+        return {
+            "home": str(self.home),
+            "store": self._store.number,
+            "key": self._store.holder,
+            "release": release,
+            "examples": labelled,
+            "texts": others,
+            "since": entries[0].added if entries else None,
+            "profile": own,
+            "store_bytes": sum(file.stat().st_size for file in self.home.glob(f"{STORE}*")),
+        }
+
+    def log(self) -> list[dict[str, Any]]:
+        """Returns what this device did, oldest first; no text and no number of a profile is in it."""
+        return self._store.log()
+
+    def forget(self, numbers: Sequence[int]) -> int:
+        """Erases entries by their number, and the profile, for it was learned from them."""
+        found = self._store.remove(numbers)
+        self._note("forgot", entries=found)
+        return found
+
+    def export(self, path: Path, ask: Ask) -> int:
+        """Writes all of it, sealed by a passphrase of its own, into one file for another device.
+
+        Returns:
+            The file's size in bytes.
+        """
+        kept = Exported(self._store.number, tuple(self.entries()), self._store.profiles())
+        size = write_export(path, kept, ask)
+        self._note("exported", bytes=size)
+        return size
+
+    def import_(self, path: Path, ask: Ask) -> Added:
+        """Takes over what another device exported: entries, and profiles for releases that have none here.
+
+        Raises:
+            StoreError: It is no export, was changed, or has another passphrase; then nothing is taken over.
+        """
+        found = read_export(path, ask)
+        own = self._store.profiles()
+        added = self._store.add(
+            found.entries, {name: kept for name, kept in found.profiles.items() if name not in own}
+        )
+        self._note("imported", entries=added.new, source=found.store)
+        return added
+
+    def known(self) -> tuple[list[Example], list[str]]:
+        """Returns the owner's examples, and their texts without a label."""
+        entries = self._store.entries()
+        examples = [Example("owner", own.text, own.label) for own in entries if own.label is not None]
+        return examples, [own.text for own in entries if own.label is None]
+
+    def _keep(
+        self,
+        release: Release,
+        packed: bytes,
+        state: str,
+        how: str,
+        examples: Sequence[Example],
+        began: float,
+        told: Mapping[str, Any],
+    ) -> None:
+        seconds = round(time.perf_counter() - began, 3)
+        about = {"how": how, "at": _now(), "state": state, "examples": len(examples), **told}
+        self._store.save_profile(release.release_id, KeptProfile(packed, about))
+        self._note(how, release=release.release_id, examples=len(examples), seconds=seconds)
+
+    def _note(self, what: str, **told: Any) -> None:
+        self._store.note({"at": _now(), "what": what, **told})
+
+
+def erase(home: Path, ask: Ask = unasked) -> None:
+    """Erases a device's store and its key for good, whether or not it opens; releases, not private, stay.
+
+    Raises:
+        StoreError: There is none.
+    """
+    destroy(home / STORE, _holders(home, ask))
+
+
+def _holders(home: Path, ask: Ask) -> Holders:
+    def holder(kind: str, number: str) -> KeyHolder:
+        if kind == KeyFile.kind:
+            return KeyFile(home / _KEY)
+        if kind == Keyring.kind:
+            return Keyring(number)
+        if kind == Passphrase.kind:
+            return Passphrase(ask)
+        raise StoreError(f"the store {home / STORE} is damaged", ["nobody knows who holds its key"])
+
+    return holder
+
+
+def _check(examples: Sequence[Example], labels: Sequence[str]) -> None:
+    strange = sorted({n for n, example in enumerate(examples, 1) if example.label not in labels})
+    problems = [f"example {number}: its label is not one of the release's" for number in strange]
+    if len({example.user for example in examples}) > 1:
+        problems.append("they are of several people")
+    if problems:
+        raise ExampleError("these examples cannot be kept", problems, f"Labels: {', '.join(labels)}.")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""What an owner entrusts to their device: examples, profiles and a log, sealed in one SQLite file."""

@@ -1,0 +1,411 @@
+"""The store: one SQLite file that holds what an owner entrusts to their device, sealed piece by piece."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from umbel.device_client.vault.keys import KeyHolder, unwrap, wrap
+from umbel.device_client.vault.schema import VERSION, migrate, version_of
+from umbel.device_client.vault.sealing import Sealer, new_key
+from umbel.shared.errors import StoreError
+
+_WAIT_SECONDS = 30.0
+_DAMAGED = "Take it from a backup, or begin anew and import an export of yours."
+
+Holders = Callable[[str, str], KeyHolder]
+"""(kind of holder, the store's number) -> who holds the key."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A text of the owner's. Text and label are left out of `repr`.
+
+    Attributes:
+        text: What they wrote or read.
+        label: What they said of it; None if they have not.
+        added: When it was entrusted, ISO 8601 in UTC.
+        number: Its number in the store; it stays the same. 0 before it is in one.
+    """
+
+    text: str = field(repr=False)
+    label: str | None = field(repr=False)
+    added: str
+    number: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What came of adding entries: how many were new, got another label, or were known as they are."""
+
+    new: int
+    changed: int
+    known: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class KeptProfile:
+    """A profile and what is known of its learning.
+
+    Attributes:
+        packed: The profile's file, as `pack_profile` gives it; left out of `repr`.
+        about: When and from how many examples it was learned, what it gained, and so on.
+    """
+
+    packed: bytes = field(repr=False)
+    about: Mapping[str, Any]
+
+
+@final
+class Store:
+    """One owner's examples, profiles and log.
+
+    What a method has returned from is on the disk, and what it has not returned from is there wholly or not
+    at all, whatever ends the process or the power. Several processes may use one store; who writes waits for
+    the other.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, sealer: Sealer, number: str, holder: KeyHolder):
+        self._connection = connection
+        self._sealer = sealer
+        self._holder = holder
+        self.number = number
+
+    @classmethod
+    def create(
+        cls, path: Path, kind: str, holders: Holders, settings: Mapping[str, Any] | None = None
+    ) -> Store:
+        """Makes a store.
+
+        A file that an interrupted beginning has left is gone on with.
+
+        Args:
+            path: Its file; the folder is made for its owner alone.
+            kind: Who holds its key: "file", "keyring" or "passphrase".
+            holders: Gives the holder.
+            settings: What it holds from the first moment on.
+
+        Raises:
+            StoreError: There is one, its key cannot be kept, or the disk says no.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _explained(path):
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            connection = _connected(path)
+            with _closed_on_error(connection), _transaction(connection):
+                if version_of(connection):
+                    raise StoreError(
+                        f"there is a store at {path}", hint="Use it, or name another home: --home FOLDER."
+                    )
+                migrate(connection)
+                number, key = secrets.token_hex(16), new_key()
+                holder = holders(kind, number)
+                kept = wrap(key, holder, number)
+                rows = [("store", number.encode()), ("key", json.dumps(kept).encode())]
+                connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+                store = cls(connection, Sealer(key), number, holder)
+                for name, value in (settings or {}).items():
+                    store._put_setting(name, value)
+        return store
+
+    @classmethod
+    def open(cls, path: Path, holders: Holders) -> Store:
+        """Opens a store.
+
+        Raises:
+            StoreError: There is none, it does not open with this key or passphrase, or it is damaged.
+        """
+        if not path.is_file():
+            raise StoreError(
+                f"there is no store at {path}", hint="Begin with: umbel device enroll --release RELEASE."
+            )
+        with _explained(path):
+            connection = _connected(path)
+            with _closed_on_error(connection):
+                if version_of(connection) != VERSION:
+                    _update(connection, path)
+                number, kept = _meta(connection, path)
+                holder = holders(str(kept.get("holder")), number)
+                return cls(connection, Sealer(unwrap(kept, holder, number)), number, holder)
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._connection.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def holder(self) -> str:
+        """Who holds the key: "file", "keyring" or "passphrase"."""
+        return self._holder.kind
+
+    def add(self, entries: Sequence[Entry], profiles: Mapping[str, KeptProfile] | None = None) -> Added:
+        """Adds entries, and profiles by release, all or none; a known text gets the new label, if any."""
+        counts = {"new": 0, "changed": 0, "known": 0}
+        with self._writing():
+            for entry in entries:
+                counts[self._put(entry)] += 1
+            for release, kept in (profiles or {}).items():
+                self._put_profile(release, kept)
+        return Added(**counts)
+
+    def _put(self, entry: Entry) -> str:
+        mark = self._sealer.mark(entry.text.encode())
+        found = self._connection.execute("SELECT id, sealed FROM entries WHERE mark = ?", (mark,)).fetchone()
+        old = None if found is None else self._entry(found[0], mark, found[1])
+        if old is not None and entry.label in (None, old.label):
+            return "known"
+        row = {"text": entry.text, "label": entry.label, "added": entry.added if old is None else old.added}
+        sealed = self._sealer.seal(json.dumps(row).encode(), f"entries/{mark.hex()}")
+        labelled = entry.label is not None
+        if old is None:
+            self._connection.execute(
+                "INSERT INTO entries (mark, labelled, sealed) VALUES (?, ?, ?)", (mark, labelled, sealed)
+            )
+            return "new"
+        self._connection.execute(
+            "UPDATE entries SET labelled = ?, sealed = ? WHERE id = ?", (labelled, sealed, old.number)
+        )
+        return "changed"
+
+    def entries(self) -> list[Entry]:
+        """Returns everything that was entrusted, in the order in which it was."""
+        with self._reading():
+            rows = self._connection.execute("SELECT id, mark, sealed FROM entries ORDER BY id").fetchall()
+        return [self._entry(*row) for row in rows]
+
+    def counts(self) -> tuple[int, int]:
+        """Returns how many entries have a label, and how many have none; nothing is opened for it."""
+        with self._reading():
+            row = self._connection.execute("SELECT TOTAL(labelled), COUNT(*) FROM entries").fetchone()
+        return int(row[0]), int(row[1]) - int(row[0])
+
+    def state(self) -> str:
+        """Returns a hash of all entries, by which one sees whether a profile was learned from these."""
+        with self._reading():
+            rows = self._connection.execute("SELECT mark, sealed FROM entries ORDER BY id").fetchall()
+        return self._sealer.mark(b"".join(mark + sealed for mark, sealed in rows)).hex()
+
+    def remove(self, numbers: Sequence[int]) -> int:
+        """Erases entries by number, and every profile, for they were learned from them; returns how many."""
+        with self._writing():
+            found = sum(
+                self._connection.execute("DELETE FROM entries WHERE id = ?", (number,)).rowcount
+                for number in numbers
+            )
+            if found:
+                self._connection.execute("DELETE FROM profiles")
+        self._scrub()
+        return found
+
+    def save_profile(self, release: str, kept: KeptProfile) -> None:
+        """Keeps the profile for a release in place of an older one."""
+        with self._writing():
+            self._put_profile(release, kept)
+
+    def _put_profile(self, release: str, kept: KeptProfile) -> None:
+        piece = json.dumps({"about": dict(kept.about), "packed": kept.packed.hex()}).encode()
+        sealed = self._sealer.seal(piece, f"profiles/{release}")
+        self._connection.execute("INSERT OR REPLACE INTO profiles VALUES (?, ?)", (release, sealed))
+
+    def profile(self, release: str) -> KeptProfile | None:
+        """Returns the profile for a release, if there is one."""
+        return self.profiles(release).get(release)
+
+    def profiles(self, release: str | None = None) -> dict[str, KeptProfile]:
+        """Returns all profiles by release, or one."""
+        with self._reading():
+            rows = self._connection.execute(
+                "SELECT release, sealed FROM profiles WHERE release = COALESCE(?, release) ORDER BY release",
+                (release,),
+            ).fetchall()
+        return {name: self._kept_profile(name, sealed) for name, sealed in rows}
+
+    def remove_profiles(self) -> int:
+        """Erases all profiles; returns how many there were."""
+        with self._writing():
+            found = self._connection.execute("DELETE FROM profiles").rowcount
+        self._scrub()
+        return found
+
+    def note(self, event: Mapping[str, Any]) -> None:
+        """Writes an event into the log."""
+        with self._writing():
+            row = self._connection.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM log").fetchone()
+            sealed = self._sealer.seal(json.dumps(dict(event)).encode(), f"log/{row[0]}")
+            self._connection.execute("INSERT INTO log VALUES (?, ?)", (row[0], sealed))
+
+    def log(self) -> list[dict[str, Any]]:
+        """Returns the log, oldest first."""
+        with self._reading():
+            rows = self._connection.execute("SELECT id, sealed FROM log ORDER BY id").fetchall()
+        return [json.loads(self._sealer.open(sealed, f"log/{number}")) for number, sealed in rows]
+
+    def setting(self, name: str) -> Any:
+        """Returns what was kept under a name; None if nothing was."""
+        with self._reading():
+            row = self._connection.execute(
+                "SELECT value FROM meta WHERE name = ?", (f"own {name}",)
+            ).fetchone()
+        return None if row is None else json.loads(self._sealer.open(row[0], f"settings/{name}"))
+
+    def keep_setting(self, name: str, value: Any) -> None:
+        """Keeps what JSON can hold under a name."""
+        with self._writing():
+            self._put_setting(name, value)
+
+    def _put_setting(self, name: str, value: Any) -> None:
+        sealed = self._sealer.seal(json.dumps(value).encode(), f"settings/{name}")
+        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"own {name}", sealed))
+
+    def rekey(self, holder: KeyHolder) -> None:
+        """Gives the key to another holder, or takes another passphrase; nothing is sealed again."""
+        with self._writing():
+            _, kept = _meta(self._connection, Path("the store"))
+            own = unwrap(kept, self._holder, self.number)
+            new = json.dumps(wrap(own, holder, self.number)).encode()
+            self._connection.execute("UPDATE meta SET value = ? WHERE name = 'key'", (new,))
+        self._scrub()
+        if holder.kind != self._holder.kind:
+            self._holder.erase()
+        self._holder = holder
+
+    def _scrub(self) -> None:
+        """Leaves no erased piece in the write-ahead log; what the file freed, SQLite overwrote."""
+        with self._reading():
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def _entry(self, number: int, mark: bytes, sealed: bytes) -> Entry:
+        row = json.loads(self._sealer.open(sealed, f"entries/{mark.hex()}"))
+        return Entry(row["text"], row["label"], row["added"], number)
+
+    def _kept_profile(self, release: str, sealed: bytes) -> KeptProfile:
+        row = json.loads(self._sealer.open(sealed, f"profiles/{release}"))
+        return KeptProfile(bytes.fromhex(row["packed"]), row["about"])
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with _explained(None), _transaction(self._connection):
+            yield
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with _explained(None):
+            yield
+
+
+def destroy(path: Path, holders: Holders) -> None:
+    """Erases a store for good: first its key, so that nothing opens any more, then its files.
+
+    It need not open: the passphrase may be forgotten, the key lost, the file damaged. Stopped in between, it
+    is gone on with by the same call.
+
+    Raises:
+        StoreError: There is none, or a file cannot be removed.
+    """
+    files = [path.with_name(path.name + ending) for ending in ("-wal", "-shm", "")]
+    if not any(file.exists() for file in files):
+        raise StoreError(f"there is no store at {path}")
+    with suppress(StoreError, sqlite3.Error):
+        with closing(_connected(path)) as connection:
+            number, kept = _meta(connection, path)
+        holders(str(kept.get("holder")), number).erase()
+    with _explained(path):
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, isolation_level=None)
+    with _closed_on_error(connection):
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",  # what was acknowledged outlives a power loss
+            "secure_delete = ON",
+            "trusted_schema = OFF",
+            "cell_size_check = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+    return connection
+
+
+def _meta(connection: sqlite3.Connection, path: Path) -> tuple[str, dict[str, Any]]:
+    rows = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('store', 'key')").fetchall())
+    try:
+        number, kept = bytes(rows["store"]).decode(), json.loads(rows["key"])
+    except (KeyError, ValueError, TypeError):
+        raise StoreError(f"the store {path} is damaged", ["its key is missing"], _DAMAGED) from None
+    if not isinstance(kept, dict):
+        raise StoreError(f"the store {path} is damaged", ["its key is malformed"], _DAMAGED)
+    return number, kept
+
+
+def _update(connection: sqlite3.Connection, path: Path) -> None:
+    """Brings a store of an older version to this one."""
+    if version_of(connection) == 0:
+        raise StoreError(
+            f"there is no store at {path}", hint="Begin with: umbel device enroll --release RELEASE."
+        )
+    with _transaction(connection):
+        migrate(connection)
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def _closed_on_error(connection: sqlite3.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
+
+
+@contextmanager
+def _explained(path: Path | None) -> Iterator[None]:
+    """Turns what SQLite and the system say into one kind of error; their words name no content."""
+    where = "the store" if path is None else f"the store {path}"
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"{where} cannot be used", [str(error)], _hint(str(error))) from None
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{where} is damaged", [str(error)], _DAMAGED) from None
+    except OSError as error:
+        raise StoreError(
+            f"{where} cannot be used",
+            [error.strerror or type(error).__name__],
+            "Check the folder's permissions.",
+        ) from None
+
+
+def _hint(said: str) -> str:
+    if "full" in said:
+        return "Nothing of this was kept, and nothing is lost. Free some space and try again."
+    if "locked" in said:
+        return "Another umbel is writing to it. Try again when it has ended."
+    return "Check the permissions of its folder, and that there is room."

@@ -1,0 +1,158 @@
+"""What `learn`, `onboard` and `predict` work on: the device's home, or files that are named."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, final
+
+from umbel.device_client.device import (
+    Learned,
+    Onboarded,
+    Prediction,
+    learn_profile,
+    onboard_profile,
+    predict_texts,
+)
+from umbel.device_client.texts import file_texts
+from umbel.shared.errors import ExampleError
+from umbel.shared.examples import Example, read_examples
+from umbel.shared.release import Release, read_release
+
+if TYPE_CHECKING:
+    from umbel.device_client.owner import Device
+
+OnStep = Callable[[int, float], None]
+
+
+class Work(ABC):
+    """One owner's release, examples and profile, wherever they are.
+
+    Attributes:
+        release: The release, checked.
+        where: Where the profile is, for people.
+        use: The command that predicts with it.
+    """
+
+    release: Release
+    where: str
+    use: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of what is open."""
+
+    @abstractmethod
+    def known(self) -> tuple[list[Example], list[str]]:
+        """Returns the owner's examples, and further texts of theirs."""
+
+    def counts(self) -> tuple[int, int]:
+        """Returns how many examples and how many further texts there are."""
+        examples, texts = self.known()
+        return len(examples), len(texts)
+
+    @abstractmethod
+    def has_profile(self) -> bool:
+        """Says whether there is a profile."""
+
+    @abstractmethod
+    def learn(self, threads: int, on_step: OnStep | None) -> Learned:
+        """Learns the profile and keeps it."""
+
+    @abstractmethod
+    def onboard(self, explain: bool, threads: int) -> Onboarded:
+        """Writes a first profile and keeps it."""
+
+    @abstractmethod
+    def predict(self, texts: Sequence[str], generic: bool, threads: int) -> list[Prediction]:
+        """Predicts with the profile, or without."""
+
+
+@final
+class FileWork(Work):
+    """A release's folder, a file of examples, one of texts, and one for the profile."""
+
+    def __init__(self, release: Path, examples: Path | None, texts: Path | None, profile: Path):
+        self.release = read_release(release)
+        self.where = str(profile)
+        self.use = f'umbel device predict --release {release} --profile {profile} "some text"'
+        self._examples, self._texts, self._profile = examples, texts, profile
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    @cached_property
+    def _known(self) -> tuple[list[Example], list[str]]:
+        labels = self.release.manifest.labels
+        found = self._examples
+        rows = [] if found is None else read_examples(found, labels=labels, default_user="owner")
+        return rows, file_texts(self._texts)
+
+    def known(self) -> tuple[list[Example], list[str]]:
+        """Reads the files, once."""
+        return self._known
+
+    def has_profile(self) -> bool:
+        """Looks for the file."""
+        return self._profile.exists()
+
+    def learn(self, threads: int, on_step: OnStep | None) -> Learned:
+        """Learns from the files."""
+        if self._examples is None:
+            raise ExampleError("there are no examples to learn from", hint="Give a file: --examples FILE.")
+        examples, texts = self.known()
+        return learn_profile(
+            self.release, examples, self._profile, texts=texts, threads=threads, on_step=on_step
+        )
+
+    def onboard(self, explain: bool, threads: int) -> Onboarded:
+        """Onboards from the files."""
+        examples, texts = self.known()
+        return onboard_profile(self.release, examples, texts, self._profile, explain=explain, threads=threads)
+
+    def predict(self, texts: Sequence[str], generic: bool, threads: int) -> list[Prediction]:
+        """Predicts with the profile's file."""
+        return predict_texts(self.release, texts, None if generic else self._profile, threads=threads)
+
+
+@final
+class HomeWork(Work):
+    """The device's home."""
+
+    def __init__(self, device: Device, home: Path):
+        self.device = device
+        self.release = device.release
+        self.where = str(home)
+        self.use = 'umbel device predict "some text"'
+
+    def close(self) -> None:
+        """Closes the store."""
+        self.device.close()
+
+    def known(self) -> tuple[list[Example], list[str]]:
+        """Reads the store."""
+        return self.device.known()
+
+    def has_profile(self) -> bool:
+        """Looks into the store."""
+        return self.device.profile() is not None
+
+    def learn(self, threads: int, on_step: OnStep | None) -> Learned:
+        """Learns from the store."""
+        return self.device.learn(threads=threads, on_step=on_step)
+
+    def onboard(self, explain: bool, threads: int) -> Onboarded:
+        """Onboards from the store."""
+        return self.device.onboard(explain=explain, threads=threads)
+
+    def predict(self, texts: Sequence[str], generic: bool, threads: int) -> list[Prediction]:
+        """Predicts with the profile in the store; without one, as for everybody."""
+        return self.device.predict(texts, generic=generic, threads=threads)

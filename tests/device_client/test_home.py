@@ -1,0 +1,219 @@
+"""A device with a home, as its owner types it: enrolled, fed, asked, moved to another machine, forgotten."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from umbel import cli
+from umbel.device_client.device import read_profile
+from umbel.device_client.installed import install
+from umbel.device_client.owner import Device
+from umbel.shared.errors import ExampleError, ReleaseError, StoreError
+from umbel.shared.examples import Example
+from umbel.shared.release import Release
+
+CANARY = "a canary sang in the mine at noon"
+MINE = [("a slow film", "yes"), ("a good book", "no"), ("not very good", "no"), (CANARY, "yes")]
+
+
+pytestmark = pytest.mark.full  # a release is made, by torch
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test works in an empty folder of its own, with a home in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("UMBEL_EXPORT_PASSPHRASE", "correct horse battery")
+    monkeypatch.delenv("UMBEL_PASSPHRASE", raising=False)
+
+
+def umbel(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Runs `umbel device`, and returns its exit code, stdout and stderr."""
+    status = cli.main(["device", *map(str, words)])
+    shown = capsys.readouterr()
+    return status, shown.out, shown.err
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    """Runs it with --json, and returns what that says."""
+    status, out, err = umbel(capsys, *words, "--json")
+    assert (status, err) == (0, "")
+    return json.loads(out)
+
+
+def mine() -> Path:
+    path = Path("mine.jsonl")
+    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in MINE))
+    return path
+
+
+def enrolled(release: Release, home: Path, **options: Any) -> Device:
+    return Device.enroll(home, release.folder, **options)
+
+
+def test_from_enrolment_to_forgetting(tiny_release: Release, capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys, "enroll", "--release", tiny_release.folder)
+    assert (found["release"], found["key"], found["profile"]) == (tiny_release.release_id, "file", None)
+    added = told(capsys, "add", "--examples", mine())
+    assert added == {"new": 4, "changed": 0, "known": 0, "examples": 4, "texts": 0}
+    assert told(capsys, "add", "--text", MINE[0][0], "--label", "no")["changed"] == 1
+    assert told(capsys, "add", "--text", "only read")["texts"] == 1
+    generic = umbel(capsys, "predict", CANARY, "--json")[1]
+    learned = told(capsys, "learn")
+    assert learned["examples"] == 4
+    assert learned["profile"] == str(Path("home").resolve())
+    assert umbel(capsys, "predict", CANARY, "--json")[1] != generic
+    assert umbel(capsys, "predict", CANARY, "--generic", "--json")[1] == generic
+    status = told(capsys, "status")
+    assert (status["examples"], status["texts"]) == (4, 1)
+    assert status["profile"]["current"] is True
+    assert status["profile"]["examples"] == 4
+    told(capsys, "add", "--text", "new since", "--label", "no")
+    assert told(capsys, "status")["profile"]["current"] is False
+    assert "umbel device learn" in umbel(capsys, "status")[1]
+    assert told(capsys, "forget", "--text", "CANARY", "--yes") == {"erased": 1}
+    status = told(capsys, "status")
+    assert (status["examples"], status["profile"]) == (4, None)
+    assert [row["what"] for row in told(capsys, "log")] == ["enrolled", "learned", "forgot"]
+    assert told(capsys, "forget", "--everything", "--yes") == {"everything": True}
+    assert umbel(capsys, "status")[0] == 2
+    assert not list(Path("home").glob("store*")) + list(Path("home").glob("key"))
+
+
+def test_what_is_learned_at_home_is_what_is_learned_from_files(
+    tiny_release: Release, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with enrolled(tiny_release, tmp_path / "home") as device:
+        device.add([Example("owner", text, label) for text, label in MINE])
+        device.learn()
+        own = device.profile()
+    assert own is not None
+    assert umbel(capsys, "learn", "-r", tiny_release.folder, "-e", mine())[0] == 0
+    files = read_profile(tiny_release, Path("profile.umbel"))
+    assert {name: value.tolist() for name, value in own.items()} == {
+        name: value.tolist() for name, value in files.items()
+    }
+
+
+def test_no_file_of_the_home_and_no_log_holds_a_canary(
+    tiny_release: Release, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with enrolled(tiny_release, tmp_path / "home") as device:
+        device.add([Example("owner", text, label) for text, label in MINE], ["unlabelled " + CANARY])
+        device.learn()
+        device.export(tmp_path / "home" / "export", lambda: "correct horse battery")
+        assert CANARY not in json.dumps(device.log()) + json.dumps(device.status())
+        for file in (tmp_path / "home").rglob("*"):
+            assert not file.is_file() or CANARY.encode() not in file.read_bytes()
+
+
+def test_a_move_to_another_machine(
+    tiny_release: Release, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(capsys, "enroll", "-r", tiny_release.folder)
+    told(capsys, "add", "-e", mine())
+    told(capsys, "learn")
+    before = umbel(capsys, "predict", CANARY, "--json")[1]
+    assert told(capsys, "export", "me.export")["bytes"] == Path("me.export").stat().st_size
+    monkeypatch.setenv("UMBEL_HOME", "new")
+    monkeypatch.setenv("UMBEL_PASSPHRASE", "another horse battery")
+    told(capsys, "enroll", "-r", tiny_release.folder, "--key", "passphrase")
+    monkeypatch.setenv("UMBEL_EXPORT_PASSPHRASE", "wrong horse battery")
+    status, _, err = umbel(capsys, "import", "me.export")
+    assert (status, "passphrase is wrong" in err) == (2, True)
+    assert told(capsys, "status")["examples"] == 0
+    monkeypatch.setenv("UMBEL_EXPORT_PASSPHRASE", "correct horse battery")
+    assert told(capsys, "import", "me.export") == {"new": 4, "changed": 0, "known": 0}
+    assert umbel(capsys, "predict", CANARY, "--json")[1] == before
+    assert told(capsys, "import", "me.export") == {"new": 0, "changed": 0, "known": 4}
+    monkeypatch.delenv("UMBEL_PASSPHRASE")
+    status, _, err = umbel(capsys, "status")
+    assert (status, "UMBEL_PASSPHRASE" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["status"], "umbel device enroll"),
+        (["learn"], "umbel device enroll"),
+        (["predict", "x"], "umbel device enroll"),
+        (["forget", "--everything", "--yes"], "no store"),
+        (["learn", "--examples", "mine.jsonl"], "umbel device add"),
+        (["predict", "x", "--profile", "p"], "--release"),
+    ],
+)
+def test_without_a_home_one_is_told_what_to_do(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = umbel(capsys, *words)
+    assert (status, out) == (2, "")
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["add"], "nothing to add"),
+        (["add", "--label", "yes"], "--text"),
+        (["add", "--text", "x", "--label", "strange"], "not one of the release's"),
+        (["learn"], "umbel device add"),
+        (["onboard"], "nothing to begin with"),
+        (["forget"], "say what to forget"),
+        (["forget", "--number", "1", "--everything"], "say what to forget"),
+        (["enroll", "--key", "stone", "--release", "."], "file, keyring, passphrase"),
+        (["import", "nowhere"], "cannot read"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    words: list[str], said: str, tiny_release: Release, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    enrolled(tiny_release, tmp_path / "home").close()
+    status, out, err = umbel(capsys, *words)
+    assert (status, out) == (2, "")
+    assert said in err
+
+
+def test_one_enrols_once(tiny_release: Release, tmp_path: Path) -> None:
+    enrolled(tiny_release, tmp_path / "home").close()
+    with pytest.raises(StoreError, match="there is a store"):
+        enrolled(tiny_release, tmp_path / "home")
+
+
+def test_all_wrong_examples_are_told_and_none_is_kept(tiny_release: Release, tmp_path: Path) -> None:
+    with enrolled(tiny_release, tmp_path / "home") as device:
+        wrong = [Example("a", "one", "yes"), Example("b", "two", "x"), Example("b", "three", "y")]
+        with pytest.raises(ExampleError) as caught:
+            device.add(wrong)
+        assert len(caught.value.problems) == 3
+        assert device.entries() == []
+
+
+def test_a_damaged_release_is_not_taken_over(tiny_release: Release, tmp_path: Path) -> None:
+    shutil.copytree(tiny_release.folder, tmp_path / "release")
+    blob = next((tmp_path / "release" / "blobs").iterdir())
+    blob.write_bytes(blob.read_bytes()[:-1])
+    with pytest.raises(ReleaseError):
+        Device.enroll(tmp_path / "home", tmp_path / "release")
+    assert not list((tmp_path / "home").rglob("*.sqlite"))
+
+
+def test_a_release_is_taken_over_whole_and_its_blobs_once(tiny_release: Release, tmp_path: Path) -> None:
+    folder = tmp_path / "releases"
+    folder.mkdir()
+    (folder / ".unfinished-old").mkdir()
+    first = install(tiny_release.folder, folder)
+    assert first.folder == folder / tiny_release.release_id
+    assert [file.name for file in folder.iterdir()] == [tiny_release.release_id]
+    other = tmp_path / "other"
+    shutil.copytree(tiny_release.folder, other)
+    manifest = replace(tiny_release.manifest, parent=tiny_release.release_id)
+    (other / "manifest.json").write_bytes(manifest.to_bytes())
+    second = install(other, folder)
+    assert second.release_id != first.release_id
+    for name in first.manifest.blobs:
+        assert first.blob_path(name).samefile(second.blob_path(name))

@@ -1,0 +1,141 @@
+"""Who holds a store's key: what is kept, what is refused, what is never said."""
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keyring
+import pytest
+from keyring.backend import KeyringBackend
+
+from umbel.device_client.vault.keys import KeyFile, KeyHolder, Keyring, Passphrase, unwrap, wrap
+from umbel.device_client.vault.sealing import new_key
+from umbel.shared.errors import StoreError
+
+WORDS = "correct horse battery"
+
+
+class InMemory(KeyringBackend):
+    """A keyring as the library's documentation has one written."""
+
+    priority = 1  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[tuple[str, str], str] = {}
+
+    def get_password(self, service: str, username: str) -> str | None:
+        return self.kept.get((service, username))
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        self.kept[service, username] = password
+
+    def delete_password(self, service: str, username: str) -> None:
+        del self.kept[service, username]
+
+
+@pytest.fixture
+def ring() -> Iterator[InMemory]:
+    before, own = keyring.get_keyring(), InMemory()
+    keyring.set_keyring(own)
+    yield own
+    keyring.set_keyring(before)
+
+
+def holders(folder: Path) -> dict[str, KeyHolder]:
+    return {
+        "file": KeyFile(folder / "key"),
+        "keyring": Keyring("a store"),
+        "passphrase": Passphrase(lambda: WORDS),
+    }
+
+
+@pytest.mark.parametrize("kind", ["file", "keyring", "passphrase"])
+def test_a_wrapped_key_comes_back(kind: str, tmp_path: Path, ring: InMemory) -> None:
+    key = new_key()
+    kept = wrap(key, holders(tmp_path)[kind], "a store")
+    assert unwrap(kept, holders(tmp_path)[kind], "a store") == key
+    assert key.hex() not in str(kept)
+    assert WORDS not in str(kept)
+
+
+@pytest.mark.parametrize("kind", ["file", "keyring", "passphrase"])
+def test_a_key_of_another_store_or_a_changed_one_does_not_open(
+    kind: str, tmp_path: Path, ring: InMemory
+) -> None:
+    kept = wrap(new_key(), holders(tmp_path)[kind], "a store")
+    with pytest.raises(StoreError, match="does not open"):
+        unwrap(kept, holders(tmp_path)[kind], "another")
+    turned = f"{int(kept['wrapped'][-1], 16) ^ 1:x}"
+    changed = kept | {"wrapped": kept["wrapped"][:-1] + turned}
+    with pytest.raises(StoreError, match="does not open"):
+        unwrap(changed, holders(tmp_path)[kind], "a store")
+
+
+def test_a_wrong_passphrase_is_said_and_not_quoted() -> None:
+    kept = wrap(new_key(), Passphrase(lambda: WORDS), "a store")
+    with pytest.raises(StoreError, match="the passphrase is wrong") as caught:
+        unwrap(kept, Passphrase(lambda: "wrong horse battery"), "a store")
+    assert "horse" not in str(caught.value)
+
+
+def test_a_short_passphrase_is_refused() -> None:
+    with pytest.raises(StoreError, match="too short"):
+        wrap(new_key(), Passphrase(lambda: "short"), "a store")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n": 1 << 40},
+        {"n": 3},
+        {"n": "65536"},
+        {"r": 1 << 20},
+        {"p": 1 << 20},
+        {"salt": "00"},
+        {"salt": "zz"},
+        {"salt": 1},
+        {"salt": None},
+    ],
+)
+def test_damaged_costs_are_refused_before_they_cost_anything(change: dict[str, Any]) -> None:
+    kept = wrap(new_key(), Passphrase(lambda: WORDS), "a store")
+    with pytest.raises(StoreError, match="damaged"):
+        unwrap(kept | {"told": kept["told"] | change}, Passphrase(lambda: pytest.fail("asked")), "a store")
+
+
+def test_a_key_file_is_its_owners_alone(tmp_path: Path) -> None:
+    holder = KeyFile(tmp_path / "key")
+    made, _ = holder.make()
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+    assert holder.make()[0] == holder.read({}) == made
+    (tmp_path / "key").chmod(0o644)
+    with pytest.raises(StoreError, match="chmod 600"):
+        holder.read({})
+    (tmp_path / "key").chmod(0o600)
+    (tmp_path / "key").write_bytes(made[:-1])
+    with pytest.raises(StoreError, match="32 bytes"):
+        holder.read({})
+    holder.erase()
+    with pytest.raises(StoreError, match="cannot be read"):
+        holder.read({})
+    holder.erase()
+
+
+def test_a_keyring_forgets(ring: InMemory) -> None:
+    holder = Keyring("a store")
+    holder.make()
+    holder.erase()
+    assert ring.kept == {}
+    with pytest.raises(StoreError, match="no key for this store"):
+        holder.read({})
+    holder.erase()
+
+
+def test_without_a_keyring_one_is_told_what_else_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from keyring.backends.fail import Keyring as Nothing
+
+    monkeypatch.setattr(keyring.core, "_keyring_backend", Nothing())
+    with pytest.raises(StoreError, match="--key file"):
+        Keyring("a store").make()

@@ -1,0 +1,374 @@
+"""The store: what was acknowledged is there, what is private is sealed, what is erased is gone."""
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from umbel.device_client.vault import schema
+from umbel.device_client.vault.keys import KeyFile, KeyHolder, Passphrase
+from umbel.device_client.vault.portable import Exported, read_export, write_export
+from umbel.device_client.vault.store import Added, Entry, Holders, KeptProfile, Store, destroy
+from umbel.shared.errors import StoreError
+from umbel.shared.rng import generator
+
+CANARY = "a canary sang in the mine at noon"
+LABEL = "canary-label"
+WORDS = "correct horse battery"
+PROFILE = KeptProfile(bytes(range(200)), {"how": "learned", "examples": 3})
+
+
+def keys(home: Path, words: str = WORDS) -> Holders:
+    def holder(kind: str, number: str) -> KeyHolder:
+        return KeyFile(home / "key") if kind == "file" else Passphrase(lambda: words)
+
+    return holder
+
+
+def made(home: Path, kind: str = "file") -> Store:
+    return Store.create(home / "store.sqlite", kind, keys(home), {"release": "first"})
+
+
+def reopened(home: Path) -> Store:
+    return Store.open(home / "store.sqlite", keys(home))
+
+
+def entry(text: str, label: str | None = LABEL) -> Entry:
+    return Entry(text, label, "2026-01-01T00:00:00+00:00")
+
+
+def told(store: Store) -> list[tuple[str, str | None]]:
+    return [(own.text, own.label) for own in store.entries()]
+
+
+@pytest.mark.parametrize("kind", ["file", "passphrase"])
+def test_everything_is_there_again(kind: str, tmp_path: Path) -> None:
+    with made(tmp_path, kind) as store:
+        assert store.add([entry("one"), entry("two", None)]) == Added(2, 0, 0)
+        store.save_profile("r", PROFILE)
+        store.note({"what": "learned"})
+        store.keep_setting("x", [1])
+        number, state = store.number, store.state()
+    with reopened(tmp_path) as store:
+        assert (store.number, store.holder, store.state()) == (number, kind, state)
+        assert told(store) == [("one", LABEL), ("two", None)]
+        assert store.counts() == (1, 1)
+        assert store.profile("r") == PROFILE
+        assert store.profile("s") is None
+        assert store.log() == [{"what": "learned"}]
+        assert (store.setting("release"), store.setting("x"), store.setting("y")) == ("first", [1], None)
+
+
+def test_a_known_text_is_kept_once_and_takes_a_new_label(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.add([entry("one"), entry("two")])
+        before = store.state()
+        assert store.add([entry("one"), entry("two", None)]) == Added(0, 0, 2)
+        assert store.state() == before
+        assert store.add([entry("one", "other"), entry("three"), entry("three")]) == Added(1, 1, 1)
+        assert store.state() != before
+        assert told(store) == [("one", "other"), ("two", LABEL), ("three", LABEL)]
+
+
+@given(
+    rows=st.lists(st.tuples(st.text(min_size=1, max_size=5), st.sampled_from(["a", "b", None])), max_size=20)
+)
+@settings(max_examples=25, deadline=None)
+def test_entries_are_those_of_a_plain_dictionary(
+    rows: list[tuple[str, str | None]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with made(tmp_path_factory.mktemp("home")) as store:
+        plain: dict[str, str | None] = {}
+        for text, label in rows:
+            store.add([entry(text, label)])
+            if label is not None or text not in plain:
+                plain[text] = label
+        assert told(store) == list(plain.items())
+        assert store.counts()[0] == sum(label is not None for label in plain.values())
+
+
+def test_files_are_their_owners_alone(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with made(home) as store:
+        store.add([entry("one")])
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in home.iterdir()}
+    assert set(modes) >= {"store.sqlite", "store.sqlite-wal", "key"}
+    assert set(modes.values()) == {0o600}
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("kind", ["file", "passphrase"])
+def test_no_file_holds_a_canary(kind: str, tmp_path: Path) -> None:
+    canaries = [CANARY.encode(), CANARY.encode("utf-16-le"), LABEL.encode(), PROFILE.packed[:16]]
+    canaries += [PROFILE.packed[:16].hex().encode(), WORDS.encode(), b"secret-event"]
+    with made(tmp_path, kind) as store:
+        store.add([entry(CANARY), *(entry(f"{CANARY} {n}") for n in range(50))])
+        store.save_profile("r", PROFILE)
+        store.note({"what": "secret-event"})
+        _search(tmp_path, canaries)
+        store.remove([1])
+        write_export(
+            tmp_path / "export", Exported(store.number, tuple(store.entries()), {"r": PROFILE}), words
+        )
+        _search(tmp_path, canaries)
+    _search(tmp_path, canaries)
+
+
+def words() -> str:
+    return WORDS
+
+
+def _search(folder: Path, canaries: Sequence[bytes]) -> None:
+    for file in folder.rglob("*"):
+        data = file.read_bytes()
+        for canary in canaries:
+            assert canary not in data, file.name
+
+
+def test_what_is_forgotten_is_in_no_file_any_more(tmp_path: Path) -> None:
+    """Not even sealed: the very bytes that held it are gone."""
+    with made(tmp_path) as store:
+        store.add([entry("one"), entry(CANARY), entry("three")])
+        store.save_profile("r", PROFILE)
+        with sqlite3.connect(tmp_path / "store.sqlite") as raw:
+            sealed = [row[0] for row in raw.execute("SELECT sealed FROM entries WHERE id = 2")]
+            sealed += [row[0] for row in raw.execute("SELECT sealed FROM profiles")]
+        raw.close()
+        assert len(sealed) == 2
+        found = b"".join(file.read_bytes() for file in tmp_path.glob("store*"))
+        assert all(piece[:40] in found for piece in sealed)
+        assert store.remove([2, 99]) == 1
+        found = b"".join(file.read_bytes() for file in tmp_path.glob("store*"))
+        assert not any(piece[:40] in found for piece in sealed)
+        assert told(store) == [("one", LABEL), ("three", LABEL)]
+        assert store.profiles() == {}
+
+
+def test_erased_for_good_even_if_it_does_not_open(tmp_path: Path) -> None:
+    made(tmp_path).close()
+    (tmp_path / "key").write_bytes(b"lost")
+    with pytest.raises(StoreError):
+        reopened(tmp_path)
+    destroy(tmp_path / "store.sqlite", keys(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StoreError, match="no store"):
+        destroy(tmp_path / "store.sqlite", keys(tmp_path))
+    made(tmp_path).close()
+
+
+def test_one_home_has_one_store(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.add([entry("one")])
+    with pytest.raises(StoreError, match="there is a store"):
+        made(tmp_path)
+    with reopened(tmp_path) as store:
+        assert told(store) == [("one", LABEL)]
+    with pytest.raises(StoreError, match="no store"):
+        reopened(tmp_path / "elsewhere")
+
+
+def test_a_wrong_passphrase_changes_nothing(tmp_path: Path) -> None:
+    with made(tmp_path, "passphrase") as store:
+        store.add([entry("one")])
+    before = (tmp_path / "store.sqlite").read_bytes()
+    with pytest.raises(StoreError, match="passphrase is wrong"):
+        Store.open(tmp_path / "store.sqlite", keys(tmp_path, "wrong horse battery"))
+    assert (tmp_path / "store.sqlite").read_bytes() == before
+
+
+def test_another_holder_takes_the_key_over(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.add([entry("one")])
+        store.rekey(Passphrase(words))
+        assert not (tmp_path / "key").exists()
+        assert told(store) == [("one", LABEL)]
+    with reopened(tmp_path) as store:
+        assert (store.holder, told(store)) == ("passphrase", [("one", LABEL)])
+
+
+@pytest.mark.parametrize("table", ["entries", "profiles", "log"])
+def test_pieces_that_were_swapped_do_not_open(table: str, tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.add([entry("one"), entry("two")])
+        store.save_profile("a", PROFILE)
+        store.save_profile("b", PROFILE)
+        store.note({"what": "a"})
+        store.note({"what": "b"})
+    with sqlite3.connect(tmp_path / "store.sqlite") as raw:
+        key = {"entries": "id", "profiles": "release", "log": "id"}[table]
+        (one, first), (two, second) = raw.execute(
+            f"SELECT {key}, sealed FROM {table} ORDER BY {key}"
+        ).fetchall()
+        raw.executemany(f"UPDATE {table} SET sealed = ? WHERE {key} = ?", [(second, one), (first, two)])
+    raw.close()
+    with reopened(tmp_path) as store, pytest.raises(StoreError, match="does not open"):
+        {"entries": store.entries, "profiles": store.profiles, "log": store.log}[table]()
+
+
+def test_flipped_bits_give_a_clear_error_or_the_same_answer(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.add([entry(f"{CANARY} {n}") for n in range(30)])
+        wanted = told(store)
+    path = tmp_path / "store.sqlite"
+    data = path.read_bytes()
+    rng = generator(0, 0, "", "test")
+    refused: list[str] = []
+    for _ in range(300):
+        changed = bytearray(data)
+        changed[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        try:
+            with reopened(tmp_path) as store:
+                assert told(store) == wanted
+        except StoreError as error:
+            refused.append(str(error))
+    assert len(refused) > 30
+    assert not any("canary" in words for words in refused)
+
+
+@pytest.mark.parametrize("data", [b"", b"no database at all, but some text" * 100, bytes(5000)])
+def test_what_is_no_store_is_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "store.sqlite").write_bytes(data)
+    with pytest.raises(StoreError):
+        reopened(tmp_path)
+
+
+def test_a_newer_store_is_refused_and_an_older_one_is_brought_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with made(tmp_path) as store:
+        store.add([entry("one")])
+    monkeypatch.setattr(schema, "_MIGRATIONS", (*schema._MIGRATIONS, "CREATE TABLE further (x)"))
+    for module in (schema, sys.modules[Store.__module__]):
+        monkeypatch.setattr(module, "VERSION", schema.VERSION if module is not schema else schema.VERSION + 1)
+    with reopened(tmp_path) as store:
+        assert told(store) == [("one", LABEL)]
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="newer umbel"):
+        reopened(tmp_path)
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.add([entry("one")])
+        pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+        store._connection.execute(f"PRAGMA max_page_count = {pages + 2}")
+        with pytest.raises(StoreError, match="Free some space"):
+            store.add([entry(f"{CANARY} {n}") for n in range(1000)])
+        assert told(store) == [("one", LABEL)]
+    with reopened(tmp_path) as store:
+        assert told(store) == [("one", LABEL)]
+        store.add([entry("two")])
+
+
+def test_two_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    made(tmp_path).close()
+    failures: list[BaseException] = []
+
+    def write(name: str) -> None:
+        try:
+            with reopened(tmp_path) as store:
+                for n in range(20):
+                    store.add([entry(f"{name} {n}")])
+                    store.note({"who": name})
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    with reopened(tmp_path) as store:
+        assert len(store.entries()) == len(store.log()) == 60
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from tests.device_client.vault.test_vault_store import entry, reopened
+with reopened(Path(sys.argv[1])) as store:
+    n = len(store.entries())
+    print("ready", flush=True)
+    while True:
+        store.add([entry(f"text {n} {m}") for m in range(3)])
+        print(n, flush=True)
+        n += 3
+"""
+
+
+def test_killed_while_it_writes(tmp_path: Path) -> None:
+    """Three entries are added at once: all of them are there, or none; and all that was acknowledged is."""
+    kills_while_writing(tmp_path, 8)
+
+
+@pytest.mark.slow
+def test_killed_while_it_writes_very_often(tmp_path: Path) -> None:
+    kills_while_writing(tmp_path, 200)
+
+
+def kills_while_writing(home: Path, times: int) -> None:
+    made(home).close()
+    rng = generator(1, 0, "", "test")
+    known = 0
+    for _ in range(times):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(home)], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.random() * 0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        lines = process.stdout.read().split("\n")[:-1]
+        process.stdout.close()
+        process.wait()
+        with reopened(home) as store:
+            entries = store.entries()
+        acknowledged = int(lines[-1]) + 3 if lines else known
+        assert len(entries) % 3 == 0
+        assert acknowledged <= len(entries) <= acknowledged + 3
+        assert len({own.text for own in entries}) == len(entries)
+        known = len(entries)
+
+
+def test_an_export_comes_back(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.add([entry("one"), entry("two", None)])
+        kept = Exported(store.number, tuple(store.entries()), {"r": PROFILE})
+    assert write_export(tmp_path / "export", kept, words) == (tmp_path / "export").stat().st_size
+    assert stat.S_IMODE((tmp_path / "export").stat().st_mode) == 0o600
+    found = read_export(tmp_path / "export", words)
+    assert [(e.text, e.label) for e in found.entries] == [("one", LABEL), ("two", None)]
+    assert (found.store, found.profiles) == (kept.store, kept.profiles)
+    with pytest.raises(StoreError, match="passphrase is wrong"):
+        read_export(tmp_path / "export", lambda: "wrong horse battery")
+
+
+def test_a_changed_export_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "export"
+    write_export(path, Exported("number", (entry("one"),), {}), words)
+    data = path.read_bytes()
+    rng = generator(0, 0, "", "test")
+    for at in sorted({0, 3, 5, 9, len(data) - 1, *(int(rng.integers(len(data))) for _ in range(6))}):
+        changed = bytearray(data)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(StoreError):
+            read_export(path, words)
+    for part in (b"", data[:3], data[:100], data[:-1], b"UMBX" + b"\xff" * 100):
+        path.write_bytes(part)
+        with pytest.raises(StoreError):
+            read_export(path, words)
+    with pytest.raises(StoreError, match="cannot read"):
+        read_export(tmp_path, words)
