@@ -37,7 +37,8 @@ def cautious_profiles(
     By cross-validation in `recipe.folds` folds, a profile is learned from each user's other examples and
     held against the ones held out, at several strengths: s p with s from 0 (generic) to 1. What is used is
     the profile of all examples times the expected strength (`umbel.shared.strength`), under `recipe.trust`.
-    With fewer than 2 folds, or examples, everything is used.
+    Examples of one text are held out together. From one text alone, the strength is what `recipe.trust` says
+    beforehand. With fewer than 2 folds everything is used.
 
     Args:
         engine: The release.
@@ -71,10 +72,16 @@ def _strengths(
     shared: Mapping[str, FloatArray],
 ) -> FloatArray:
     splits = [
-        (user, *rows) for user, own in enumerate(supports) for rows in fold_rows(len(own), recipe.folds)
+        (user, *rows) for user, own in enumerate(supports) for rows in fold_rows(_texts(own), recipe.folds)
     ]
     found = np.ones(len(supports), np.float32)
-    if not splits or (recipe.steps == 0 and start is None):
+    if recipe.steps == 0 and start is None:
+        return found
+    if recipe.folds >= 2:  # whose examples say nothing of what is held out gets what is believed beforehand
+        found[[len(own) > 0 for own in supports]] = expected_strength(
+            np.zeros(len(STRENGTHS), np.float32), recipe.trust
+        )
+    if not splits:
         return found
     owners = np.array([user for user, _, _ in splits])
     origin = None if start is None else start([(user, rest) for user, rest, _ in splits])
@@ -97,6 +104,11 @@ def _strengths(
     for user in np.unique(owners):
         found[user] = expected_strength(nll[:, owners == user].sum(1), recipe.trust)
     return found
+
+
+def _texts(own: Encoded) -> list[bytes]:
+    """Returns what a text is known by: its tokens, as far as they are read."""
+    return [ids[mask > 0].tobytes() for ids, mask in zip(own.tokens.ids, own.tokens.mask, strict=True)]
 
 
 def _times(values: FloatArray, strengths: FloatArray) -> FloatArray:

@@ -16,6 +16,7 @@ from umbel.device_client.texts import given_texts
 if TYPE_CHECKING:
     from umbel.device_client.device import Learned, Onboarded, Prediction
     from umbel.device_client.work import Work
+    from umbel.shared.onboarding import Onboarding
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +35,9 @@ _Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
 _PROFILE = Path("profile.umbel")
 _SHOWN = 5
+_LEAST_SHOWN = 0.005  # it would read 0 %
+_CLEAR = 2.0  # times what every kind of people has where nothing is known
+_LONGEST = 120
 
 
 @app.command()
@@ -137,7 +141,8 @@ def onboard(
     """Get a first profile at once, from texts of yours, with labels or without.
 
     It takes one pass over the texts that your device has. 'umbel device learn' makes more of labelled
-    examples, and starts from the same. Nothing leaves this machine.
+    examples; it works out this profile anew and starts from it, where the release says that this is
+    better. Nothing leaves this machine.
 
     For instance: umbel device onboard --explain
 
@@ -146,19 +151,22 @@ def onboard(
     begun = time.perf_counter()
     with _work(release, home, examples, file, profile) as work:
         replaced = work.has_profile()
-        found = work.onboard(explain or as_json, threads)
+        found = work.onboard(explain, threads)
         rows, texts = work.known()
     seconds = round(time.perf_counter() - begun, 3)
     start = work.release.manifest.recipe.at(len(rows)).start
     if as_json:
         told = _onboarded(found, work.where, len(rows), len(texts), seconds)
-        typer.echo(json.dumps({**told, "replaced": replaced, "start": start}, indent=2))
+        told |= {"replaced": replaced, "start": start, "notes": list(found.notes)}
+        typer.echo(json.dumps(told, indent=2))
         return
     if replaced:
         typer.echo(
             "Note: it replaces the profile that was there; 'umbel device learn' makes a learned one again."
         )
-    if start == 0.0:
+    for note in found.notes:
+        typer.echo(f"Note: {note}")
+    if rows and start == 0.0:
         typer.echo(
             "Note: of the people whom this release was tried on, learning from labelled examples went better "
             "without this profile, so 'umbel device learn' does not start from it."
@@ -170,7 +178,7 @@ def onboard(
         f"The profile is in {work.where} ({found.file_bytes} bytes). Use it: {work.use}"
     )
     if explain:
-        _explain(found, [row.text for row in rows] + texts)
+        _explain(found, [row.text for row in rows] + texts, work.release.manifest.onboarding)
 
 
 def _onboarded(found: Onboarded, where: str, examples: int, texts: int, seconds: float) -> dict[str, Any]:
@@ -190,18 +198,31 @@ def _onboarded(found: Onboarded, where: str, examples: int, texts: int, seconds:
     }
 
 
-def _explain(found: Onboarded, texts: list[str]) -> None:
+def _explain(found: Onboarded, texts: list[str], onboarding: Onboarding | None) -> None:
     """Says whom the owner is taken to be like, and which of their texts made it so."""
     from umbel.shared.checks import tamed
 
+    kinds = len(onboarding.prototypes) if onboarding is not None else 1
     typer.echo("\nYou are taken to be like people who would say:")
     for own in found.likenesses:
-        said = [f'{label} to "{tamed(text)}"' for text, label in own.examples]
+        if own.weight < _LEAST_SHOWN:
+            continue
+        said = [f"{tamed(label)} to {_cut(text)}" for text, label in own.examples]
         typer.echo(f"  {own.weight:4.0%}  {'; '.join(said) or '(the release shows no texts)'}")
+    if found.likenesses[0].weight < _CLEAR / kinds:
+        typer.echo(f"  That is next to nothing: of {kinds} kinds of people each has about {1 / kinds:.0%}.")
     order = sorted(range(len(texts)), key=lambda number: -found.influences[number])[:_SHOWN]
     typer.echo("\nWhat of yours mattered most:")
     for number in order:
-        typer.echo(f'  {found.influences[number]:4.0%}  "{tamed(texts[number])}"')
+        typer.echo(f"  {found.influences[number]:4.0%}  {_cut(texts[number])}")
+
+
+def _cut(text: str) -> str:
+    """Returns a text in quotes, as it can be shown, a long one in part."""
+    from umbel.shared.checks import tamed
+
+    shown = tamed(text)
+    return f'"{shown}"' if len(shown) <= _LONGEST else f'"{shown[:_LONGEST]}…"'
 
 
 @app.command()

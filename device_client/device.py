@@ -18,11 +18,12 @@ from umbel.shared.errors import ExampleError, ProfileError, ReleaseError
 from umbel.shared.examples import Example
 from umbel.shared.files import atomic_write
 from umbel.shared.onboarding import UNKNOWN
-from umbel.shared.profile import MAX_FILE_BYTES, FloatArray, pack_profile, unpack_profile
+from umbel.shared.profile import MAGIC, MAX_FILE_BYTES, FloatArray, pack_profile, unpack_profile
 from umbel.shared.release import Release
 from umbel.shared.text import IntArray
 
 _LIKENESSES = 3
+_IDLE = "learning does not start from onboarding here, so texts without labels are not used."
 
 
 @final
@@ -99,6 +100,7 @@ class Onboarded:
         likenesses: The prototypes that the owner is most like, the first one most.
         influences: For each text, labelled ones first, its share in what moved the profile; empty unless
             asked for.
+        notes: What the owner should know about their examples.
     """
 
     file_bytes: int
@@ -106,6 +108,7 @@ class Onboarded:
     moved: float
     likenesses: tuple[Likeness, ...]
     influences: tuple[float, ...]
+    notes: tuple[str, ...]
 
 
 def onboard_profile(
@@ -130,8 +133,10 @@ def onboard_profile(
     Raises:
         ExampleError: There is nothing, the examples are of several people, or a label is not the release's.
         OSError: The profile cannot be written; an older one is untouched.
+        ProfileError: Something else than a profile is there.
         ReleaseError: The release has no onboarding.
     """
+    check_profile_place(path)
     packed, found = packed_onboarding(release, examples, texts, explain=explain, threads=threads)
     atomic_write(path, packed, mode=0o600)
     return found
@@ -148,7 +153,9 @@ def packed_onboarding(
     """Returns the packed profile that `onboard_profile` keeps, and what came of it; see there."""
     if not examples and not texts:
         raise ExampleError(
-            "there is nothing to begin with", hint="Give texts of yours, with labels or without."
+            "there is nothing to begin with",
+            hint="Add texts of yours, with labels or without: umbel device add. With --release, give files: "
+            "--texts, --examples.",
         )
     _check_one_owner(examples)
     engine = Engine(release, threads=threads)
@@ -165,6 +172,7 @@ def packed_onboarding(
         float(0.5 * np.abs(after - before).sum(1).mean()),
         _likenesses(release, weights[0]),
         tuple(float(value) for value in influences(engine, known)) if explain else (),
+        _notes(examples),
     )
 
 
@@ -199,7 +207,9 @@ def learn_profile(
     Raises:
         ExampleError: There are none, they are of several people, or a label is not the release's.
         OSError: The profile cannot be written; an older one is untouched.
+        ProfileError: Something else than a profile is there, or learning did not converge.
     """
+    check_profile_place(path)
     packed, found = packed_learning(release, examples, texts=texts, threads=threads, on_step=on_step)
     atomic_write(path, packed, mode=0o600)
     return found
@@ -231,7 +241,7 @@ def packed_learning(
         _nll(before, support.labels),
         _nll(after, support.labels),
         float(strengths[0]),
-        _notes(examples, bool(texts) and start is None),
+        ((_IDLE,) if texts and start is None else ()) + _notes(examples),
     )
 
 
@@ -280,6 +290,23 @@ def predict_with(
     ]
 
 
+def check_profile_place(path: Path) -> None:
+    """Refuses a place where something else lies than a profile: it would be written over.
+
+    Raises:
+        ProfileError: There is a file that is no profile.
+        OSError: It cannot be read.
+    """
+    if not path.is_file():
+        return  # nothing, or what no file can replace, which writing says
+    with path.open("rb") as stream:
+        begins = stream.read(len(MAGIC))
+    if begins and begins != MAGIC:
+        raise ProfileError(
+            f"{path} is no profile, so none is written over it", hint="Name another file: --profile FILE."
+        )
+
+
 def read_profile(release: Release, path: Path) -> dict[str, FloatArray]:
     """Reads a profile for a release: name -> (1, *shape).
 
@@ -292,7 +319,7 @@ def read_profile(release: Release, path: Path) -> dict[str, FloatArray]:
     except FileNotFoundError:
         raise ProfileError(
             f"there is no profile at {path}",
-            hint="Learn one with: umbel device learn, or pass --generic to predict without.",
+            hint="Make one with: umbel device learn, or onboard; or pass --generic to predict without.",
         ) from None
     return unpack_profile(release.manifest.profile, data, release.release_id)
 
@@ -307,10 +334,10 @@ def _check_one_owner(examples: Sequence[Example]) -> None:
         )
 
 
-def _notes(examples: Sequence[Example], idle: bool) -> tuple[str, ...]:
-    notes = ["the release makes no use of texts without labels."] if idle else []
+def _notes(examples: Sequence[Example]) -> tuple[str, ...]:
+    notes = []
     if len(examples) == 1:
-        notes.append("there is only one example; the profile stays close to generic. A few more will help.")
+        notes.append("there is only one example, which says little of others. A few more will help.")
     if len({example.label for example in examples}) == 1 and len(examples) > 1:
         notes.append(
             "all examples have the same label; add some with another one, or predictions will lean to it."

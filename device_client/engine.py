@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, final
 
 import numpy as np
@@ -256,6 +257,21 @@ class Engine:
         return self._sessions[graph]
 
 
+def _check_path(path: Path) -> None:
+    """Refuses a path that onnxruntime could not be told.
+
+    Raises:
+        ReleaseError: It is not UTF-8, or the system's locale is not.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ReleaseError(
+            "the release lies in a folder whose name is not UTF-8",
+            hint="Move it to another folder, or set a UTF-8 locale, such as LC_ALL=C.UTF-8.",
+        ) from None
+
+
 def _open_session(
     release: Release, graph: str, weights: Mapping[str, FloatArray], placed: Collection[str], threads: int
 ) -> Any:
@@ -270,6 +286,7 @@ def _open_session(
     # Spinning threads would take the cores of the other processes of a simulation.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     blob = release.blob_path(BACKBONE_WEIGHTS).resolve()
+    _check_path(blob)
     # The graphs name the encoder's blob, which onnxruntime maps from here; a weight that it copies costs its
     # size in each session. Nothing is looked for in the folder that the process happens to run in.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(blob.parent))

@@ -100,10 +100,12 @@ def onboarded(
     owner = np.repeat(np.arange(len(users)), [len(known) for known in users])
     profile, weights = engine.onboard(logits, embedding, labels, owner, len(users), shared)
     broken = [name for name, values in profile.items() if not np.isfinite(values).all()]
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        broken.append("weights of prototypes")
     if broken:
         raise ReleaseError(
             "onboarding gives profiles that are no numbers",
-            [f"{name}: holds values that are not finite" for name in broken],
+            [f"{name}: not all of it is finite, or of weights, not negative" for name in broken],
             "Tell the release's publisher.",
         )
     return profile, weights

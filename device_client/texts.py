@@ -3,50 +3,74 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+_EXAMPLES = (".jsonl", ".csv", ".parquet")
 _MAX_TEXTS_BYTES = 1 << 26  # a wrong file, such as a device, may be endless
 
 
 def file_texts(file: Path | None) -> list[str]:
-    """Returns the lines of a file; none without one.
+    """Returns the lines of a file ("-" stands for stdin) that are not blank; none without a file.
 
     Raises:
-        ExampleError: It has none, some are empty, or it is no text.
+        ExampleError: It has none, some are no texts, or it holds examples.
         OSError: It cannot be read.
     """
-    return [] if file is None else given_texts([], file, "read", "Give a file with one text a line.")
+    from umbel.shared.errors import ExampleError
+
+    if file is None:
+        return []
+    if file.suffix in _EXAMPLES:
+        raise ExampleError(f"{file} holds examples, not texts", hint=f"Give it as --examples {file}.")
+    lines = _stdin() if str(file) == "-" else _read(file)
+    found = {number: line for number, line in enumerate(lines, 1) if line.strip()}
+    if not found:
+        raise ExampleError(f"there are no texts in {file}", hint="Give a file with one text a line.")
+    _check({f"line {number}": line for number, line in found.items()}, str(file))
+    return list(found.values())
 
 
-def given_texts(
-    given: list[str],
-    file: Path | None,
-    purpose: str = "predict",
-    hint: str = 'Give texts: umbel device predict "some text", or --texts FILE with one a line.',
-) -> list[str]:
-    """Returns texts given as words ("-" stands for the lines of stdin), and those of a file.
+def given_texts(given: list[str], file: Path | None) -> list[str]:
+    """Returns the texts to predict: words ("-" stands for the lines of stdin), and the lines of a file.
 
     Raises:
-        ExampleError: There are none, some are empty, or a file or stdin is no text.
+        ExampleError: There are none, some are no texts, or a file or stdin is no text.
         OSError: The file cannot be read.
     """
     from umbel.shared.errors import ExampleError
 
     texts = [text for text in given if text != "-"]
-    if "-" in given:
-        texts += _lines(sys.stdin.buffer, "what stdin gives")
-    if file is not None:
-        with file.open("rb") as stream:
-            texts += _lines(stream, str(file))
-    empty = [f"text {number} is empty" for number, text in enumerate(texts, 1) if not text.strip()]
-    if empty or not texts:
-        raise ExampleError(
-            f"there is nothing to {purpose}" if not texts else "some texts are empty",
-            empty,
-            hint,
-        )
+    texts += _stdin() if "-" in given else []
+    texts += _read(file) if file is not None else []
+    if not texts:
+        hint = 'Give texts: umbel device predict "some text", or --texts FILE with one a line.'
+        raise ExampleError("there is nothing to predict", hint=hint)
+    _check({f"text {number}": text for number, text in enumerate(texts, 1)}, "these texts")
     return texts
+
+
+def _check(texts: Mapping[str, str], source: str) -> None:
+    from umbel.shared.errors import ExampleError
+    from umbel.shared.examples import text_problems
+
+    problems = [f"{place}: {problem}" for place, text in texts.items() for problem in text_problems(text)]
+    if problems:
+        raise ExampleError(f"some of {source} cannot be used", problems, "Mend these and try again.")
+
+
+def _stdin() -> list[str]:
+    from umbel.shared.errors import ExampleError
+
+    if sys.stdin is None:
+        raise ExampleError("there is no stdin to read texts from")
+    return _lines(sys.stdin.buffer, "what stdin gives")
+
+
+def _read(file: Path) -> list[str]:
+    with file.open("rb") as stream:
+        return _lines(stream, str(file))
 
 
 def _lines(stream: IO[bytes], source: str) -> list[str]:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Self, final
 
 from umbel.device_client.device import (
@@ -83,7 +84,8 @@ class FileWork(Work):
     def __init__(self, release: Path, examples: Path | None, texts: Path | None, profile: Path):
         self.release = read_release(release)
         self.where = str(profile)
-        self.use = f'umbel device predict --release {release} --profile {profile} "some text"'
+        places = f"--release {quote(str(release))} --profile {quote(str(profile))}"
+        self.use = f'umbel device predict {places} "some text"'
         self._examples, self._texts, self._profile = examples, texts, profile
 
     def close(self) -> None:

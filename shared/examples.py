@@ -79,7 +79,9 @@ def read_examples(
         problems.append("line 1: the file holds no examples")
     if problems:
         raise ExampleError(
-            f"{path} holds examples that cannot be used ({len(problems)} found):", problems, _HINT
+            f"{path} holds examples that cannot be used ({len(problems)} found):",
+            problems,
+            _HINT if default_user is None else _HINT.replace("user, ", ""),
         )
     return examples
 
@@ -188,6 +190,13 @@ def _text(cell: object, found: list[str]) -> str:
         found.append(f"text is {len(cell):,} characters long; at most {MAX_TEXT_CHARACTERS:,} are allowed")
     _check_characters("text", cell, found)
     return cell
+
+
+def text_problems(text: str) -> list[str]:
+    """Returns what is wrong with a text: empty, too long, or with what is no character; quotes nothing."""
+    found: list[str] = []
+    _text(text if text.strip() else "", found)
+    return found
 
 
 def _check_characters(column: str, value: str, found: list[str]) -> None:

@@ -19,7 +19,7 @@ FloatArray = npt.NDArray[np.float32]
 _STORAGE: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 _TOP = re.compile(r"top:([1-9][0-9]{0,5})(?:@(0|0\.[0-9]{0,5}[1-9]))?")  # one spelling of each Z
 _KINDS = f"{', '.join(_STORAGE)}, top:K or top:K@Z"
-_MAGIC = b"UMBP"
+MAGIC = b"UMBP"
 _VERSION = 1
 # Far beyond any profile, and little enough that a hostile manifest cannot fill the memory.
 _MAX_VALUES = 1 << 24
@@ -269,7 +269,7 @@ def pack_profile(spec: ProfileSpec, profile: Mapping[str, npt.NDArray[Any]], rel
         parts.append(tensor.to_bytes(values))
     if problems:
         raise ProfileError("the profile cannot be packed", problems)
-    return _HEADER.pack(_MAGIC, _VERSION, 0, bytes.fromhex(release_id)) + b"".join(parts)
+    return _HEADER.pack(MAGIC, _VERSION, 0, bytes.fromhex(release_id)) + b"".join(parts)
 
 
 def unpack_profile(spec: ProfileSpec, data: bytes, release_id: str) -> dict[str, FloatArray]:
@@ -279,11 +279,11 @@ def unpack_profile(spec: ProfileSpec, data: bytes, release_id: str) -> dict[str,
         ProfileError: The bytes are not a profile, of another version, of another release, of the wrong
             length, or hold values that are not finite.
     """
-    if len(data) < _HEADER.size or data[:4] != _MAGIC:
+    if len(data) < _HEADER.size or data[:4] != MAGIC:
         problem = (
             f"it has {len(data)} bytes, and its header alone has {_HEADER.size}"
             if len(data) < _HEADER.size
-            else f"it does not begin with {_MAGIC.decode()}"
+            else f"it does not begin with {MAGIC.decode()}"
         )
         raise ProfileError("this is not an umbel profile", [problem], _RELEARN)
     _, version, flags, owner = _HEADER.unpack_from(data)

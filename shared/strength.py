@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,24 +15,29 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 _NOTHING = 0.05  # a smaller share is none: what is left changes no answer, and none is easier to explain
 
+_Key = TypeVar("_Key", bytes, int)
 Index = npt.NDArray[np.int64]
 
 
-def fold_rows(count: int, folds: int) -> list[tuple[Index, Index]]:
-    """Splits examples into folds, in turn: (rows to learn from, rows held out), each held out once.
+def fold_rows(keys: Sequence[_Key], folds: int) -> list[tuple[Index, Index]]:
+    """Splits examples into folds: (rows to learn from, rows held out), each held out once.
+
+    Examples of one text share a fold: what was learned from a text says nothing of how it does on others. The
+    order in which examples come does not matter.
 
     Args:
-        count: How many examples there are.
-        folds: How many folds at most; there are no more than examples.
+        keys: What each example's text is known by; equal ones are the same text.
+        folds: How many folds at most; there are no more than texts.
 
     Returns:
         Nothing where one fold would have nothing to learn from.
     """
-    rows = np.arange(count)
-    folds = min(folds, count)
+    place = {key: number for number, key in enumerate(sorted(set(keys)))}  # numpy would cut zeros off bytes
+    folds = min(folds, len(place))
     if folds < 2:
         return []
-    return [(rows[rows % folds != fold], rows[rows % folds == fold]) for fold in range(folds)]
+    number, rows = np.array([place[key] for key in keys]), np.arange(len(keys))
+    return [(rows[number % folds != fold], rows[number % folds == fold]) for fold in range(folds)]
 
 
 def expected_strength(nll: FloatArray, trust: float) -> float:

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,6 +79,23 @@ def test_every_module_imports_where_the_training_libraries_cannot_be_imported() 
     assert report["failures"] == []
     assert report["attempts"] == []
     assert report["loaded"] == []
+
+
+def test_onnxruntime_keeps_no_events_and_looks_for_no_server(tmp_path: Path) -> None:
+    """Unasked it gives the machine a number and queues events about the process, when it is imported."""
+    command = "import umbel.device_client.engine, onnxruntime; print(onnxruntime.__version__)"
+    env = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    env |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    run = subprocess.run(
+        [sys.executable, "-B", "-c", command],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_flower_is_known_to_one_module_only() -> None:

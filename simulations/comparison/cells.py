@@ -97,7 +97,7 @@ def compare(
     earlier = read_comparison(taken).cells if taken is not None else ()
     refuse_taken(out, own="cells")
     with sole_use(out):
-        _take(earlier, out)
+        _take(earlier, config, out)
         jobs = [(run, *place, f"{n}/{len(places)}") for n, place in enumerate(places, 1)]
         if min(workers, len(places)) > 1:
             quiet = [(*job, progress.console.quiet) for job in jobs]
@@ -139,8 +139,7 @@ def finished_cells(
                 if cell is None:
                     damaged.append(path.name)
                     continue
-                fits = cell.settings == settings_of(config, name, seed, contestant)
-                if fits and cell.examples == examples.get((name, seed), cell.examples):
+                if _fits(cell, config) and cell.examples == examples.get((name, seed), cell.examples):
                     found.append(cell)
                 else:
                     stale += 1
@@ -161,13 +160,20 @@ def read_comparison_config(folder: Path) -> ComparisonConfig:
     return validated(ComparisonConfig, read_toml(path), str(path))
 
 
-def _take(cells: Sequence[Cell], out: Path) -> None:
-    """Puts an earlier run's cells where finished ones lie; those that do not fit are run again."""
+def _take(cells: Sequence[Cell], config: ComparisonConfig, out: Path) -> None:
+    """Puts an earlier run's cells where none lie that fit; those that do not fit are run again."""
     for cell in cells:
         path = out / "cells" / cell_name(cell.data, cell.seed, cell.contestant)
-        if _readable(path) is None:
+        here = _readable(path)
+        if here is None or (_fits(cell, config) and not _fits(here, config)):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_cell(path, cell)
+
+
+def _fits(cell: Cell, config: ComparisonConfig) -> bool:
+    """Says whether a cell is of this configuration; whether its data and weights are, a place must say."""
+    known = cell.data in config.data and cell.contestant in config.on(cell.data)
+    return known and cell.settings == settings_of(config, cell.data, cell.seed, cell.contestant)
 
 
 def _readable(path: Path) -> Cell | None:

@@ -146,7 +146,7 @@ class ColdStart(Profiles):
         splits = [
             (user, *rows)
             for user, own in enumerate(supports)
-            for rows in fold_rows(len(own), self.cold.folds)
+            for rows in fold_rows(own.text.tolist(), self.cold.folds)
         ]
         owners = np.array([user for user, _, _ in splits], np.int64)
         if not splits:

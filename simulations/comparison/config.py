@@ -187,7 +187,10 @@ class ContestantConfig(Strict):
             unread["cold_start"] = {"network": {"rounds"}} | ({} if self.cold_start.by_k else {"by_k": True})
         unread |= {} if self.encoder_layers else {"encoder_layers": True, "encoder_rate": True}
         unread |= {"head": True} if self.head == "trained" else {}
-        return self.model_dump(mode="json", exclude=unread) | {"methods": methods}
+        found = self.model_dump(mode="json", exclude=unread) | {"methods": methods}
+        if self.cold_start is not None and self.cold_start.folds:
+            found["cold_start"]["fold"] = "texts"  # cells in which folds went by place were hashed without it
+        return found
 
     def _methods(self) -> Mapping[str, Any]:
         return CoordinatorConfig.model_validate({"methods": self.methods}).method_configs()

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from umbel.simulations.comparison.harm import gains
@@ -33,6 +34,7 @@ _GREYS = ("#6c6c74", "#85858d", "#77777f", "#8f8f97")
 _DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.5)))
 _MARKERS = ("o", "s", "D", "^", "v")
 _TEXT = 9.0  # points; a label takes 1.25 of it in height
+_LEFT, _PLOT, _GAP = 0.65, 5.4, 0.35  # inches: before the axes, their width, before and after the names
 _METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
 
@@ -44,7 +46,6 @@ def accuracy_by_k(summary: Summary, data: str) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        _leave_room(figure)
         ends: list[tuple[float, float, str, str]] = []
         for entry in shown:
             points = [
@@ -56,7 +57,7 @@ def accuracy_by_k(summary: Summary, data: str) -> str:
                 continue
             look = looks[entry.contestant]
             axes.plot(*zip(*points, strict=True), **look)
-            ends.append((*points[-1], entry.title, look["color"]))
+            ends.append((*points[-1], _title(entry, summary), look["color"]))
         axes.set_xticks(range(len(ks)), [str(k) for k in ks])
         axes.set_xlim(-0.15, len(ks) - 1 + 0.04 * len(ks))
         axes.set_xlabel("own examples of the person (k)")
@@ -82,13 +83,12 @@ def accuracy_by_bytes(summary: Summary, data: str) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        _leave_room(figure)
         axes.set_xscale("log")
         ends = []
         for entry, count, accuracy in dots:
             look = looks[entry.contestant] | {"linestyle": "none", "markersize": 7.0}
             axes.plot([count or nothing], [accuracy], **look)
-            ends.append((float(count or nothing), accuracy, entry.title, look["color"]))
+            ends.append((float(count or nothing), accuracy, _title(entry, summary), look["color"]))
         largest = max((count for _, count, _ in dots), default=1)
         axes.set_xlim(nothing / 2, max(largest, smallest) * 2)
         ticks = [10.0**power for power in range(0, 10) if smallest / 3 <= 10.0**power <= largest * 2]
@@ -117,13 +117,12 @@ def gain_by_person(summary: Summary, data: str) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        _leave_room(figure)
         ends = []
         for entry, found in lines:
             look = looks[entry.contestant] | {"marker": "none"}
             axes.step(found, np.arange(1, len(found) + 1) / len(found), where="post", **look)
             middle = len(found) // 2
-            ends.append((found[middle], (middle + 1) / len(found), entry.title, look["color"]))
+            ends.append((found[middle], (middle + 1) / len(found), _title(entry, summary), look["color"]))
         axes.axvline(0.0, color=AXIS, linewidth=0.8)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+g}"))
         axes.set_xlabel("points gained over the generic model")
@@ -156,6 +155,7 @@ def _looks(entries: Sequence[Entry]) -> Mapping[str, dict[str, Any]]:
 
 def _label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Writes each name to the right of the axes at its height, moved apart, with a thin line to its point."""
+    _leave_room(figure, [title for _, _, title, _ in ends])
     if not ends:
         return
     low, high = axes.get_ylim()
@@ -203,10 +203,19 @@ def _percent_axis(axes: Axes) -> None:
     axes.axhline(axes.get_ylim()[0], color=AXIS, linewidth=0.8)
 
 
-def _leave_room(figure: Figure) -> None:
-    """For the names on the right, and the same inches above and below whatever the height."""
-    height = figure.get_figheight()
-    figure.subplots_adjust(left=0.075, right=0.7, top=1 - 0.35 / height, bottom=0.6 / height)
+def _leave_room(figure: Figure, titles: Sequence[str]) -> None:
+    """Makes the figure as wide as the names on the right need; axes have the same inches in every figure."""
+    longest = max((TextPath((0, 0), title, size=_TEXT).get_extents().width for title in titles), default=0.0)
+    height, width = figure.get_figheight(), _LEFT + _PLOT + _GAP + 1.08 * longest / 72
+    figure.set_figwidth(width)
+    right = (_LEFT + _PLOT) / width
+    figure.subplots_adjust(left=_LEFT / width, right=right, top=1 - 0.35 / height, bottom=0.6 / height)
+
+
+def _title(entry: Entry, summary: Summary) -> str:
+    """Returns a contestant's title, with how many seeds are in where some are missing."""
+    missing = len(entry.seeds) < len(summary.seeds)
+    return f"{entry.title} ({len(entry.seeds)} of {len(summary.seeds)} seeds)" if missing else entry.title
 
 
 def _height(labels: int) -> float:

@@ -14,6 +14,7 @@ with 130.
 
 import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -187,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read when torch is first imported. Threads that wait by spinning made a training step three times
     # slower whenever another process wanted a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _open_streams()
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     run = _Run()
     try:
@@ -203,6 +205,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if status == 130:  # typer's own answer to Ctrl-C
         _say("interrupted; what was finished is kept")
     return status if isinstance(status, int) else 0
+
+
+def _open_streams() -> None:
+    """Makes stdout and stderr take everything: a closed one swallows, letters that it has not are escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _report(error: Exception, run: _Run) -> int:

@@ -14,7 +14,8 @@ from umbel.device_client.caution import cautious_profiles
 from umbel.device_client.learning import Encoded, learn_exactly, learn_profiles, predict_logits
 from umbel.shared.bias import softmax
 from umbel.shared.recipe import LearningRecipe
-from umbel.shared.strength import STRENGTHS
+from umbel.shared.rng import generator
+from umbel.shared.strength import STRENGTHS, expected_strength
 from umbel.shared.text import TokenBatch
 
 RECIPE = LearningRecipe(steps=6, folds=3, trust=1.0)
@@ -30,7 +31,8 @@ def slow_strength(own: Encoded, recipe: LearningRecipe) -> float:
         logits = predict_logits(ENGINE, part.tokens, {PRIVATE: kept}, shared=shared())
         return float(-np.log(max(softmax(logits)[0, part.labels[0]], 1e-12)))
 
-    return strength_oracle(len(own), recipe.folds, recipe.trust, STRENGTHS, learn, nll)
+    texts = [bytes(ids[mask > 0]) for ids, mask in zip(own.tokens.ids, own.tokens.mask, strict=True)]
+    return strength_oracle(texts, recipe.folds, recipe.trust, STRENGTHS, learn, nll)
 
 
 @given(
@@ -53,6 +55,24 @@ def test_strengths_and_profiles_are_those_of_the_slow_twin(
         assert np.array_equal(profile[PRIVATE][user], scaled)
 
 
+def test_copies_of_an_example_are_no_evidence_and_order_does_not_matter() -> None:
+    own = support(0, 4)
+    recipe = replace(RECIPE, folds=4)
+    order = generator(0, 0, "", "test").permutation(12)
+    copies, turned = own.rows([0, 1, 2, 3] * 3), own.rows(np.tile([0, 1, 2, 3], 3)[order])
+    _, strengths = cautious_profiles(
+        ENGINE, [copies, turned, own.rows([3, 1, 0, 2]), own], recipe, shared=shared()
+    )
+    assert strengths[0] == pytest.approx(strengths[1], abs=1e-6)
+    assert strengths[2] == pytest.approx(strengths[3], abs=1e-6)
+    one = own.rows([0])
+    _, alone = cautious_profiles(ENGINE, [one, one.rows([0, 0, 0])], recipe, shared=shared())
+    assert (
+        alone.tolist()
+        == [np.float32(expected_strength(np.zeros(len(STRENGTHS), np.float32), recipe.trust))] * 2
+    )
+
+
 def test_without_folds_everything_is_used() -> None:
     parts = [support(0, 5), support(1, 4)]
     recipe = replace(RECIPE, folds=0)
@@ -63,8 +83,8 @@ def test_without_folds_everything_is_used() -> None:
 
 
 def test_what_helps_is_used_and_what_does_not_is_not() -> None:
-    """One person always says yes to one text, the other says yes and no to it by turns."""
-    ids = np.array([[1, 3]] * 12, np.int64)
+    """One person says yes to every text, the other says yes and no by turns."""
+    ids = np.array([[1 + n % 4, 1 + n // 4] for n in range(12)], np.int64)
     tokens = TokenBatch(ids, np.ones_like(ids))
     clear, noise = Encoded(tokens, np.ones(12, np.int64)), Encoded(tokens, np.arange(12) % 2)
     values = {name: np.zeros_like(array) for name, array in shared().items()}

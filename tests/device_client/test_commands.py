@@ -140,6 +140,61 @@ def test_little_to_learn_from_is_said(
 
 
 @pytest.mark.full
+@pytest.mark.full
+@pytest.mark.parametrize("command", ["learn", "onboard"])
+def test_nothing_but_a_profile_is_written_over(
+    onboarding_release: Release, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    mine = examples(*MINE)
+    before = mine.read_bytes()
+    status, out, err = umbel(capsys, command, "-r", onboarding_release.folder, "-e", mine, "-p", mine)
+    assert (status, out) == (2, "")
+    assert "no profile" in err
+    assert mine.read_bytes() == before
+
+
+@pytest.mark.full
+def test_texts_of_a_file_are_as_examples_texts_are(
+    onboarding_release: Release, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = onboarding_release.folder
+
+    def onboarded(data: bytes, name: str = "t.txt") -> tuple[int, str, str]:
+        Path(name).write_bytes(data)
+        return umbel(capsys, "onboard", "-r", folder, "-t", name, "--json")
+
+    status, out, _ = onboarded(b"a slow film\n\n  \na good book\n")
+    assert (status, json.loads(out)["texts"]) == (0, 2)
+    stdin(monkeypatch, b"a slow film\na good book\n")
+    again = json.loads(umbel(capsys, "onboard", "-r", folder, "-t", "-", "--json")[1])
+    assert again["texts"] == 2
+    status, _, err = onboarded(b"x" * 20_001 + b"\n" + SECRET.encode() + b"\0\n")
+    assert (status, SECRET in err) == (2, False)
+    assert "line 1: text is 20,001 characters long" in err
+    assert "line 2: text holds a NUL character" in err
+    assert "there are no texts" in onboarded(b"\n\n")[2]
+    assert "--examples" in onboarded(b'{"text": "x"}', "t.jsonl")[2]
+
+
+@pytest.mark.full
+def test_a_release_does_not_steer_the_terminal(
+    onboarding_release: Release, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = onboarding_release.manifest.onboarding
+    assert shown is not None
+    hostile = replace(shown.prototypes[0][0], label="\x1b]0;PWNED\x07", text="\x1b[31mred")
+    manifest = replace(
+        onboarding_release.manifest,
+        onboarding=replace(shown, prototypes=tuple((hostile,) for _ in shown.prototypes)),
+    )
+    release = Release(onboarding_release.folder, manifest, onboarding_release.release_id)
+    monkeypatch.setattr("umbel.device_client.work.read_release", lambda _folder: release)
+    status, out, _ = umbel(capsys, "onboard", "-r", "release", "-e", examples(*MINE), "--explain")
+    assert status == 0
+    assert "red" in out
+    assert "\x1b" not in out
+
+
 def test_every_wrong_line_is_told_and_none_is_quoted(
     tiny_release: Release, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,7 +300,7 @@ def test_no_profile_yet(tiny_release: Release, capsys: pytest.CaptureFixture[str
     assert (status, out) == (2, "")
     assert err == (
         "umbel: there is no profile at profile.umbel\n"
-        "Learn one with: umbel device learn, or pass --generic to predict without.\n"
+        "Make one with: umbel device learn, or onboard; or pass --generic to predict without.\n"
     )
 
 
@@ -295,9 +350,16 @@ def test_a_text_is_shown_as_it_is_in_the_table(
         (
             [SECRET, "", " "],
             b"",
-            ["umbel: some texts are empty", "  - text 2 is empty", "  - text 3 is empty"],
+            [
+                "umbel: some of these texts cannot be used",
+                *(f"  - text {n}: text is missing or empty" for n in (2, 3)),
+            ],
         ),
-        (["-"], b"tender secret\n\nfilm\n", ["umbel: some texts are empty", "  - text 2 is empty"]),
+        (
+            ["-"],
+            b"tender secret\n\nfilm\n",
+            ["umbel: some of these texts cannot be used", "  - text 2: text is missing or empty"],
+        ),
         (["-"], b"tender secret\n\xff", ["umbel: what stdin gives is not UTF-8 text", "  - byte 15"]),
         (["-t", "texts.txt"], b"\xfftender secret", ["umbel: texts.txt is not UTF-8 text", "  - byte 1"]),
         (["-t", "nowhere.txt"], b"", ["umbel: No such file or directory: nowhere.txt"]),

@@ -33,6 +33,7 @@ from umbel.shared.onboarding import PREFIX
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.release import MANIFEST, SHARED_WEIGHTS, Manifest, Release, read_release, write_release
+from umbel.shared.strength import fold_rows
 from umbel.shared.text import IntArray
 
 TEXTS = ["a slow film", "a good book", "not very good", "slow slow slow", "we like the film"]
@@ -173,7 +174,11 @@ def test_a_fold_starts_without_what_it_holds_out() -> None:
     parts = [support(0, 4), support(1, 3)]
     recipe = LearningRecipe(steps=2, folds=2, trust=500.0)
     profile, strengths = cautious_profiles(ENGINE, parts, recipe, start=start, shared=shared())
-    folds = [(0, [1, 3]), (0, [0, 2]), (1, [1]), (1, [0, 2])]
+    texts = [
+        [bytes(ids[mask > 0]) for ids, mask in zip(p.tokens.ids, p.tokens.mask, strict=True)] for p in parts
+    ]
+    folds = [(user, rest.tolist()) for user, own in enumerate(texts) for rest, _ in fold_rows(own, 2)]
+    assert len(folds) == 4
     assert asked == [[(0, [0, 1, 2, 3]), (1, [0, 1, 2])], folds]
     origin = {PRIVATE: np.array([[0, 4], [1, 3]], np.float32)}
     exact = learn_exactly(ENGINE, parts, recipe, start=origin, shared=shared())[PRIVATE]
@@ -255,7 +260,8 @@ def test_the_command(
     rows = [{"text": row.text, "label": row.label} for row in MINE[:2]]
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     both = ("-r", onboarding_release.folder, "-e", "mine.jsonl", "-t", "mine.txt")
-    status, out, err = run(capsys, "onboard", *both, "--json")
+    assert json.loads(run(capsys, "onboard", *both, "--json")[1])["influences"] == []
+    status, out, err = run(capsys, "onboard", *both, "--json", "--explain")
     assert (status, err) == (0, "")
     found = json.loads(out)
     assert (found["examples"], found["texts"], len(found["influences"])) == (2, 3, 5)
@@ -283,7 +289,7 @@ def test_the_command_says_what_is_wrong(
     status, _, err = run(capsys, "onboard", "-r", onboarding_release.folder)
     assert (status, "nothing to begin with" in err) == (2, True)
     status, _, err = run(capsys, "onboard", "-r", onboarding_release.folder, "-t", "empty.txt")
-    assert (status, "nothing to read" in err) == (2, True)
+    assert (status, "no texts" in err) == (2, True)
     status, _, err = run(capsys, "onboard", "-r", tiny_release.folder, "-t", "mine.txt")
     assert (status, "has no onboarding" in err) == (2, True)
     assert not Path("profile.umbel").exists()
@@ -291,7 +297,9 @@ def test_the_command_says_what_is_wrong(
     rest = ("-r", tiny_release.folder, "-e", "mine.jsonl", "-t", "mine.txt", "--json")
     status, out, _ = run(capsys, "learn", *rest)
     assert status == 0
-    assert json.loads(out)["notes"] == ["the release makes no use of texts without labels."]
+    assert json.loads(out)["notes"] == [
+        "learning does not start from onboarding here, so texts without labels are not used."
+    ]
 
 
 def test_what_the_first_profile_replaces_is_said(
@@ -309,8 +317,10 @@ def test_what_the_first_profile_replaces_is_said(
         tmp_path / "zeros", replace(manifest, recipe=replace(manifest.recipe, start=0.0)), blobs
     )
     words = ("onboard", "-r", zeros.folder, "-t", "mine.txt")
+    Path("mine.jsonl").write_text('{"text": "a", "label": "yes"}\n')
     first, second = (run(capsys, *words)[1] for _ in range(2))
-    assert "does not start from it" in first
+    assert "does not start from it" in run(capsys, *words, "-e", "mine.jsonl")[1]
+    assert "does not start from it" not in first  # nothing could be learned
     assert "replaces" not in first
     assert "Note: it replaces the profile that was there" in second
     found = json.loads(run(capsys, *words, "--json")[1])

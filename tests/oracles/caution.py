@@ -9,7 +9,7 @@ Array = npt.NDArray[np.float64]
 
 
 def strength_oracle(
-    count: int,
+    texts: Sequence[bytes],
     folds: int,
     trust: float,
     strengths: Sequence[float],
@@ -19,20 +19,22 @@ def strength_oracle(
     """Returns the expected strength of one person's profile.
 
     Args:
-        count: The person's examples.
-        folds: Folds at most; example i is held out in fold i modulo their number.
+        texts: What the text of each of the person's examples is known by.
+        folds: Folds at most; the i-th text in order is held out in fold i modulo their number.
         trust: Nats for strength 1 against 0.
         strengths: What is tried.
         learn: Row numbers -> the profile learned from them, not rounded.
         nll: (profile, row number) -> the example's nll under the profile as it is stored.
     """
-    folds = min(folds, count)
-    if folds < 2:
+    if folds < 2 or not texts:
         return 1.0
+    known = sorted(set(texts))
+    folds = min(folds, len(known))
     evidence = [trust * s for s in strengths]
-    for fold in range(folds):
-        profile = learn([row for row in range(count) if row % folds != fold])
-        for row in range(fold, count, folds):
+    for fold in range(folds) if folds > 1 else ():
+        held = [row for row, text in enumerate(texts) if known.index(text) % folds == fold]
+        profile = learn([row for row in range(len(texts)) if row not in held])
+        for row in held:
             for number, s in enumerate(strengths):
                 evidence[number] -= nll(profile * s, row)
     weights = np.exp(np.array(evidence) - max(evidence))

@@ -12,18 +12,30 @@ from umbel.shared.strength import STRENGTHS, expected_strength, fold_rows
 NLLS = st.lists(st.floats(0, 500), min_size=len(STRENGTHS), max_size=len(STRENGTHS))
 
 
-@given(st.integers(0, 40), st.integers(0, 12))
-def test_every_example_is_held_out_once(count: int, folds: int) -> None:
-    splits = fold_rows(count, folds)
-    if min(count, folds) < 2:
+@given(st.lists(st.binary(max_size=1), max_size=40), st.integers(0, 12))
+def test_every_example_is_held_out_once_and_with_all_of_its_text(keys: list[bytes], folds: int) -> None:
+    splits = fold_rows(keys, folds)
+    texts = sorted(set(keys))
+    if min(len(texts), folds) < 2:
         assert splits == []
         return
-    assert len(splits) == min(count, folds)
-    assert sorted(int(row) for _, held in splits for row in held) == list(range(count))
+    assert len(splits) == min(len(texts), folds)
+    assert sorted(int(row) for _, held in splits for row in held) == list(range(len(keys)))
     for rest, held in splits:
-        assert sorted([*rest, *held]) == list(range(count))
+        assert sorted([*rest, *held]) == list(range(len(keys)))
         assert len(rest) >= 1
-        assert abs(len(held) - count / len(splits)) < 1
+        assert not {keys[row] for row in rest} & {keys[row] for row in held}
+        assert abs(len({keys[row] for row in held}) - len(texts) / len(splits)) < 1
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=20), st.integers(2, 6), st.data())
+def test_folds_are_the_same_whatever_the_order(keys: list[int], folds: int, data: st.DataObject) -> None:
+    shuffled = data.draw(st.permutations(keys))
+    parts = [
+        {tuple(sorted(own[row] for row in held)) for _, held in fold_rows(own, folds)}
+        for own in (keys, shuffled)
+    ]
+    assert parts[0] == parts[1]
 
 
 @given(NLLS, st.floats(-20, 20))

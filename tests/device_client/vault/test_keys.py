@@ -19,10 +19,10 @@ WORDS = "correct horse battery"
 class InMemory(KeyringBackend):
     """A keyring as the library's documentation has one written."""
 
-    priority = 1  # type: ignore[assignment]
+    priority = 1
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kept: dict[tuple[str, str], str] = {}
 
     def get_password(self, service: str, username: str) -> str | None:
@@ -136,6 +136,6 @@ def test_a_keyring_forgets(ring: InMemory) -> None:
 def test_without_a_keyring_one_is_told_what_else_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     from keyring.backends.fail import Keyring as Nothing
 
-    monkeypatch.setattr(keyring.core, "_keyring_backend", Nothing())
+    monkeypatch.setattr(keyring.core, "_keyring_backend", Nothing())  # type: ignore[no-untyped-call]
     with pytest.raises(StoreError, match="--key file"):
         Keyring("a store").make()
