@@ -26,7 +26,7 @@ from umbel.coordinator.backbone import Backbone, load_backbone
 from umbel.coordinator.config import BackboneConfig, CoordinatorConfig
 from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.onboarding.network import Onboarder
-from umbel.coordinator.onboarding.training import OnboardingTrainer, starts_of
+from umbel.coordinator.onboarding.training import OnboardingTrainer, found_players, starts_of
 from umbel.coordinator.training.adapt import Keeper, adapt
 from umbel.coordinator.training.board import Board
 from umbel.coordinator.training.calibrate import choose_recipe
@@ -146,6 +146,8 @@ def _train(
     longest = min(config.backbone.max_tokens, model.longest_text(backbone.shape))
     encoder = TextEncoder(backbone.tokenizer_json, longest)
     data = prepare(examples, labels, encoder, config.training, config.seed)
+    if config.onboarding.steps:
+        found_players(data)  # it comes last, and would fail after everything else
     if restart:
         _forget(out)
     if earlier is None:

@@ -35,6 +35,21 @@ _CLIP = 1.0
 _LEAST_JUDGES = 3
 
 
+def found_players(data: TrainingData) -> Players:
+    """Returns the seen people who can play somebody new.
+
+    Raises:
+        TrainingError: There are none.
+    """
+    players = Players(data.train, len(data.users))
+    if not len(players.able):
+        raise TrainingError(
+            "onboarding: nobody has two examples to train on",
+            hint="Give more examples per user, or set steps = 0 under [onboarding].",
+        )
+    return players
+
+
 @final
 class OnboardingTrainer:
     """Trains an `Onboarder` around a finished model, which stays as it is."""
@@ -70,12 +85,7 @@ class OnboardingTrainer:
         self.readings: Readings = read_texts(
             model, data.tokens, np.unique(data.train.text), self._precision()
         )
-        self.players = Players(data.train, len(data.users))
-        if not len(self.players.able):
-            raise TrainingError(
-                "onboarding: nobody has two examples to train on",
-                hint="Give more examples per user, or set steps = 0 under [onboarding].",
-            )
+        self.players = found_players(data)
         self.network = made(model, config, self.readings, self.profiles)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), betas=(0.9, 0.98), weight_decay=self.options.weight_decay

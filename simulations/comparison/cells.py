@@ -261,7 +261,8 @@ def _chosen(
     wanted = [name for name in config.data if name in only] or list(config.data)
     there = [name for name in wanted if _is_there(config, name, folder)]
     left = [f"{name}: no folder '{config.data[name].folder}'" for name in wanted if name not in there]
-    if not there:
+    public = [name for name in wanted if config.data[name].source != "community"]
+    if not there or (folder is not None and public and not set(public) & set(there)):
         raise ConfigError(
             "none of the data sets is there", left, "Give --data FOLDER, which holds the data sets' folders."
         )

@@ -23,9 +23,7 @@ _METHOD = (
     "Every contestant learns from the same first k examples of the same people and predicts the same "
     "further examples of theirs. People without as many examples to learn from as the largest k are not "
     "measured. All begin with one generic model per data set and seed, trained on people who are not "
-    "measured; where profiles are tasks (clinc150), it is trained on examples of these tasks that nobody is "
-    "asked about. The two shared adaptations begin with the pretrained encoder instead, both alike. "
-    "Contestants in bold have private profiles of umbel's; the others have none.",
+    "measured. Contestants in bold have private profiles of umbel's; the others have none.",
     "A person's accuracy is the share of their asked examples that is predicted right. The mean is "
     "taken over the people of a seed, then over seeds. A contestant that learns nothing for a person is "
     "measured once and has that figure at every k. nll is the mean negative log-likelihood of the right "
@@ -38,11 +36,9 @@ _METHOD = (
     "measured on further people. Tables use the people that all have, differences those that both sides "
     "have: two such contestants are compared on all of theirs.",
     "Options, such as a rate, were chosen by each contestant by nll at k = 4 and 16 on calibration people, "
-    "who are not measured under that seed. Where profiles are tasks, rivals choose on examples of some tasks "
-    "that nobody is asked about, and umbel's methods, which choose no options there, keep the better of two "
-    "looks at such examples of all tasks.",
-    "Private bytes are what one person's device keeps, for nearest neighbours and examples put into the "
-    "text at the largest k; numbers learned are those fitted to that person. Seconds are those of learning "
+    "who are not measured under that seed.",
+    "Private bytes are what one person's device keeps, where that is the examples themselves, at the largest "
+    "k; numbers learned are those fitted to that person. Seconds are those of learning "
     "and predicting per person at that k, the median over seeds. A contestant may learn for many people side "
     "by side, so seconds compare work, not the waiting time on a device.",
     "Where the data are generated, the best possible answers are known. The share of the possible gain "
@@ -310,7 +306,10 @@ def _people(summary: Summary, study: Study, data: str, entries: Sequence[Entry])
         "People who are worse off than with the generic model, those that the test would find so by "
         "chance, and those who are better off: one-sided exact paired tests at 5 %, person by person."
     )
-    ceilings = [f"{_named(entries, name)}: {percent(found)}" for name, found in summary.seen(data).items()]
+    alike: dict[str, list[str]] = {}
+    for name, found in summary.seen(data).items():
+        alike.setdefault(percent(found), []).append(_named(entries, name))
+    ceilings = [f"{value}: {', '.join(names)}" for value, names in alike.items()]
     seen = (
         "Seen people's held-out examples, by which training chose when to stop, under the private tensors "
         "that it learned for them: "

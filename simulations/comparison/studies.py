@@ -58,7 +58,11 @@ STUDIES: dict[Name, Study] = {
         (
             "umbel's methods train their shared part further on seen people, and so do the start of prompt "
             "tuning, retrieval and FedAvg; one LoRA or adapter per person begins with the generic model as "
-            "it is. What the shared part alone brings is seen at k = 0.",
+            "it is. What the shared part alone brings is seen at k = 0. The two shared adaptations begin "
+            "with the pretrained encoder, both alike.",
+            "Where profiles are tasks (clinc150), the generic model is trained on examples of these tasks "
+            "that nobody is asked about; rivals choose their options on such examples of some tasks, and "
+            "umbel's methods, which choose none there, keep the better of two looks at such examples of all.",
         ),
     ),
     "onboarding": Study(
