@@ -23,6 +23,7 @@ Home = Annotated[
 HOME = Path("~/.umbel")
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
 _SECRET = "UMBEL_PASSPHRASE"
+_NEW_SECRET = "UMBEL_NEW_PASSPHRASE"
 _EXPORT_SECRET = "UMBEL_EXPORT_PASSPHRASE"
 
 
@@ -54,7 +55,7 @@ def opened(home: Path) -> Device:
 
 def add_to(app: typer.Typer) -> None:
     """Adds these commands to an app."""
-    for command in (enroll, add, status, log, export, forget):
+    for command in (enroll, add, status, log, rekey, export, forget):
         app.command()(command)
     app.command(name="import")(import_)
 
@@ -180,6 +181,23 @@ def log(home: Home = HOME, as_json: _Json = False) -> None:
             f"{name} {str(value)[:12]}" for name, value in row.items() if name not in ("at", "what")
         )
         typer.echo(f"{row['at']}  {row['what']}  {rest}".rstrip())
+
+
+def rekey(
+    key: Annotated[str, typer.Option(help="What holds it from now on: file, keyring or passphrase.")],
+    home: Home = HOME,
+    as_json: _Json = False,
+) -> None:
+    """Give your store's key to something else to hold, or take another passphrase.
+
+    A new passphrase is asked for, or read from UMBEL_NEW_PASSPHRASE. The old one opens the store until
+    the new one is kept.
+
+    For instance: umbel device rekey --key passphrase
+    """
+    with opened(home) as device:
+        device.rekey(key, asked(_NEW_SECRET, "New passphrase", twice=True))
+    _told({"key": key}, f"Your store's key is held anew: {key}.", as_json)
 
 
 def export(

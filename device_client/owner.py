@@ -79,8 +79,7 @@ class Device:
             ReleaseError: The release cannot be used.
             StoreError: The home has a store, or cannot have one.
         """
-        if key not in KEYS:
-            raise ConfigError(f"'{key}' holds no keys", hint=f"Choose one of: {', '.join(KEYS)}.")
+        _check_key(key)
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         taken = install(release, home / _RELEASES)
         store = Store.create(home / STORE, key, _holders(home, ask), {_RELEASE: taken.release_id})
@@ -229,6 +228,23 @@ class Device:
         self._note("forgot", entries=found)
         return found
 
+    def rekey(self, key: str, ask: Ask = unasked) -> None:
+        """Gives the store's key to another holder, or takes another passphrase; nothing is sealed again.
+
+        Args:
+            key: Who holds it from now on: "file", "keyring" or "passphrase".
+            ask: Gives the new passphrase.
+
+        Raises:
+            ConfigError: There is no such holder, or it holds the key already.
+            StoreError: It cannot keep the key; the old one still opens the store.
+        """
+        _check_key(key)
+        if key == self._store.holder != Passphrase.kind:
+            raise ConfigError(f"the store's key is held that way already: {key}")
+        self._store.rekey(_holders(self.home, ask)(key, self._store.number))
+        self._note("rekeyed", key=key)
+
     def export(self, path: Path, ask: Ask) -> int:
         """Writes all of it, sealed by a passphrase of its own, into one file for another device.
 
@@ -299,6 +315,11 @@ def _holders(home: Path, ask: Ask) -> Holders:
         raise StoreError(f"the store {home / STORE} is damaged", ["nobody knows who holds its key"])
 
     return holder
+
+
+def _check_key(key: str) -> None:
+    if key not in KEYS:
+        raise ConfigError(f"'{key}' holds no keys", hint=f"Choose one of: {', '.join(KEYS)}.")
 
 
 def _check(examples: Sequence[Example], labels: Sequence[str]) -> None:

@@ -136,6 +136,26 @@ def test_a_move_to_another_machine(
     assert (status, "UMBEL_PASSPHRASE" in err) == (2, True)
 
 
+def test_the_key_changes_hands(
+    tiny_release: Release, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(capsys, "enroll", "-r", tiny_release.folder)
+    told(capsys, "add", "-e", mine())
+    assert "already: file" in umbel(capsys, "rekey", "--key", "file")[2]
+    monkeypatch.setenv("UMBEL_NEW_PASSPHRASE", "short")
+    assert "too short" in umbel(capsys, "rekey", "--key", "passphrase")[2]
+    assert told(capsys, "status")["key"] == "file"
+    monkeypatch.setenv("UMBEL_NEW_PASSPHRASE", "first horse battery")
+    assert told(capsys, "rekey", "--key", "passphrase") == {"key": "passphrase"}
+    monkeypatch.setenv("UMBEL_PASSPHRASE", "first horse battery")
+    monkeypatch.setenv("UMBEL_NEW_PASSPHRASE", "second horse battery")
+    told(capsys, "rekey", "--key", "passphrase")
+    assert "passphrase is wrong" in umbel(capsys, "status")[2]
+    monkeypatch.setenv("UMBEL_PASSPHRASE", "second horse battery")
+    status = told(capsys, "status")
+    assert (status["key"], status["examples"]) == ("passphrase", 4)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
