@@ -28,7 +28,7 @@ from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Pas
 from umbel.device_client.vault.portable import Exported, read_export, write_export
 from umbel.device_client.vault.store import Added, Entry, Holders, KeptProfile, Store, destroy
 from umbel.shared.errors import ConfigError, ExampleError, StoreError
-from umbel.shared.examples import Example
+from umbel.shared.examples import Example, text_problems
 from umbel.shared.profile import FloatArray, unpack_profile
 from umbel.shared.release import Release
 
@@ -119,9 +119,9 @@ class Device:
         """Keeps examples and texts without labels, all or none; a known text may get another label.
 
         Raises:
-            ExampleError: A label is not the release's, or examples are of several people.
+            ExampleError: A label is not the release's, examples are of several people, or a text is none.
         """
-        _check(examples, self.release.manifest.labels)
+        _check(examples, texts, self.release.manifest.labels)
         now = _now()
         entries = [Entry(example.text, example.label, now) for example in examples]
         return self._store.add(entries + [Entry(text, None, now) for text in texts])
@@ -322,9 +322,15 @@ def _check_key(key: str) -> None:
         raise ConfigError(f"'{key}' holds no keys", hint=f"Choose one of: {', '.join(KEYS)}.")
 
 
-def _check(examples: Sequence[Example], labels: Sequence[str]) -> None:
-    strange = sorted({n for n, example in enumerate(examples, 1) if example.label not in labels})
-    problems = [f"example {number}: its label is not one of the release's" for number in strange]
+def _check(examples: Sequence[Example], texts: Sequence[str], labels: Sequence[str]) -> None:
+    problems = [
+        f"example {n}: its label is not one of the release's"
+        for n, example in enumerate(examples, 1)
+        if example.label not in labels
+    ]
+    known = {f"example {n}": example.text for n, example in enumerate(examples, 1)}
+    known |= {f"text {n}": text for n, text in enumerate(texts, 1)}
+    problems += [f"{place}: {problem}" for place, text in known.items() for problem in text_problems(text)]
     if len({example.user for example in examples}) > 1:
         problems.append("they are of several people")
     if problems:

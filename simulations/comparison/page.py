@@ -307,8 +307,8 @@ def _people(summary: Summary, study: Study, data: str, entries: Sequence[Entry])
         "chance, and those who are better off: one-sided exact paired tests at 5 %, person by person."
     )
     alike: dict[str, list[str]] = {}
-    for name, found in summary.seen(data).items():
-        alike.setdefault(percent(found), []).append(_named(entries, name))
+    for name, share in summary.seen(data).items():
+        alike.setdefault(percent(share), []).append(_named(entries, name))
     ceilings = [f"{value}: {', '.join(names)}" for value, names in alike.items()]
     seen = (
         "Seen people's held-out examples, by which training chose when to stop, under the private tensors "

@@ -181,6 +181,8 @@ def test_without_a_home_one_is_told_what_to_do(
         (["add"], "nothing to add"),
         (["add", "--label", "yes"], "--text"),
         (["add", "--text", "x", "--label", "strange"], "not one of the release's"),
+        (["add", "--text", " "], "text 1: text is missing or empty"),
+        (["add", "--text", "half \ud83d", "--label", "yes"], "half of a surrogate pair"),
         (["learn"], "umbel device add"),
         (["onboard"], "nothing to begin with"),
         (["forget"], "say what to forget"),
