@@ -174,7 +174,14 @@ def _label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, s
             verticalalignment="center",
             parse_math=False,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.55, "shrinkB": 3},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.5,
+                "alpha": 0.55,
+                "shrinkB": 3,
+                "relpos": (0.0, 0.5),
+            },
         )
 
 

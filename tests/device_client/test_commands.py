@@ -140,7 +140,6 @@ def test_little_to_learn_from_is_said(
 
 
 @pytest.mark.full
-@pytest.mark.full
 @pytest.mark.parametrize("command", ["learn", "onboard"])
 def test_nothing_but_a_profile_is_written_over(
     onboarding_release: Release, capsys: pytest.CaptureFixture[str], command: str
@@ -195,6 +194,7 @@ def test_a_release_does_not_steer_the_terminal(
     assert "\x1b" not in out
 
 
+@pytest.mark.full
 def test_every_wrong_line_is_told_and_none_is_quoted(
     tiny_release: Release, capsys: pytest.CaptureFixture[str]
 ) -> None:
