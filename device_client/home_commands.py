@@ -1,11 +1,11 @@
-"""`umbel device` for whoever has a home: enroll, add, status, log, export, import, forget."""
+"""`umbel device` for whoever has a home: enroll, add, list, status, log, rekey, export, import, forget."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from umbel.device_client.texts import file_texts
 
 if TYPE_CHECKING:
     from umbel.device_client.owner import Device
+    from umbel.device_client.vault.store import Entry
 
 Home = Annotated[
     Path,
@@ -23,6 +24,7 @@ Home = Annotated[
 HOME = Path("~/.umbel")
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
 _SECRET = "UMBEL_PASSPHRASE"
+_LONGEST = 120
 _NEW_SECRET = "UMBEL_NEW_PASSPHRASE"
 _EXPORT_SECRET = "UMBEL_EXPORT_PASSPHRASE"
 
@@ -36,7 +38,7 @@ def asked(variable: str = _SECRET, what: str = "Passphrase", *, twice: bool = Fa
         found = os.environ.get(variable)
         if found is not None:
             return found
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise StoreError(
                 "a passphrase is needed, and there is nobody to ask",
                 hint=f"Run it in a terminal, or set {variable}.",
@@ -58,6 +60,7 @@ def add_to(app: typer.Typer) -> None:
     for command in (enroll, add, status, log, rekey, export, forget):
         app.command()(command)
     app.command(name="import")(import_)
+    app.command(name="list")(list_)
 
 
 def enroll(
@@ -108,7 +111,8 @@ def add(
 ) -> None:
     """Entrust examples, or texts without labels, to your device; they never leave it.
 
-    A text that is known already is kept once; it gets the new label if it comes with another one.
+    A text that is known already is kept once; it gets the new label if it comes with another one. What is
+    typed after --text stays in your shell's history: a file, or --texts - for stdin, does not.
 
     For instance: umbel device add --text "A slow, quiet story." --label yes
     """
@@ -183,6 +187,29 @@ def log(home: Home = HOME, as_json: _Json = False) -> None:
         typer.echo(f"{row['at']}  {row['what']}  {rest}".rstrip())
 
 
+def list_(home: Home = HOME, as_json: _Json = False) -> None:
+    """Show what your device has of yours: number, label and text."""
+    with opened(home) as device:
+        own = device.entries()
+    if as_json:
+        rows = [{"number": e.number, "label": e.label, "text": e.text, "added": e.added} for e in own]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    _list(own)
+
+
+def _list(own: Sequence[Entry], *, err: bool = False) -> None:
+    from umbel.shared.checks import tamed
+
+    for entry in own:
+        label = "-" if entry.label is None else tamed(entry.label)
+        typer.echo(f"{entry.number:>5}  {label}  {tamed(entry.text)[:_LONGEST]}", err=err)
+
+
+def _within(words: str, text: str) -> bool:
+    return words.strip().casefold() in text.casefold()
+
+
 def rekey(
     key: Annotated[str, typer.Option(help="What holds it from now on: file, keyring or passphrase.")],
     home: Home = HOME,
@@ -205,7 +232,7 @@ def export(
     home: Home = HOME,
     as_json: _Json = False,
 ) -> None:
-    """Write all of it, sealed by a passphrase, into one file for a new device.
+    """Write what is yours and your profiles, sealed by a passphrase, into one file for a new device.
 
     The passphrase is asked for, or read from UMBEL_EXPORT_PASSPHRASE.
 
@@ -246,7 +273,10 @@ def import_(
 
 def forget(
     number: Annotated[
-        list[int] | None, typer.Option("--number", "-n", help="One of yours, by its number; repeatable.")
+        list[int] | None,
+        typer.Option(
+            "--number", "-n", min=1, max=2**62, help="One of yours, by its number in 'list'; repeatable."
+        ),
     ] = None,
     text: Annotated[
         str | None, typer.Option(help="All of yours in which these words occur, in any case.")
@@ -265,7 +295,7 @@ def forget(
     from umbel.device_client.owner import erase
     from umbel.shared.errors import ConfigError
 
-    if sum((bool(number), text is not None, everything)) != 1:
+    if sum((bool(number), text is not None, everything)) != 1 or (text is not None and not text.strip()):
         raise ConfigError("say what to forget", hint="Give one of --number, --text and --everything.")
     if everything:
         _sure(yes, "Erase your store and its key for good?")
@@ -273,9 +303,11 @@ def forget(
         _told({"everything": True}, "Your store and its key are erased.", as_json)
         return
     with opened(home) as device:
-        numbers = number or [e.number for e in device.entries() if (text or "").lower() in e.text.lower()]
-        _sure(yes, f"Erase {len(numbers)} of yours, and the profile learned from them?")
-        found = device.forget(numbers)
+        own = [e for e in device.entries() if e.number in (number or ()) or (text and _within(text, e.text))]
+        if own and not yes:
+            _list(own, err=True)
+        _sure(yes or not own, f"Erase {len(own)} of yours, and the profile learned from them?")
+        found = device.forget([e.number for e in own])
     words = f"{found} erased, and every profile. Learn again from what is left: umbel device learn"
     _told(
         {"erased": found}, words if found else "Nothing of yours is like that; nothing was erased.", as_json

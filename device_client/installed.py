@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from umbel.shared.errors import ReleaseError
-from umbel.shared.files import atomic_write, sha256_file
+from umbel.shared.files import atomic_write, sha256_file, sole_use, sync_folder
 from umbel.shared.release import MANIFEST, Release, is_release_id, read_release
 
 _UNFINISHED = ".unfinished-"
@@ -23,25 +23,30 @@ def install(source: Path, folder: Path) -> Release:
         folder: Where a device keeps its releases.
 
     Raises:
+        BusyError: Another process takes a release over.
         ReleaseError: It is no release, or is damaged; all problems are listed.
         OSError: The disk is full, or the folder cannot be written; then nothing of it is left.
     """
     release = read_release(source)
     place = folder / release.release_id
-    if place.is_dir():
-        return read_release(place)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _clear(folder)
-    fresh = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
-    try:
-        for name in release.manifest.blobs:
-            _take(release.blob_path(name), fresh / "blobs", folder)
-        atomic_write(fresh / MANIFEST, (source / MANIFEST).read_bytes())
-        read_release(fresh)
-        with suppress(FileExistsError, IsADirectoryError):
+    with sole_use(folder):
+        _clear(folder)
+        if place.is_dir():
+            with suppress(ReleaseError):
+                return read_release(place)
+            os.rename(place, Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder)) / "damaged")
+        fresh = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
+        try:
+            for name in release.manifest.blobs:
+                _take(release.blob_path(name), fresh / "blobs", folder)
+            atomic_write(fresh / MANIFEST, (source / MANIFEST).read_bytes())
+            read_release(fresh)
+            sync_folder(fresh / "blobs")
             os.rename(fresh, place)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+            sync_folder(folder)
+        finally:
+            _clear(folder)
     return read_release(place)
 
 

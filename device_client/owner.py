@@ -26,7 +26,7 @@ from umbel.device_client.device import (
 from umbel.device_client.installed import install, installed
 from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Passphrase
 from umbel.device_client.vault.portable import Exported, read_export, write_export
-from umbel.device_client.vault.store import Added, Entry, Holders, KeptProfile, Store, destroy
+from umbel.device_client.vault.store import CURRENT, Added, Entry, Holders, KeptProfile, Store, destroy
 from umbel.shared.errors import ConfigError, ExampleError, StoreError
 from umbel.shared.examples import Example, text_problems
 from umbel.shared.profile import FloatArray, unpack_profile
@@ -80,12 +80,15 @@ class Device:
             StoreError: The home has a store, or cannot have one.
         """
         _check_key(key)
+        if (home / STORE).is_file() and (home / STORE).stat().st_size:
+            raise StoreError(
+                f"there is a store at {home / STORE}", hint="Use it, or name another home: --home FOLDER."
+            )
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         taken = install(release, home / _RELEASES)
-        store = Store.create(home / STORE, key, _holders(home, ask), {_RELEASE: taken.release_id})
-        device = cls(home, store)
-        device._note("enrolled", release=taken.release_id)
-        return device
+        settings = {_RELEASE: taken.release_id}
+        event = _event("enrolled", release=taken.release_id)
+        return cls(home, Store.create(home / STORE, key, _holders(home, ask), settings, event))
 
     @classmethod
     def open(cls, home: Path, *, ask: Ask = unasked) -> Device:
@@ -141,10 +144,10 @@ class Device:
             ExampleError: Nothing was added yet.
             ReleaseError: The release has no onboarding.
         """
-        began, release, state = time.perf_counter(), self.release, self._store.state()
+        began, release, before = time.perf_counter(), self.release, self._before()
         examples, texts = self.known()
         packed, found = packed_onboarding(release, examples, texts, explain=explain, threads=threads)
-        self._keep(release, packed, state, "onboarded", examples, began, {"texts": len(texts)})
+        self._keep(release, packed, before, "onboarded", examples, began, {"texts": len(texts)})
         return found
 
     def learn(self, *, threads: int = 1, on_step: Callable[[int, float], None] | None = None) -> Learned:
@@ -154,7 +157,7 @@ class Device:
             ExampleError: No example with a label was added yet.
             ProfileError: Learning did not converge; the old profile stays.
         """
-        began, release, state = time.perf_counter(), self.release, self._store.state()
+        began, release, before = time.perf_counter(), self.release, self._before()
         examples, texts = self.known()
         if not examples:
             raise ExampleError(
@@ -165,7 +168,7 @@ class Device:
         self._keep(
             release,
             packed,
-            state,
+            before,
             "learned",
             examples,
             began,
@@ -224,9 +227,7 @@ class Device:
 
     def forget(self, numbers: Sequence[int]) -> int:
         """Erases entries by their number, and the profile, for it was learned from them."""
-        found = self._store.remove(numbers)
-        self._note("forgot", entries=found)
-        return found
+        return self._store.remove(numbers, _event("forgot", entries=len(numbers)))
 
     def rekey(self, key: str, ask: Ask = unasked) -> None:
         """Gives the store's key to another holder, or takes another passphrase; nothing is sealed again.
@@ -242,8 +243,7 @@ class Device:
         _check_key(key)
         if key == self._store.holder != Passphrase.kind:
             raise ConfigError(f"the store's key is held that way already: {key}")
-        self._store.rekey(_holders(self.home, ask)(key, self._store.number))
-        self._note("rekeyed", key=key)
+        self._store.rekey(_holders(self.home, ask)(key, self._store.number), _event("rekeyed", key=key))
 
     def export(self, path: Path, ask: Ask) -> int:
         """Writes all of it, sealed by a passphrase of its own, into one file for another device.
@@ -251,24 +251,33 @@ class Device:
         Returns:
             The file's size in bytes.
         """
-        kept = Exported(self._store.number, tuple(self.entries()), self._store.profiles())
-        size = write_export(path, kept, ask)
-        self._note("exported", bytes=size)
+        inside = path.resolve().parent
+        if inside == self.home.resolve():
+            raise StoreError("an export would lie among the files of the home", hint="Name another folder.")
+        state = self._store.state()
+        profiles = {}
+        for name, own in self._store.profiles().items():
+            current = CURRENT if own.about["state"] == state else ""
+            profiles[name] = KeptProfile(own.packed, {**own.about, "state": current})
+        size = write_export(path, Exported(self._store.number, tuple(self.entries()), profiles), ask)
+        self._store.note(_event("exported", bytes=size))
         return size
 
     def import_(self, path: Path, ask: Ask) -> Added:
         """Takes over what another device exported: entries, and profiles for releases that have none here.
 
         Raises:
+            ExampleError: Labels are not this release's, or texts are none; then nothing is taken over.
             StoreError: It is no export, was changed, or has another passphrase; then nothing is taken over.
         """
         found = read_export(path, ask)
+        examples = [Example("owner", own.text, own.label) for own in found.entries if own.label is not None]
+        texts = [own.text for own in found.entries if own.label is None]
+        _check(examples, texts, self.release.manifest.labels)
         own = self._store.profiles()
-        added = self._store.add(
-            found.entries, {name: kept for name, kept in found.profiles.items() if name not in own}
-        )
-        self._note("imported", entries=added.new, source=found.store)
-        return added
+        profiles = {name: kept for name, kept in found.profiles.items() if name not in own}
+        event = _event("imported", entries=len(found.entries), source=found.store)
+        return self._store.add(found.entries, profiles, event)
 
     def known(self) -> tuple[list[Example], list[str]]:
         """Returns the owner's examples, and their texts without a label."""
@@ -280,19 +289,21 @@ class Device:
         self,
         release: Release,
         packed: bytes,
-        state: str,
+        before: tuple[str, int],
         how: str,
         examples: Sequence[Example],
         began: float,
         told: Mapping[str, Any],
     ) -> None:
         seconds = round(time.perf_counter() - began, 3)
+        state, erasures = before
         about = {"how": how, "at": _now(), "state": state, "examples": len(examples), **told}
-        self._store.save_profile(release.release_id, KeptProfile(packed, about))
-        self._note(how, release=release.release_id, examples=len(examples), seconds=seconds)
+        event = _event(how, release=release.release_id, examples=len(examples), seconds=seconds)
+        self._store.save_profile(release.release_id, KeptProfile(packed, about), erasures, event)
 
-    def _note(self, what: str, **told: Any) -> None:
-        self._store.note({"at": _now(), "what": what, **told})
+    def _before(self) -> tuple[str, int]:
+        """Returns what tells, once a profile is learned, whether examples were changed or forgotten."""
+        return self._store.state(), self._store.erasures()
 
 
 def erase(home: Path, ask: Ask = unasked) -> None:
@@ -335,6 +346,10 @@ def _check(examples: Sequence[Example], texts: Sequence[str], labels: Sequence[s
         problems.append("they are of several people")
     if problems:
         raise ExampleError("these examples cannot be kept", problems, f"Labels: {', '.join(labels)}.")
+
+
+def _event(what: str, **told: Any) -> dict[str, Any]:
+    return {"at": _now(), "what": what, **told}
 
 
 def _now() -> str:

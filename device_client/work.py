@@ -17,6 +17,7 @@ from umbel.device_client.device import (
     onboard_profile,
     predict_texts,
 )
+from umbel.device_client.home_commands import HOME
 from umbel.device_client.texts import file_texts
 from umbel.shared.errors import ExampleError
 from umbel.shared.examples import Example, read_examples
@@ -133,7 +134,8 @@ class HomeWork(Work):
         self.device = device
         self.release = device.release
         self.where = str(home)
-        self.use = 'umbel device predict "some text"'
+        elsewhere = "" if home == HOME else f"--home {quote(str(home))} "
+        self.use = f'umbel device predict {elsewhere}"some text"'
 
     def close(self) -> None:
         """Closes the store."""

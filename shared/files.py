@@ -78,7 +78,7 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             raise
         # A full disk's error names no file, and the others a temporary one that nobody has asked for.
         raise OSError(error.errno, error.strerror, str(path)) from error
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -146,7 +146,7 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes a rename in `folder` durable, where the system lets a folder be synced."""
     try:
         handle = os.open(folder, os.O_RDONLY)

@@ -10,6 +10,7 @@ import base64
 import binascii
 import os
 import secrets
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,8 +29,9 @@ MIN_PASSPHRASE = 8
 _SERVICE = "umbel"
 _SALT_BYTES = 16
 _SCRYPT = {"n": 1 << 16, "r": 8, "p": 1}  # 64 MiB for a moment: what a small board can spare
-_MOST_N = 1 << 20
+_MOST_N = 1 << 17  # 128 MiB
 _PLACE = "key"
+_OTHERS = "Keep the key in a file or have a passphrase: --key file, or --key passphrase."
 
 
 class KeyHolder(ABC):
@@ -104,11 +106,16 @@ class KeyFile(KeyHolder):
         """Overwrites the file and removes it."""
         if not self.path.exists():
             return
-        with self.path.open("r+b") as stream:  # as far as the disk lets anybody overwrite
-            stream.write(secrets.token_bytes(KEY_BYTES))
-            stream.flush()
-            os.fsync(stream.fileno())
-        self.path.unlink()
+        try:
+            self.path.chmod(0o600)
+            with self.path.open("r+b") as stream:  # as far as the disk lets anybody overwrite
+                stream.write(secrets.token_bytes(KEY_BYTES))
+                stream.flush()
+                os.fsync(stream.fileno())
+            self.path.unlink()
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise StoreError(f"the store's key {self.path} cannot be erased", [why]) from None
 
 
 @final
@@ -125,6 +132,8 @@ class Keyring(KeyHolder):
         key = new_key()
         with _keyring() as ring:
             ring.set_password(_SERVICE, self.store, base64.b64encode(key).decode())
+        if self.read({}) != key:  # some keyrings take everything and keep nothing
+            raise StoreError("the system's keyring does not keep what it is given", hint=_OTHERS)
         return key, {}
 
     def read(self, told: Mapping[str, Any]) -> bytes:
@@ -212,7 +221,9 @@ def unwrap(kept: Mapping[str, Any], holder: KeyHolder, store: str) -> bytes:
 
 
 def _stretched(words: str, salt: bytes, costs: Mapping[str, int]) -> bytes:
-    return Scrypt(salt=salt, length=KEY_BYTES, **costs).derive(words.encode())
+    # Typed on another system, an accented letter may be two characters; and an environment holds any bytes.
+    plain = unicodedata.normalize("NFC", words).encode("utf-8", "surrogateescape")
+    return Scrypt(salt=salt, length=KEY_BYTES, **costs).derive(plain)
 
 
 def _checked(told: Mapping[str, Any]) -> tuple[bytes, dict[str, int]]:
@@ -247,11 +258,7 @@ class _keyring:  # noqa: N801 - a context, used like a function
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None or isinstance(error, StoreError) or not isinstance(error, Exception):
             return
-        raise StoreError(
-            "this system's keyring cannot be used",
-            [type(error).__name__],
-            "Keep the key in a file or have a passphrase: --key file, or --key passphrase.",
-        ) from None
+        raise StoreError("this system's keyring cannot be used", [type(error).__name__], _OTHERS) from None
 
 
 def _unkept(path: Path, error: OSError) -> StoreError:

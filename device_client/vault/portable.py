@@ -1,4 +1,4 @@
-"""An export: all that a store holds in one file, sealed by a passphrase, for another device."""
+"""An export: a store's entries and profiles in one file, sealed by a passphrase, for another device."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from umbel.shared.files import atomic_write
 
 _FORMAT = "umbel.export/1"
 _MAGIC = b"UMBX"
+_ABOUT = {"how", "at", "state", "examples"}
 _MAX_HEADER = 1 << 12
 _MAX_BYTES = 1 << 30
 
@@ -37,9 +38,11 @@ def write_export(path: Path, kept: Exported, ask: Ask) -> int:
     File: "UMBX", length of the header (4 bytes), header (JSON: format, store, key), sealed JSON.
 
     Raises:
-        StoreError: The passphrase is too short.
+        StoreError: The passphrase is too short, or something else than an export is there.
         OSError: The file cannot be written; an older one is untouched.
     """
+    if path.is_file() and path.read_bytes()[: len(_MAGIC)] != _MAGIC:
+        raise StoreError(f"{path} is no export, so none is written over it", hint="Name another file.")
     key = new_key()
     header = {"format": _FORMAT, "store": kept.store, "key": wrap(key, Passphrase(ask), kept.store)}
     row = {
@@ -68,14 +71,23 @@ def read_export(path: Path, ask: Ask) -> Exported:
         raise _no_export(path)
     key = unwrap(kept, Passphrase(ask), number)
     row = json.loads(Sealer(key).open(sealed, f"export/{number}"))
-    return Exported(
-        number,
-        tuple(Entry(text, label, added) for text, label, added in row["entries"]),
-        {
-            name: KeptProfile(bytes.fromhex(own["packed"]), own["about"])
-            for name, own in row["profiles"].items()
-        },
-    )
+    try:
+        return _exported(number, row)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise StoreError(f"what {path} holds is not what an export holds") from None
+
+
+def _exported(number: str, row: Any) -> Exported:
+    entries = tuple(Entry(text, label, added) for text, label, added in row["entries"])
+    profiles = {
+        name: KeptProfile(bytes.fromhex(own["packed"]), own["about"]) for name, own in row["profiles"].items()
+    }
+    words = [*(part for own in entries for part in (own.text, own.label or "", own.added)), *profiles]
+    if not all(isinstance(part, str) for part in words):
+        raise TypeError
+    if not all(set(own.about) >= _ABOUT for own in profiles.values()):
+        raise KeyError
+    return Exported(number, entries, profiles)
 
 
 def _parts(path: Path) -> tuple[dict[str, Any], bytes]:

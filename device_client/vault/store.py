@@ -15,10 +15,23 @@ from typing import Any, final
 from umbel.device_client.vault.keys import KeyHolder, unwrap, wrap
 from umbel.device_client.vault.schema import VERSION, migrate, version_of
 from umbel.device_client.vault.sealing import Sealer, new_key
+from umbel.shared.checks import NestingError, parsed_json
 from umbel.shared.errors import StoreError
 
 _WAIT_SECONDS = 30.0
+CURRENT = "current"
+"""Stands, in an export, for the state of the entries beside it."""
+
+_HINT = "Check the permissions of its folder, and that there is room."
+_HINTS = {
+    sqlite3.SQLITE_FULL: "Nothing of this was kept, and nothing is lost. Free some space and try again.",
+    sqlite3.SQLITE_BUSY: "Another umbel is writing to it. Try again when it has ended.",
+    sqlite3.SQLITE_ERROR: "Something in it is not as umbel wrote it. Take it from a backup.",
+}
 _DAMAGED = "Take it from a backup, or begin anew and import an export of yours."
+
+Event = Mapping[str, Any] | None
+"""What the log says, with what it speaks of or not at all."""
 
 Holders = Callable[[str, str], KeyHolder]
 """(kind of holder, the store's number) -> who holds the key."""
@@ -75,15 +88,21 @@ class Store:
     the other.
     """
 
-    def __init__(self, connection: sqlite3.Connection, sealer: Sealer, number: str, holder: KeyHolder):
+    def __init__(self, connection: sqlite3.Connection, key: bytes, number: str, holder: KeyHolder):
         self._connection = connection
-        self._sealer = sealer
+        self._key = key
+        self._sealer = Sealer(key)
         self._holder = holder
         self.number = number
 
     @classmethod
     def create(
-        cls, path: Path, kind: str, holders: Holders, settings: Mapping[str, Any] | None = None
+        cls,
+        path: Path,
+        kind: str,
+        holders: Holders,
+        settings: Mapping[str, Any] | None = None,
+        event: Event = None,
     ) -> Store:
         """Makes a store.
 
@@ -94,6 +113,7 @@ class Store:
             kind: Who holds its key: "file", "keyring" or "passphrase".
             holders: Gives the holder.
             settings: What it holds from the first moment on.
+            event: What the log says of it.
 
         Raises:
             StoreError: There is one, its key cannot be kept, or the disk says no.
@@ -113,9 +133,10 @@ class Store:
                 kept = wrap(key, holder, number)
                 rows = [("store", number.encode()), ("key", json.dumps(kept).encode())]
                 connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-                store = cls(connection, Sealer(key), number, holder)
+                store = cls(connection, key, number, holder)
                 for name, value in (settings or {}).items():
                     store._put_setting(name, value)
+                store._put_event(event)
         return store
 
     @classmethod
@@ -136,7 +157,7 @@ class Store:
                     _update(connection, path)
                 number, kept = _meta(connection, path)
                 holder = holders(str(kept.get("holder")), number)
-                return cls(connection, Sealer(unwrap(kept, holder, number)), number, holder)
+                return cls(connection, unwrap(kept, holder, number), number, holder)
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -153,14 +174,26 @@ class Store:
         """Who holds the key: "file", "keyring" or "passphrase"."""
         return self._holder.kind
 
-    def add(self, entries: Sequence[Entry], profiles: Mapping[str, KeptProfile] | None = None) -> Added:
-        """Adds entries, and profiles by release, all or none; a known text gets the new label, if any."""
+    def add(
+        self,
+        entries: Sequence[Entry],
+        profiles: Mapping[str, KeptProfile] | None = None,
+        event: Event = None,
+    ) -> Added:
+        """Adds entries, and profiles by release, all or none; a known text gets the new label, if any.
+
+        Profiles that were learned from just these entries (`CURRENT`) are so here, too, if nothing else is.
+        """
         counts = {"new": 0, "changed": 0, "known": 0}
         with self._writing():
+            alone = self._connection.execute("SELECT COUNT(*) FROM entries").fetchone()[0] == 0
             for entry in entries:
                 counts[self._put(entry)] += 1
             for release, kept in (profiles or {}).items():
-                self._put_profile(release, kept)
+                current = alone and kept.about["state"] == CURRENT
+                about = {**kept.about, "state": self._state() if current else ""}
+                self._put_profile(release, KeptProfile(kept.packed, about))
+            self._put_event(event)
         return Added(**counts)
 
     def _put(self, entry: Entry) -> str:
@@ -197,11 +230,27 @@ class Store:
     def state(self) -> str:
         """Returns a hash of all entries, by which one sees whether a profile was learned from these."""
         with self._reading():
-            rows = self._connection.execute("SELECT mark, sealed FROM entries ORDER BY id").fetchall()
-        return self._sealer.mark(b"".join(mark + sealed for mark, sealed in rows)).hex()
+            return self._state()
 
-    def remove(self, numbers: Sequence[int]) -> int:
-        """Erases entries by number, and every profile, for they were learned from them; returns how many."""
+    def _state(self) -> str:
+        rows = self._connection.execute("SELECT mark, sealed FROM entries ORDER BY id").fetchall()
+        return self._sealer.mark(repr(rows).encode()).hex()
+
+    def erasures(self) -> int:
+        """Returns how often something was erased: what is learned meanwhile must not be kept."""
+        with self._reading():
+            return self._erasures()
+
+    def _erasures(self) -> int:
+        row = self._connection.execute("SELECT value FROM meta WHERE name = 'erasures'").fetchone()
+        return 0 if row is None else int(row[0])
+
+    def remove(self, numbers: Sequence[int], event: Event = None) -> int:
+        """Erases entries by number, and every profile, for they were learned from them; returns how many.
+
+        Raises:
+            StoreError: It cannot be written; or it is erased, but its bytes are not overwritten yet.
+        """
         with self._writing():
             found = sum(
                 self._connection.execute("DELETE FROM entries WHERE id = ?", (number,)).rowcount
@@ -209,13 +258,34 @@ class Store:
             )
             if found:
                 self._connection.execute("DELETE FROM profiles")
+                count = self._erasures() + 1
+                self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('erasures', ?)", (count,))
+                self._put_event(event)
         self._scrub()
         return found
 
-    def save_profile(self, release: str, kept: KeptProfile) -> None:
-        """Keeps the profile for a release in place of an older one."""
+    def save_profile(
+        self, release: str, kept: KeptProfile, erasures: int | None = None, event: Event = None
+    ) -> None:
+        """Keeps the profile for a release in place of an older one.
+
+        Args:
+            release: The release's id.
+            kept: The profile.
+            erasures: What `erasures` said before it was learned; None: nothing was learned from entries.
+            event: What the log says of it.
+
+        Raises:
+            StoreError: Something was erased meanwhile, from which it may have been learned; or see `add`.
+        """
         with self._writing():
+            if erasures is not None and self._erasures() != erasures:
+                raise StoreError(
+                    "the profile was not kept: some of what it was learned from has been forgotten",
+                    hint="Learn again from what is left: umbel device learn.",
+                )
             self._put_profile(release, kept)
+            self._put_event(event)
 
     def _put_profile(self, release: str, kept: KeptProfile) -> None:
         piece = json.dumps({"about": dict(kept.about), "packed": kept.packed.hex()}).encode()
@@ -245,15 +315,20 @@ class Store:
     def note(self, event: Mapping[str, Any]) -> None:
         """Writes an event into the log."""
         with self._writing():
-            row = self._connection.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM log").fetchone()
-            sealed = self._sealer.seal(json.dumps(dict(event)).encode(), f"log/{row[0]}")
-            self._connection.execute("INSERT INTO log VALUES (?, ?)", (row[0], sealed))
+            self._put_event(event)
+
+    def _put_event(self, event: Event) -> None:
+        if event is None:
+            return
+        row = self._connection.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM log").fetchone()
+        sealed = self._sealer.seal(json.dumps(dict(event)).encode(), f"log/{row[0]}")
+        self._connection.execute("INSERT INTO log VALUES (?, ?)", (row[0], sealed))
 
     def log(self) -> list[dict[str, Any]]:
         """Returns the log, oldest first."""
         with self._reading():
             rows = self._connection.execute("SELECT id, sealed FROM log ORDER BY id").fetchall()
-        return [json.loads(self._sealer.open(sealed, f"log/{number}")) for number, sealed in rows]
+        return [self._opened(sealed, f"log/{number}") for number, sealed in rows]
 
     def setting(self, name: str) -> Any:
         """Returns what was kept under a name; None if nothing was."""
@@ -261,7 +336,7 @@ class Store:
             row = self._connection.execute(
                 "SELECT value FROM meta WHERE name = ?", (f"own {name}",)
             ).fetchone()
-        return None if row is None else json.loads(self._sealer.open(row[0], f"settings/{name}"))
+        return None if row is None else self._opened(row[0], f"settings/{name}")
 
     def keep_setting(self, name: str, value: Any) -> None:
         """Keeps what JSON can hold under a name."""
@@ -272,30 +347,46 @@ class Store:
         sealed = self._sealer.seal(json.dumps(value).encode(), f"settings/{name}")
         self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"own {name}", sealed))
 
-    def rekey(self, holder: KeyHolder) -> None:
-        """Gives the key to another holder, or takes another passphrase; nothing is sealed again."""
+    def rekey(self, holder: KeyHolder, event: Event = None) -> None:
+        """Gives the key to another holder, or takes another passphrase; nothing is sealed again.
+
+        Raises:
+            StoreError: The holder cannot keep it, or the store cannot be written: the old one still opens it.
+        """
+        new = json.dumps(wrap(self._key, holder, self.number)).encode()  # asks, so nobody is kept waiting
         with self._writing():
-            _, kept = _meta(self._connection, Path("the store"))
-            own = unwrap(kept, self._holder, self.number)
-            new = json.dumps(wrap(own, holder, self.number)).encode()
             self._connection.execute("UPDATE meta SET value = ? WHERE name = 'key'", (new,))
+            self._put_event(event)
+        old, self._holder = self._holder, holder
+        if holder.kind != old.kind:
+            old.erase()
         self._scrub()
-        if holder.kind != self._holder.kind:
-            self._holder.erase()
-        self._holder = holder
 
     def _scrub(self) -> None:
         """Leaves no erased piece in the write-ahead log; what the file freed, SQLite overwrote."""
-        with self._reading():
+        try:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            raise StoreError(
+                "it is done, but what was erased may still lie, sealed, in the store's write-ahead log",
+                [_said(error)],
+                "The next command that erases overwrites it. Free some space if the disk is full.",
+            ) from None
 
-    def _entry(self, number: int, mark: bytes, sealed: bytes) -> Entry:
-        row = json.loads(self._sealer.open(sealed, f"entries/{mark.hex()}"))
+    def _entry(self, number: int, mark: object, sealed: object) -> Entry:
+        if not isinstance(mark, bytes):
+            raise StoreError("the store is damaged", ["a mark is no bytes"], _DAMAGED)
+        row = self._opened(sealed, f"entries/{mark.hex()}")
         return Entry(row["text"], row["label"], row["added"], number)
 
-    def _kept_profile(self, release: str, sealed: bytes) -> KeptProfile:
-        row = json.loads(self._sealer.open(sealed, f"profiles/{release}"))
+    def _kept_profile(self, release: str, sealed: object) -> KeptProfile:
+        row = self._opened(sealed, f"profiles/{release}")
         return KeptProfile(bytes.fromhex(row["packed"]), row["about"])
+
+    def _opened(self, sealed: object, place: str) -> Any:
+        if not isinstance(sealed, bytes):
+            raise StoreError("the store is damaged", ["a sealed piece is no bytes"], _DAMAGED)
+        return json.loads(self._sealer.open(sealed, place))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -315,15 +406,17 @@ def destroy(path: Path, holders: Holders) -> None:
     is gone on with by the same call.
 
     Raises:
-        StoreError: There is none, or a file cannot be removed.
+        StoreError: There is none, its key cannot be erased, or a file cannot be removed.
     """
     files = [path.with_name(path.name + ending) for ending in ("-wal", "-shm", "")]
     if not any(file.exists() for file in files):
         raise StoreError(f"there is no store at {path}")
-    with suppress(StoreError, sqlite3.Error):
-        with closing(_connected(path)) as connection:
-            number, kept = _meta(connection, path)
-        holders(str(kept.get("holder")), number).erase()
+    number = kept = None
+    with suppress(StoreError, sqlite3.Error), closing(_connected(path)) as connection:
+        number, kept = _meta(connection, path)
+    if number is not None and kept is not None and kept.get("holder") in ("keyring", "passphrase"):
+        holders(str(kept["holder"]), number).erase()
+    holders("file", number or "").erase()  # one may lie there from before, whoever holds the key now
     with _explained(path):
         for file in files:
             file.unlink(missing_ok=True)
@@ -346,8 +439,8 @@ def _connected(path: Path) -> sqlite3.Connection:
 def _meta(connection: sqlite3.Connection, path: Path) -> tuple[str, dict[str, Any]]:
     rows = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('store', 'key')").fetchall())
     try:
-        number, kept = bytes(rows["store"]).decode(), json.loads(rows["key"])
-    except (KeyError, ValueError, TypeError):
+        number, kept = memoryview(rows["store"]).tobytes().decode(), parsed_json(rows["key"])
+    except (KeyError, ValueError, TypeError, NestingError):
         raise StoreError(f"the store {path} is damaged", ["its key is missing"], _DAMAGED) from None
     if not isinstance(kept, dict):
         raise StoreError(f"the store {path} is damaged", ["its key is malformed"], _DAMAGED)
@@ -391,10 +484,13 @@ def _explained(path: Path | None) -> Iterator[None]:
     where = "the store" if path is None else f"the store {path}"
     try:
         yield
+    except sqlite3.ProgrammingError:
+        raise StoreError(f"{where} is closed, or is used from another thread than it was opened in") from None
     except sqlite3.OperationalError as error:
-        raise StoreError(f"{where} cannot be used", [str(error)], _hint(str(error))) from None
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        raise StoreError(f"{where} cannot be used", [_said(error)], _HINTS.get(code, _HINT)) from None
     except sqlite3.DatabaseError as error:
-        raise StoreError(f"{where} is damaged", [str(error)], _DAMAGED) from None
+        raise StoreError(f"{where} is damaged", [_said(error)], _DAMAGED) from None
     except OSError as error:
         raise StoreError(
             f"{where} cannot be used",
@@ -403,9 +499,6 @@ def _explained(path: Path | None) -> Iterator[None]:
         ) from None
 
 
-def _hint(said: str) -> str:
-    if "full" in said:
-        return "Nothing of this was kept, and nothing is lost. Free some space and try again."
-    if "locked" in said:
-        return "Another umbel is writing to it. Try again when it has ended."
-    return "Check the permissions of its folder, and that there is room."
+def _said(error: sqlite3.Error) -> str:
+    """Returns SQLite's name for an error; its words could quote what a cell holds."""
+    return str(getattr(error, "sqlite_errorname", "") or type(error).__name__)

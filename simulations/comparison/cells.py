@@ -139,7 +139,9 @@ def finished_cells(
                 if cell is None:
                     damaged.append(path.name)
                     continue
-                if _fits(cell, config) and cell.examples == examples.get((name, seed), cell.examples):
+                fits = (cell.data, cell.seed, cell.contestant) == (name, seed, contestant)
+                fits = fits and _fits(cell, config)
+                if fits and cell.examples == examples.get((name, seed), cell.examples):
                     found.append(cell)
                 else:
                     stale += 1

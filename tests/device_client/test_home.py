@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from umbel import cli
-from umbel.device_client.device import read_profile
+from umbel.device_client.device import packed_learning, read_profile
 from umbel.device_client.installed import install
 from umbel.device_client.owner import Device
+from umbel.device_client.vault.portable import Exported, write_export
+from umbel.device_client.vault.store import Entry
 from umbel.shared.errors import ExampleError, ReleaseError, StoreError
 from umbel.shared.examples import Example
 from umbel.shared.release import Release
@@ -106,7 +108,7 @@ def test_no_file_of_the_home_and_no_log_holds_a_canary(
     with enrolled(tiny_release, tmp_path / "home") as device:
         device.add([Example("owner", text, label) for text, label in MINE], ["unlabelled " + CANARY])
         device.learn()
-        device.export(tmp_path / "home" / "export", lambda: "correct horse battery")
+        device.export(tmp_path / "home" / "releases" / "export", lambda: "correct horse battery")
         assert CANARY not in json.dumps(device.log()) + json.dumps(device.status())
         for file in (tmp_path / "home").rglob("*"):
             assert not file.is_file() or CANARY.encode() not in file.read_bytes()
@@ -130,6 +132,7 @@ def test_a_move_to_another_machine(
     monkeypatch.setenv("UMBEL_EXPORT_PASSPHRASE", "correct horse battery")
     assert told(capsys, "import", "me.export") == {"new": 4, "changed": 0, "known": 0}
     assert umbel(capsys, "predict", CANARY, "--json")[1] == before
+    assert told(capsys, "status")["profile"]["current"] is True
     assert told(capsys, "import", "me.export") == {"new": 0, "changed": 0, "known": 4}
     monkeypatch.delenv("UMBEL_PASSPHRASE")
     status, _, err = umbel(capsys, "status")
@@ -186,6 +189,9 @@ def test_without_a_home_one_is_told_what_to_do(
         (["learn"], "umbel device add"),
         (["onboard"], "nothing to begin with"),
         (["forget"], "say what to forget"),
+        (["forget", "--text", " ", "--yes"], "say what to forget"),
+        (["export", "home/key"], "among the files of the home"),
+        (["export", "mine.jsonl"], "no export"),
         (["forget", "--number", "1", "--everything"], "say what to forget"),
         (["enroll", "--key", "stone", "--release", "."], "file, keyring, passphrase"),
         (["import", "nowhere"], "cannot read"),
@@ -195,9 +201,64 @@ def test_what_makes_no_sense_is_refused(
     words: list[str], said: str, tiny_release: Release, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     enrolled(tiny_release, tmp_path / "home").close()
+    before = mine().read_bytes()
     status, out, err = umbel(capsys, *words)
+    assert mine().read_bytes() == before
     assert (status, out) == (2, "")
     assert said in err
+
+
+def test_what_is_learned_while_something_is_forgotten_is_not_kept(
+    tiny_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = packed_learning
+    with enrolled(tiny_release, tmp_path / "home") as device:
+        device.add([Example("owner", text, label) for text, label in MINE])
+
+        def meanwhile(*words: Any, **options: Any) -> Any:
+            with Device.open(tmp_path / "home") as other:
+                other.forget([1])
+            return plain(*words, **options)
+
+        monkeypatch.setattr("umbel.device_client.owner.packed_learning", meanwhile)
+        with pytest.raises(StoreError, match="forgotten"):
+            device.learn()
+        assert device.profile() is None
+        assert len(device.entries()) == 3
+
+
+def test_what_is_kept_is_listed_before_it_is_forgotten(
+    tiny_release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(capsys, "enroll", "-r", tiny_release.folder)
+    told(capsys, "add", "-e", mine())
+    rows = told(capsys, "list")
+    assert [(row["number"], row["text"], row["label"]) for row in rows] == [
+        (number, *row) for number, row in enumerate(MINE, 1)
+    ]
+    assert CANARY in umbel(capsys, "list")[1]
+    status, _, err = umbel(capsys, "forget", "--number", "4")
+    assert status == 1  # nobody answered
+    assert CANARY in err
+    assert len(told(capsys, "list")) == 4
+
+
+def test_labels_of_another_release_are_not_imported(tiny_release: Release, tmp_path: Path) -> None:
+    kept = Exported("other", (Entry("one", "strange", "2026"),), {})
+    write_export(tmp_path / "export", kept, lambda: "correct horse battery")
+    with enrolled(tiny_release, tmp_path / "home") as device:
+        with pytest.raises(ExampleError, match="not one of the release's"):
+            device.import_(tmp_path / "export", lambda: "correct horse battery")
+        assert device.entries() == []
+
+
+def test_a_damaged_copy_of_a_release_is_made_anew(tiny_release: Release, tmp_path: Path) -> None:
+    first = install(tiny_release.folder, tmp_path / "releases")
+    blob = first.blob_path("predict.onnx")
+    blob.write_bytes(b"damaged")
+    again = install(tiny_release.folder, tmp_path / "releases")
+    assert again.blob_path("predict.onnx").read_bytes() == tiny_release.blob_path("predict.onnx").read_bytes()
+    assert [file.name for file in (tmp_path / "releases").iterdir()] == [tiny_release.release_id]
 
 
 def test_one_enrols_once(tiny_release: Release, tmp_path: Path) -> None:

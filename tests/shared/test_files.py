@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "open", fail(PermissionError(13, "Permission denied")))
-    files._sync_folder(tmp_path)
+    files.sync_folder(tmp_path)
 
 
 def test_content_is_durable_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

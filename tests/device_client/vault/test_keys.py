@@ -133,6 +133,18 @@ def test_a_keyring_forgets(ring: InMemory) -> None:
     holder.erase()
 
 
+def test_a_keyring_that_keeps_nothing_is_found_out(ring: InMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InMemory, "set_password", lambda *_: None)
+    with pytest.raises(StoreError, match="no key for this store"):
+        Keyring("a store").make()
+
+
+def test_a_passphrase_is_the_same_however_its_letters_are_typed() -> None:
+    kept = wrap(new_key(), Passphrase(lambda: "ein Schl\u00fcssel"), "a store")
+    unwrap(kept, Passphrase(lambda: "ein Schlu\u0308ssel"), "a store")
+    wrap(new_key(), Passphrase(lambda: "bytes of no text \udcff"), "a store")
+
+
 def test_without_a_keyring_one_is_told_what_else_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     from keyring.backends.fail import Keyring as Nothing
 

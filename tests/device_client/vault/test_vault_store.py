@@ -1,5 +1,6 @@
 """The store: what was acknowledged is there, what is private is sealed, what is erased is gone."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -16,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from umbel.device_client.vault import schema
-from umbel.device_client.vault.keys import KeyFile, KeyHolder, Passphrase
+from umbel.device_client.vault.keys import KeyFile, KeyHolder, Passphrase, wrap
 from umbel.device_client.vault.portable import Exported, read_export, write_export
+from umbel.device_client.vault.sealing import Sealer, new_key
 from umbel.device_client.vault.store import Added, Entry, Holders, KeptProfile, Store, destroy
 from umbel.shared.errors import StoreError
 from umbel.shared.rng import generator
@@ -25,7 +27,8 @@ from umbel.shared.rng import generator
 CANARY = "a canary sang in the mine at noon"
 LABEL = "canary-label"
 WORDS = "correct horse battery"
-PROFILE = KeptProfile(bytes(range(200)), {"how": "learned", "examples": 3})
+ABOUT = {"how": "learned", "examples": 3, "at": "2026-01-01T00:00:00+00:00", "state": ""}
+PROFILE = KeptProfile(bytes(range(200)), ABOUT)
 
 
 def keys(home: Path, words: str = WORDS) -> Holders:
@@ -164,6 +167,59 @@ def test_erased_for_good_even_if_it_does_not_open(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no store"):
         destroy(tmp_path / "store.sqlite", keys(tmp_path))
     made(tmp_path).close()
+
+
+def test_a_file_that_is_no_store_goes_with_its_key(tmp_path: Path) -> None:
+    made(tmp_path).close()
+    (tmp_path / "store.sqlite").write_bytes(b"garbage" * 1000)
+    destroy(tmp_path / "store.sqlite", keys(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("column", ["sealed", "mark"])
+@pytest.mark.parametrize("value", ["text", 5, None])
+def test_cells_of_a_wrong_type_are_damage(column: str, value: object, tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.add([entry("one")])
+    with sqlite3.connect(tmp_path / "store.sqlite") as raw:
+        try:
+            raw.execute(f"UPDATE entries SET {column} = ?", (value,))
+        except sqlite3.IntegrityError:
+            pytest.skip("the table refuses it")
+    raw.close()
+    with reopened(tmp_path) as store, pytest.raises(StoreError):
+        store.entries()
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "{", "[]", 2**40, b"\xff"])
+@pytest.mark.parametrize("name", ["key", "store"])
+def test_a_damaged_key_is_said(name: str, value: object, tmp_path: Path) -> None:
+    made(tmp_path).close()
+    with sqlite3.connect(tmp_path / "store.sqlite") as raw:
+        raw.execute("UPDATE meta SET value = ? WHERE name = ?", (value, name))
+    raw.close()
+    with pytest.raises(StoreError):
+        reopened(tmp_path)
+
+
+def test_a_closed_store_is_not_called_damaged(tmp_path: Path) -> None:
+    store = made(tmp_path)
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.entries()
+
+
+def test_a_profile_that_knows_what_was_forgotten_is_not_kept(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.add([entry("one"), entry("two")])
+        before = store.erasures()
+        store.save_profile("r", PROFILE, before)
+        store.remove([1], {"what": "forgot"})
+        with pytest.raises(StoreError, match="forgotten"):
+            store.save_profile("r", PROFILE, before)
+        assert store.profiles() == {}
+        store.save_profile("r", PROFILE, store.erasures(), {"what": "learned"})
+        assert [row["what"] for row in store.log()] == ["forgot", "learned"]
 
 
 def test_one_home_has_one_store(tmp_path: Path) -> None:
@@ -353,6 +409,38 @@ def test_an_export_comes_back(tmp_path: Path) -> None:
     assert (found.store, found.profiles) == (kept.store, kept.profiles)
     with pytest.raises(StoreError, match="passphrase is wrong"):
         read_export(tmp_path / "export", lambda: "wrong horse battery")
+
+
+def test_nothing_but_an_export_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text("mine")
+    kept = Exported("number", (entry("one"),), {})
+    with pytest.raises(StoreError, match="no export"):
+        write_export(tmp_path / "mine.jsonl", kept, words)
+    assert (tmp_path / "mine.jsonl").read_text() == "mine"
+    assert write_export(tmp_path / "export", kept, words) == write_export(tmp_path / "export", kept, words)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [],
+        {},
+        {"entries": [["one"]], "profiles": {}},
+        {"entries": [[1, None, "2026"]], "profiles": {}},
+        {"entries": [], "profiles": {"r": {"packed": "zz", "about": ABOUT}}},
+        {"entries": [], "profiles": {"r": {"packed": "00", "about": {}}}},
+    ],
+)
+def test_an_export_that_holds_something_else_is_refused(row: object, tmp_path: Path) -> None:
+    key = new_key()
+    header = json.dumps(
+        {"format": "umbel.export/1", "store": "number", "key": wrap(key, Passphrase(words), "number")}
+    )
+    sealed = Sealer(key).seal(json.dumps(row).encode(), "export/number")
+    data = b"UMBX" + len(header).to_bytes(4, "big") + header.encode() + sealed
+    (tmp_path / "export").write_bytes(data)
+    with pytest.raises(StoreError, match="not what an export holds"):
+        read_export(tmp_path / "export", words)
 
 
 def test_a_changed_export_is_refused(tmp_path: Path) -> None:

@@ -127,5 +127,5 @@ def test_the_page_says_who_is_helped_and_what_seen_people_get() -> None:
     assert text.startswith("# The first minute of a new person\n")
     assert "umbel simulate onboarding --data DATA" in text
     assert "| **device** | 0.0 % / 1.6 % / 100.0 % |" in text
-    assert "device: 75.0 %." in " ".join(text.split())
+    assert "75.0 %: device." in " ".join(text.split())
     assert "onboarding-community-people.svg" in text
