@@ -75,7 +75,7 @@ def learn(
     with _work(release, home, examples, texts, profile) as work:
         steps = work.release.manifest.recipe.steps
         learned = work.learn(threads, _bar(steps, as_json))
-        count = work.counts()[0]
+        count = len(work.known()[0])
     found = {
         "profile": work.where,
         "bytes": learned.file_bytes,

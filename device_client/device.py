@@ -16,7 +16,7 @@ from umbel.device_client.onboarding import influences, onboarded, read_known, st
 from umbel.shared.bias import softmax
 from umbel.shared.errors import ExampleError, ProfileError, ReleaseError
 from umbel.shared.examples import Example
-from umbel.shared.files import atomic_write
+from umbel.shared.files import atomic_write, first_bytes
 from umbel.shared.onboarding import UNKNOWN
 from umbel.shared.profile import MAGIC, MAX_FILE_BYTES, FloatArray, pack_profile, unpack_profile
 from umbel.shared.release import Release
@@ -297,11 +297,7 @@ def check_profile_place(path: Path) -> None:
         ProfileError: There is a file that is no profile.
         OSError: It cannot be read.
     """
-    if not path.is_file():
-        return  # nothing, or what no file can replace, which writing says
-    with path.open("rb") as stream:
-        begins = stream.read(len(MAGIC))
-    if begins and begins != MAGIC:
+    if first_bytes(path, len(MAGIC)) not in (None, b"", MAGIC):
         raise ProfileError(
             f"{path} is no profile, so none is written over it", hint="Name another file: --profile FILE."
         )

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,13 +86,8 @@ def enroll(
 
     with Device.enroll(home.expanduser(), release, key=key, ask=asked(twice=True)) as device:
         found = device.status()
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    typer.echo(
-        f"This is your device now: {found['home']} (key: {found['key']}).\n"
-        "Add what you judged: umbel device add --examples mine.jsonl"
-    )
+    words = f"This is your device now: {found['home']} (key: {found['key']}).\n"
+    _told(found, words + "Add what you judged: umbel device add --examples mine.jsonl", as_json)
 
 
 def add(
@@ -133,32 +129,27 @@ def add(
             texts.append(text)
         found = device.add(rows, texts)
         counts = device.counts()
-    told = {"new": found.new, "changed": found.changed, "known": found.known}
-    told |= {"examples": counts[0], "texts": counts[1]}
-    if as_json:
-        typer.echo(json.dumps(told, indent=2))
-        return
-    typer.echo(
+    told = {**asdict(found), "examples": counts[0], "texts": counts[1]}
+    words = (
         f"{found.new} new, {found.changed} with another label, {found.known} known as they are. "
         f"Your device has {counts[0]} examples and {counts[1]} texts without a label.\n"
         "Learn from them: umbel device learn"
     )
+    _told(told, words, as_json)
 
 
 def status(home: Home = HOME, as_json: _Json = False) -> None:
     """Say what your device holds, since when, and what it makes of it."""
     with opened(home) as device:
         found = device.status()
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    typer.echo(
+    words = (
         f"Home:     {found['home']}, {found['store_bytes']:,} bytes sealed, key: {found['key']}\n"
         f"Release:  {found['release'][:12]}\n"
         f"Examples: {found['examples']}, texts without a label: {found['texts']}"
         + (f", since {found['since']}" if found["since"] else "")
         + f"\nProfile:  {_profile(found['profile'])}"
     )
+    _told(found, words, as_json)
 
 
 def _profile(own: dict[str, Any] | None) -> str:
@@ -240,13 +231,8 @@ def export(
     """
     with opened(home) as device:
         size = device.export(file, asked(_EXPORT_SECRET, "Passphrase for the export", twice=True))
-    if as_json:
-        typer.echo(json.dumps({"file": str(file), "bytes": size}, indent=2))
-        return
-    typer.echo(
-        f"All of it is in {file} ({size:,} bytes). On the new device: umbel device enroll, "
-        f"then umbel device import {file}"
-    )
+    words = f"All of it is in {file} ({size:,} bytes). On the new device: umbel device enroll, "
+    _told({"file": str(file), "bytes": size}, words + f"then umbel device import {file}", as_json)
 
 
 def import_(
@@ -262,13 +248,8 @@ def import_(
     """
     with opened(home) as device:
         found = device.import_(file, asked(_EXPORT_SECRET, "Passphrase of the export"))
-    if as_json:
-        told = {"new": found.new, "changed": found.changed, "known": found.known}
-        typer.echo(json.dumps(told, indent=2))
-        return
-    typer.echo(
-        f"{found.new} texts are new here, {found.changed} have another label, {found.known} were known."
-    )
+    words = f"{found.new} texts are new here, {found.changed} have another label, {found.known} were known."
+    _told(asdict(found), words, as_json)
 
 
 def forget(

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from umbel.shared.errors import ReleaseError
@@ -41,13 +42,13 @@ def install(source: Path, folder: Path) -> Release:
             for name in release.manifest.blobs:
                 _take(release.blob_path(name), fresh / "blobs", folder)
             atomic_write(fresh / MANIFEST, (source / MANIFEST).read_bytes())
-            read_release(fresh)
+            taken = read_release(fresh)
             sync_folder(fresh / "blobs")
             os.rename(fresh, place)
             sync_folder(folder)
         finally:
             _clear(folder)
-    return read_release(place)
+    return replace(taken, folder=place)
 
 
 def installed(folder: Path, release: str) -> Release:

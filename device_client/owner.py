@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -26,7 +27,16 @@ from umbel.device_client.device import (
 from umbel.device_client.installed import install, installed
 from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Passphrase
 from umbel.device_client.vault.portable import Exported, read_export, write_export
-from umbel.device_client.vault.store import CURRENT, Added, Entry, Holders, KeptProfile, Store, destroy
+from umbel.device_client.vault.store import (
+    CURRENT,
+    Added,
+    Entry,
+    Holders,
+    KeptProfile,
+    Store,
+    destroy,
+    taken_place,
+)
 from umbel.shared.errors import ConfigError, ExampleError, StoreError
 from umbel.shared.examples import Example, text_problems
 from umbel.shared.profile import FloatArray, unpack_profile
@@ -81,9 +91,7 @@ class Device:
         """
         _check_key(key)
         if (home / STORE).is_file() and (home / STORE).stat().st_size:
-            raise StoreError(
-                f"there is a store at {home / STORE}", hint="Use it, or name another home: --home FOLDER."
-            )
+            raise taken_place(home / STORE)  # before a release is copied
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         taken = install(release, home / _RELEASES)
         settings = {_RELEASE: taken.release_id}
@@ -109,9 +117,9 @@ class Device:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
+    @cached_property
     def release(self) -> Release:
-        """The release in use, checked.
+        """The release in use, checked when it is first asked for.
 
         Raises:
             ReleaseError: It is missing or damaged.

@@ -56,11 +56,6 @@ class Work(ABC):
     def known(self) -> tuple[list[Example], list[str]]:
         """Returns the owner's examples, and further texts of theirs."""
 
-    def counts(self) -> tuple[int, int]:
-        """Returns how many examples and how many further texts there are."""
-        examples, texts = self.known()
-        return len(examples), len(texts)
-
     @abstractmethod
     def has_profile(self) -> bool:
         """Says whether there is a profile."""

@@ -81,6 +81,18 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
+def first_bytes(path: Path, count: int) -> bytes | None:
+    """Returns what a file begins with; None where there is nothing, or what no file can replace.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        return stream.read(count)
+
+
 @contextmanager
 def sole_use(folder: Path) -> Iterator[None]:
     """Keeps every other process that asks for the same folder out of it.

@@ -13,7 +13,7 @@ from umbel.device_client.vault.sealing import Sealer, new_key
 from umbel.device_client.vault.store import Entry, KeptProfile
 from umbel.shared.checks import NestingError, parsed_json
 from umbel.shared.errors import StoreError
-from umbel.shared.files import atomic_write
+from umbel.shared.files import atomic_write, first_bytes
 
 _FORMAT = "umbel.export/1"
 _MAGIC = b"UMBX"
@@ -41,7 +41,7 @@ def write_export(path: Path, kept: Exported, ask: Ask) -> int:
         StoreError: The passphrase is too short, or something else than an export is there.
         OSError: The file cannot be written; an older one is untouched.
     """
-    if path.is_file() and path.read_bytes()[: len(_MAGIC)] != _MAGIC:
+    if first_bytes(path, len(_MAGIC)) not in (None, _MAGIC):
         raise StoreError(f"{path} is no export, so none is written over it", hint="Name another file.")
     key = new_key()
     header = {"format": _FORMAT, "store": kept.store, "key": wrap(key, Passphrase(ask), kept.store)}

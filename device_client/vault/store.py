@@ -124,9 +124,7 @@ class Store:
             connection = _connected(path)
             with _closed_on_error(connection), _transaction(connection):
                 if version_of(connection):
-                    raise StoreError(
-                        f"there is a store at {path}", hint="Use it, or name another home: --home FOLDER."
-                    )
+                    raise taken_place(path)
                 migrate(connection)
                 number, key = secrets.token_hex(16), new_key()
                 holder = holders(kind, number)
@@ -147,9 +145,7 @@ class Store:
             StoreError: There is none, it does not open with this key or passphrase, or it is damaged.
         """
         if not path.is_file():
-            raise StoreError(
-                f"there is no store at {path}", hint="Begin with: umbel device enroll --release RELEASE."
-            )
+            raise _absent(path)
         with _explained(path):
             connection = _connected(path)
             with _closed_on_error(connection):
@@ -305,13 +301,6 @@ class Store:
             ).fetchall()
         return {name: self._kept_profile(name, sealed) for name, sealed in rows}
 
-    def remove_profiles(self) -> int:
-        """Erases all profiles; returns how many there were."""
-        with self._writing():
-            found = self._connection.execute("DELETE FROM profiles").rowcount
-        self._scrub()
-        return found
-
     def note(self, event: Mapping[str, Any]) -> None:
         """Writes an event into the log."""
         with self._writing():
@@ -399,6 +388,17 @@ class Store:
             yield
 
 
+def taken_place(path: Path) -> StoreError:
+    """Returns what is said where a store is that is to be made."""
+    return StoreError(f"there is a store at {path}", hint="Use it, or name another home: --home FOLDER.")
+
+
+def _absent(path: Path) -> StoreError:
+    return StoreError(
+        f"there is no store at {path}", hint="Begin with: umbel device enroll --release RELEASE."
+    )
+
+
 def destroy(path: Path, holders: Holders) -> None:
     """Erases a store for good: first its key, so that nothing opens any more, then its files.
 
@@ -450,9 +450,7 @@ def _meta(connection: sqlite3.Connection, path: Path) -> tuple[str, dict[str, An
 def _update(connection: sqlite3.Connection, path: Path) -> None:
     """Brings a store of an older version to this one."""
     if version_of(connection) == 0:
-        raise StoreError(
-            f"there is no store at {path}", hint="Begin with: umbel device enroll --release RELEASE."
-        )
+        raise _absent(path)
     with _transaction(connection):
         migrate(connection)
 
