@@ -14,7 +14,8 @@ from umbel.device_client.home_commands import HOME, Home, add_to, opened
 from umbel.device_client.texts import given_texts
 
 if TYPE_CHECKING:
-    from umbel.device_client.device import Learned, Onboarded, Prediction
+    from umbel.device_client.device import Learned, Onboarded
+    from umbel.device_client.prediction import Prediction
     from umbel.device_client.work import Work
     from umbel.shared.onboarding import Onboarding
 

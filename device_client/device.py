@@ -1,11 +1,11 @@
-"""What a device does for its owner: learn a profile from their examples, and predict with it."""
+"""What a device does for its owner: learn a profile from their examples, or write a first one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
@@ -13,12 +13,12 @@ from umbel.device_client.caution import cautious_profiles
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import Encoded, encode_examples, example_logits, read_once
 from umbel.device_client.onboarding import influences, onboarded, read_known, starter
+from umbel.device_client.profile_file import check_profile_place
 from umbel.shared.bias import softmax
-from umbel.shared.errors import ExampleError, ProfileError, ReleaseError
+from umbel.shared.errors import ExampleError
 from umbel.shared.examples import Example
-from umbel.shared.files import atomic_write, first_bytes
-from umbel.shared.onboarding import UNKNOWN
-from umbel.shared.profile import MAGIC, MAX_FILE_BYTES, FloatArray, pack_profile, unpack_profile
+from umbel.shared.files import atomic_write
+from umbel.shared.profile import FloatArray, pack_profile
 from umbel.shared.release import Release
 from umbel.shared.text import IntArray
 
@@ -45,33 +45,6 @@ class Learned:
     nll_personal: float
     strength: float
     notes: tuple[str, ...]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One text's prediction.
-
-    Attributes:
-        label: The most likely label.
-        probability: Its probability.
-        probabilities: Label -> probability.
-        generic_label: The most likely label for a person about whom nothing is known.
-    """
-
-    label: str
-    probability: float
-    probabilities: dict[str, float]
-    generic_label: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns the prediction for scripts; probabilities have 6 digits."""
-        return {
-            "label": self.label,
-            "probability": round(self.probability, 6),
-            "probabilities": {label: round(value, 6) for label, value in self.probabilities.items()},
-            "generic_label": self.generic_label,
-        }
 
 
 @final
@@ -243,81 +216,6 @@ def packed_learning(
         float(strengths[0]),
         ((_IDLE,) if texts and start is None else ()) + _notes(examples),
     )
-
-
-def predict_texts(
-    release: Release, texts: Sequence[str], profile_path: Path | None, *, threads: int = 1
-) -> list[Prediction]:
-    """Predicts each text's label.
-
-    Args:
-        release: The release.
-        texts: The texts.
-        profile_path: The owner's profile; None predicts without one.
-        threads: Threads of a graph run.
-
-    Raises:
-        ProfileError: There is no profile at the path, or it does not fit the release.
-        ReleaseError: Its answers are no numbers.
-    """
-    profile = None if profile_path is None else read_profile(release, profile_path)
-    return predict_with(release, texts, profile, threads=threads)
-
-
-def predict_with(
-    release: Release, texts: Sequence[str], own: Mapping[str, FloatArray] | None, *, threads: int = 1
-) -> list[Prediction]:
-    """Predicts as `predict_texts` does, under a profile (1, *shape) that has been read; None: without one."""
-    zeros = release.manifest.profile.zeros(1)
-    profile = zeros if own is None else own
-    engine = Engine(release, threads=threads)
-    (asked,) = read_once(engine, [Encoded(engine.encode(texts), np.full(len(texts), UNKNOWN, np.int64))])
-    personal = softmax(example_logits(engine, asked, profile))
-    generic = softmax(example_logits(engine, asked, zeros))
-    if not (np.isfinite(personal).all() and np.isfinite(generic).all()):
-        raise ReleaseError(
-            "the release gives answers that are no numbers", hint="Fetch it again, or tell its publisher."
-        )
-    labels = release.manifest.labels
-    return [
-        Prediction(
-            labels[int(mine.argmax())],
-            float(mine.max()),
-            {label: float(value) for label, value in zip(labels, mine, strict=True)},
-            labels[int(plain.argmax())],
-        )
-        for mine, plain in zip(personal, generic, strict=True)
-    ]
-
-
-def check_profile_place(path: Path) -> None:
-    """Refuses a place where something else lies than a profile: it would be written over.
-
-    Raises:
-        ProfileError: There is a file that is no profile.
-        OSError: It cannot be read.
-    """
-    if first_bytes(path, len(MAGIC)) not in (None, b"", MAGIC):
-        raise ProfileError(
-            f"{path} is no profile, so none is written over it", hint="Name another file: --profile FILE."
-        )
-
-
-def read_profile(release: Release, path: Path) -> dict[str, FloatArray]:
-    """Reads a profile for a release: name -> (1, *shape).
-
-    Raises:
-        ProfileError: There is none, or it is damaged or belongs to another release.
-    """
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)  # no profile is longer, and a wrong file may be endless
-    except FileNotFoundError:
-        raise ProfileError(
-            f"there is no profile at {path}",
-            hint="Make one with: umbel device learn, or onboard; or pass --generic to predict without.",
-        ) from None
-    return unpack_profile(release.manifest.profile, data, release.release_id)
 
 
 def _check_one_owner(examples: Sequence[Example]) -> None:

@@ -9,15 +9,9 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Self, final
 
-from umbel.device_client.device import (
-    Learned,
-    Onboarded,
-    Prediction,
-    learn_profile,
-    onboard_profile,
-    predict_texts,
-)
+from umbel.device_client.device import Learned, Onboarded, learn_profile, onboard_profile
 from umbel.device_client.home_commands import HOME
+from umbel.device_client.prediction import Prediction, predict_texts
 from umbel.device_client.texts import file_texts
 from umbel.shared.errors import ExampleError
 from umbel.shared.examples import Example, read_examples

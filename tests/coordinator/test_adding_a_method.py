@@ -27,8 +27,10 @@ from umbel.coordinator.model import build_model
 from umbel.coordinator.publish import publish, publish_update
 from umbel.coordinator.sites import find_sites
 from umbel.coordinator.train import train
-from umbel.device_client.device import learn_profile, predict_texts, read_profile
+from umbel.device_client.device import learn_profile
 from umbel.device_client.engine import Engine
+from umbel.device_client.prediction import predict_texts
+from umbel.device_client.profile_file import read_profile
 from umbel.shared.errors import ConfigError
 from umbel.shared.release import Release
 from umbel.simulations.data.splits import UserExamples

@@ -17,7 +17,8 @@ from umbel.coordinator.graphs.parity import TOLERANCE
 from umbel.coordinator.publish import publish
 from umbel.coordinator.tasks import REGISTRY
 from umbel.coordinator.train import train
-from umbel.device_client.device import learn_profile, predict_texts
+from umbel.device_client.device import learn_profile
+from umbel.device_client.prediction import predict_texts
 
 
 def test_the_documents_code_is_this_very_task(repository: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.builders import random_examples
 
 from umbel.device_client.caution import cautious_profiles
-from umbel.device_client.device import learn_profile, onboard_profile, predict_texts
+from umbel.device_client.device import learn_profile, onboard_profile
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import (
     Encoded,
@@ -21,6 +21,7 @@ from umbel.device_client.learning import (
     together,
 )
 from umbel.device_client.onboarding import examples_starter
+from umbel.device_client.prediction import predict_texts
 from umbel.shared.errors import ReleaseError
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe

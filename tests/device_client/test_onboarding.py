@@ -16,7 +16,7 @@ from tests.oracles.onboarding import onboarding_oracle
 from umbel import cli
 from umbel.device_client import onboarding
 from umbel.device_client.caution import cautious_profiles
-from umbel.device_client.device import learn_profile, onboard_profile, read_profile
+from umbel.device_client.device import learn_profile, onboard_profile
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import Encoded, learn_exactly
 from umbel.device_client.onboarding import (
@@ -27,6 +27,7 @@ from umbel.device_client.onboarding import (
     read_known,
     starter,
 )
+from umbel.device_client.profile_file import read_profile
 from umbel.shared.errors import ExampleError, ReleaseError
 from umbel.shared.examples import Example
 from umbel.shared.onboarding import PREFIX

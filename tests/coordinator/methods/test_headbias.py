@@ -29,7 +29,8 @@ from umbel.coordinator.methods.plora import PLoRAConfig
 from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.publish import publish
 from umbel.coordinator.sites import Frame
-from umbel.device_client.device import learn_profile, read_profile
+from umbel.device_client.device import learn_profile
+from umbel.device_client.profile_file import read_profile
 from umbel.shared.bias import fit_bias
 from umbel.shared.learning import minimise
 from umbel.shared.profile import FloatArray

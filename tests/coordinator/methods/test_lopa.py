@@ -30,7 +30,9 @@ from umbel.coordinator.methods.lopa import LoPA, LoPAConfig
 from umbel.coordinator.publish import publish
 from umbel.coordinator.sites import Frame, Site
 from umbel.coordinator.train import train
-from umbel.device_client.device import learn_profile, predict_texts, read_profile
+from umbel.device_client.device import learn_profile
+from umbel.device_client.prediction import predict_texts
+from umbel.device_client.profile_file import read_profile
 from umbel.shared.profile import ProfileSpec
 from umbel.shared.rng import generator
 

@@ -34,7 +34,9 @@ from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.publish import publish
 from umbel.coordinator.sites import Frame, Site
 from umbel.coordinator.train import train
-from umbel.device_client.device import learn_profile, predict_texts, read_profile
+from umbel.device_client.device import learn_profile
+from umbel.device_client.prediction import predict_texts
+from umbel.device_client.profile_file import read_profile
 from umbel.shared.bank import random_bank
 from umbel.shared.errors import ConfigError
 from umbel.shared.profile import ProfileSpec, pack_profile, unpack_profile
