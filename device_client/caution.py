@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import final
 
 import numpy as np
 
+from umbel.device_client.cross_validation import CrossValidation, Split, times
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import (
-    NO_SHARED,
-    Encoded,
-    example_logits,
-    learn_exactly,
-    read_once,
-    stored,
-    together,
-)
+from umbel.device_client.held_out import HeldOut
+from umbel.device_client.learning import NO_SHARED, Encoded, ProfileLearning, read_once, stored
 from umbel.device_client.onboarding import Starter
-from umbel.shared.bias import softmax
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.strength import STRENGTHS, expected_strength, fold_rows
@@ -29,6 +23,7 @@ def cautious_profiles(
     recipe: LearningRecipe,
     *,
     start: Starter | None = None,
+    begin: Mapping[str, FloatArray] | None = None,
     shared: Mapping[str, FloatArray] = NO_SHARED,
     on_step: Callable[[int, float], None] | None = None,
 ) -> tuple[dict[str, FloatArray], FloatArray]:
@@ -46,6 +41,8 @@ def cautious_profiles(
         recipe: Steps, rates, prior; folds and trust.
         start: Gives the profiles to start from; zeros if None. For a fold it is asked again, without the
             examples that are held out.
+        begin: Where the learning from all examples makes its first step, if not there: (users, *shape). Folds
+            never begin there, for it may know what they hold out.
         shared: As in `learn_profiles`.
         on_step: Called after every step of the learning from all examples.
 
@@ -55,61 +52,99 @@ def cautious_profiles(
     Raises:
         ProfileError: A profile that was learned is not finite as it is stored.
     """
-    supports = read_once(engine, supports, shared)
-    everything = [(user, np.arange(len(own))) for user, own in enumerate(supports)]
-    origin = None if start is None else start(everything)
-    exact = learn_exactly(engine, supports, recipe, start=origin, shared=shared, on_step=on_step)
-    strengths = _strengths(engine, supports, recipe, start, shared)
-    scaled = {name: _times(values, strengths) for name, values in exact.items()}
-    return stored(engine, scaled, supports), strengths
+    learning = CautiousLearning(engine, supports, recipe, start=start, begin=begin, shared=shared)
+    while not learning.finished:
+        nll = learning.advance()
+        if nll is not None and on_step is not None:
+            on_step(learning.steps, nll)
+    return learning.profiles(), learning.strengths()
 
 
-def _strengths(
-    engine: Engine,
-    supports: Sequence[Encoded],
-    recipe: LearningRecipe,
-    start: Starter | None,
-    shared: Mapping[str, FloatArray],
-) -> FloatArray:
-    splits = [
-        (user, *rows) for user, own in enumerate(supports) for rows in fold_rows(_texts(own), recipe.folds)
-    ]
-    found = np.ones(len(supports), np.float32)
-    if recipe.steps == 0 and start is None:
-        return found
-    if recipe.folds >= 2:  # whose examples say nothing of what is held out gets what is believed beforehand
-        found[[len(own) > 0 for own in supports]] = expected_strength(
-            np.zeros(len(STRENGTHS), np.float32), recipe.trust
+@final
+class CautiousLearning:
+    """What `cautious_profiles` does, a graph run at a time: all examples, then the folds."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        supports: Sequence[Encoded],
+        recipe: LearningRecipe,
+        *,
+        start: Starter | None = None,
+        begin: Mapping[str, FloatArray] | None = None,
+        shared: Mapping[str, FloatArray] = NO_SHARED,
+        measured: bool = False,
+    ):
+        """Prepares it; arguments as in `cautious_profiles`.
+
+        Args:
+            engine: The release.
+            supports: Each user's examples.
+            recipe: Steps, rates, prior; folds and trust.
+            start: Gives the profiles to start from.
+            begin: Where the learning from all examples begins.
+            shared: As in `learn_profiles`.
+            measured: Whether to find what held-out examples say of the profile in use; see `held_out`.
+        """
+        self._engine, self._recipe = engine, recipe
+        self._supports = read_once(engine, supports, shared)
+        everything = [(user, np.arange(len(own))) for user, own in enumerate(self._supports)]
+        origin = None if start is None else start(everything)
+        self._all = ProfileLearning(engine, self._supports, recipe, start=origin, begin=begin, shared=shared)
+        self._alone = recipe.steps == 0 and start is None  # nothing is learned, so nothing need be weighed
+        splits = [] if self._alone else _splits(self._supports, recipe.folds)
+        self._folds = CrossValidation(
+            engine, self._supports, recipe, splits, start=start, shared=shared, measured=measured
         )
-    if not splits:
+
+    @property
+    def steps(self) -> int:
+        """Steps of the learning from all examples that have been made."""
+        return self._all.steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self._all.finished and self._folds.finished
+
+    def advance(self) -> float | None:
+        """Runs a graph once; returns the mean nll before a step from all examples, if that made one."""
+        if not self._all.finished:
+            return self._all.advance()
+        self._folds.advance()
+        return None
+
+    def strengths(self) -> FloatArray:
+        """Returns each user's strength (users,), when it is finished."""
+        found = np.ones(len(self._supports), np.float32)
+        if self._alone:
+            return found
+        if self._recipe.folds >= 2:  # whose examples say nothing of others gets what is believed beforehand
+            found[[len(own) > 0 for own in self._supports]] = expected_strength(
+                np.zeros(len(STRENGTHS), np.float32), self._recipe.trust
+            )
+        for user, strength in self._folds.strengths().items():
+            found[user] = strength
         return found
-    owners = np.array([user for user, _, _ in splits])
-    origin = None if start is None else start([(user, rest) for user, rest, _ in splits])
-    learned = learn_exactly(
-        engine, [supports[user].rows(rest) for user, rest, _ in splits], recipe, start=origin, shared=shared
-    )
-    held = [supports[user].rows(rows) for user, _, rows in splits]
-    asked = together(held)
-    fold = np.repeat(np.arange(len(held)), [len(part) for part in held])
 
-    def held_nll(strength: float) -> FloatArray:
-        """Returns the summed nll of each fold's held-out examples under a share of its profile: (folds,)."""
-        scaled = {name: values * np.float32(strength) for name, values in learned.items()}
-        logits = example_logits(engine, asked, stored(engine, scaled, held), owner=fold, shared=shared)
-        chance = softmax(logits)[np.arange(len(fold)), asked.labels]
-        nll = -np.log(np.maximum(chance, 1e-12))
-        return np.bincount(fold, weights=nll, minlength=len(held)).astype(np.float64)
+    def profiles(self) -> dict[str, FloatArray]:
+        """Returns each user's profile as it is stored, (users, *shape), when it is finished.
 
-    nll = np.stack([held_nll(strength) for strength in STRENGTHS])
-    for user in np.unique(owners):
-        found[user] = expected_strength(nll[:, owners == user].sum(1), recipe.trust)
-    return found
+        Raises:
+            ProfileError: It is not finite as it is stored.
+        """
+        scaled = {name: times(values, self.strengths()) for name, values in self._all.exact().items()}
+        return stored(self._engine, scaled, self._supports)
+
+    def held_out(self, user: int) -> HeldOut | None:
+        """Returns what a user's held-out examples say; None where there are none, or it does not measure."""
+        return self._folds.held_out(user)
+
+
+def _splits(supports: Sequence[Encoded], folds: int) -> list[Split]:
+    return [(user, *rows) for user, own in enumerate(supports) for rows in fold_rows(_texts(own), folds)]
 
 
 def _texts(own: Encoded) -> list[bytes]:
     """Returns what a text is known by: its tokens, as far as they are read."""
     return [ids[mask > 0].tobytes() for ids, mask in zip(own.tokens.ids, own.tokens.mask, strict=True)]
-
-
-def _times(values: FloatArray, strengths: FloatArray) -> FloatArray:
-    return np.asarray(values * strengths.reshape(-1, *[1] * (values.ndim - 1)), np.float32)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
-from umbel.device_client.caution import cautious_profiles
+from umbel.device_client.caution import CautiousLearning
+from umbel.device_client.cross_validation import cross_validated
 from umbel.device_client.engine import Engine
+from umbel.device_client.held_out import HeldOut
 from umbel.device_client.learning import Encoded, encode_examples, example_logits, read_once
-from umbel.device_client.onboarding import influences, onboarded, read_known, starter
+from umbel.device_client.onboarding import Starter, influences, onboarded, read_known, starter
 from umbel.device_client.profile_file import check_profile_place
 from umbel.shared.bias import softmax
 from umbel.shared.errors import ExampleError
 from umbel.shared.examples import Example
 from umbel.shared.files import atomic_write
 from umbel.shared.profile import FloatArray, pack_profile
+from umbel.shared.recipe import LearningRecipe
 from umbel.shared.release import Release
 from umbel.shared.text import IntArray
 
@@ -38,6 +41,8 @@ class Learned:
         strength: Share of what was learned that is used, from 0 (generic) to 1: by cross-validation on the
             owner's examples, where the release asks for it.
         notes: What the owner should know about their examples.
+        held_out: What examples say of profiles that were learned without them; None where there are too few,
+            or the release does not hold any out.
     """
 
     file_bytes: int
@@ -45,6 +50,7 @@ class Learned:
     nll_personal: float
     strength: float
     notes: tuple[str, ...]
+    held_out: HeldOut | None = None
 
 
 @final
@@ -193,19 +199,23 @@ def packed_learning(
     examples: Sequence[Example],
     *,
     texts: Sequence[str] = (),
+    begin: Mapping[str, FloatArray] | None = None,
     threads: int = 1,
     on_step: Callable[[int, float], None] | None = None,
 ) -> tuple[bytes, Learned]:
-    """Returns the packed profile that `learn_profile` keeps, and what came of it; see there."""
-    _check_one_owner(examples)
+    """Returns the packed profile that `learn_profile` keeps, and what came of it; see there.
+
+    With `begin`, (1, *shape), the first step is made from there; the prior pulls to where learning starts
+    otherwise.
+    """
     engine = Engine(release, threads=threads)
-    (support,) = read_once(engine, [encode_examples(engine, examples)])
-    recipe = release.manifest.recipe.at(len(support))
-    start = None
-    if engine.onboards and recipe.start:
-        known = read_known(engine, support, engine.encode(texts))
-        start = starter(engine, [known], [len(support)], recipe.start)
-    profile, strengths = cautious_profiles(engine, [support], recipe, start=start, on_step=on_step)
+    support, recipe, start = _prepared(engine, examples, texts)
+    learning = CautiousLearning(engine, [support], recipe, start=start, begin=begin, measured=True)
+    while not learning.finished:
+        nll = learning.advance()
+        if nll is not None and on_step is not None:
+            on_step(learning.steps, nll)
+    profile = learning.profiles()
     data = pack_profile(release.manifest.profile, profile, release.release_id)
     before = example_logits(engine, support, release.manifest.profile.zeros(1))
     after = example_logits(engine, support, profile)
@@ -213,9 +223,52 @@ def packed_learning(
         len(data),
         _nll(before, support.labels),
         _nll(after, support.labels),
-        float(strengths[0]),
+        float(learning.strengths()[0]),
         ((_IDLE,) if texts and start is None else ()) + _notes(examples),
+        learning.held_out(0),
     )
+
+
+def cross_validate(
+    release: Release,
+    examples: Sequence[Example],
+    folds: Sequence[int] | IntArray,
+    *,
+    texts: Sequence[str] = (),
+    threads: int = 1,
+) -> HeldOut | None:
+    """Returns what the owner's examples say of a release, each held out in the fold that is given.
+
+    Args:
+        release: The release.
+        examples: The owner's examples, all of one person.
+        folds: (n,) fold of each: `umbel.device_client.held_out.text_folds` gives the same for any release.
+        texts: Further texts of the owner, without labels; only onboarding makes use of them.
+        threads: Threads of a graph run.
+
+    Returns:
+        None where there are less than two folds.
+
+    Raises:
+        ExampleError: The examples are of several people, or a label is not the release's.
+        ProfileError: Learning did not converge.
+    """
+    engine = Engine(release, threads=threads)
+    support, recipe, start = _prepared(engine, examples, texts)
+    return cross_validated(engine, support, recipe, folds, start=start)
+
+
+def _prepared(
+    engine: Engine, examples: Sequence[Example], texts: Sequence[str]
+) -> tuple[Encoded, LearningRecipe, Starter | None]:
+    """Returns the owner's examples, read once if they can be, the recipe for so many, and the start."""
+    _check_one_owner(examples)
+    (support,) = read_once(engine, [encode_examples(engine, examples)])
+    recipe = engine.release.manifest.recipe.at(len(support))
+    if not (engine.onboards and recipe.start):
+        return support, recipe, None
+    known = read_known(engine, support, engine.encode(texts))
+    return support, recipe, starter(engine, [known], [len(support)], recipe.start)
 
 
 def _check_one_owner(examples: Sequence[Example]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from umbel.device_client.engine import Engine
 from umbel.shared.errors import ExampleError, ProfileError
 from umbel.shared.examples import Example
-from umbel.shared.learning import minimise
+from umbel.shared.learning import Descent
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.text import IntArray, TokenBatch, join
@@ -148,32 +148,94 @@ def learn_exactly(
     recipe: LearningRecipe,
     *,
     start: Mapping[str, FloatArray] | None = None,
+    begin: Mapping[str, FloatArray] | None = None,
     shared: Mapping[str, FloatArray] = NO_SHARED,
     on_step: Callable[[int, float], None] | None = None,
 ) -> dict[str, FloatArray]:
     """Learns as `learn_profiles` does, and returns what was learned before it is rounded.
 
-    It may not be finite. Users without examples keep exactly what they started from.
+    It may not be finite. Users without examples keep exactly what they started from. With `begin`, the first
+    step is made from there, and the prior still pulls to `start`.
     """
-    spec = engine.release.manifest.profile
-    origin = dict(start) if start is not None else spec.zeros(len(supports))
-    if sum(len(support) for support in supports) == 0 or recipe.steps == 0:
-        return origin
-    known = together(read_once(engine, supports, shared))
-    owner = np.repeat(np.arange(len(supports)), [len(support) for support in supports])
-    pieces = [] if known.embedding is not None else _pieces(known, owner)
-    empty = np.array([len(support) == 0 for support in supports])
+    learning = ProfileLearning(engine, supports, recipe, start=start, begin=begin, shared=shared)
+    while not learning.finished:
+        nll = learning.advance()
+        if nll is not None and on_step is not None:
+            on_step(learning.steps, nll)
+    return learning.exact()
 
-    def gradients_at(profile: Mapping[str, FloatArray]) -> tuple[FloatArray, dict[str, FloatArray]]:
-        if known.embedding is not None:
-            return engine.learn_embedded(known.embedding, known.labels, owner, profile, shared)
-        found = [engine.learn(*piece, profile, shared) for piece in pieces]
-        nll = np.concatenate([part for part, _ in found])
-        return nll, {name: np.sum([part[name] for _, part in found], axis=0) for name in origin}
 
-    with np.errstate(over="ignore", invalid="ignore"):  # `stored` says it in one error, and no warning before
-        exact = minimise(gradients_at, origin, recipe, on_step=on_step)
-    return {name: _kept(values, origin[name], empty) for name, values in exact.items()}
+@final
+class ProfileLearning:
+    """The learning of one or more users' profiles, a graph run at a time; `learn_profiles` says of what.
+
+    The gradient of a sum is the sum of the gradients: pieces of the examples change only the memory that a
+    step takes and the time that padding costs.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        supports: Sequence[Encoded],
+        recipe: LearningRecipe,
+        *,
+        start: Mapping[str, FloatArray] | None = None,
+        begin: Mapping[str, FloatArray] | None = None,
+        shared: Mapping[str, FloatArray] = NO_SHARED,
+    ):
+        """Reads the examples, where the release wants them read once; arguments as in `learn_exactly`."""
+        self._engine, self._shared = engine, shared
+        spec = engine.release.manifest.profile
+        self._origin = dict(start) if start is not None else spec.zeros(len(supports))
+        self._empty = np.array([len(support) == 0 for support in supports])
+        self._descent = Descent(self._origin, recipe, begin)
+        self._pieces: list[tuple[Encoded, IntArray]] = []
+        self._found: list[tuple[FloatArray, dict[str, FloatArray]]] = []
+        if not self._empty.all() and recipe.steps:
+            known = together(read_once(engine, supports, shared))
+            owner = np.repeat(np.arange(len(supports)), [len(support) for support in supports])
+            self._pieces = _pieces(known, owner)
+
+    @property
+    def steps(self) -> int:
+        """Steps that have been made."""
+        return self._descent.steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self._pieces or self._descent.finished
+
+    def advance(self) -> float | None:
+        """Runs the graph on the next piece of the examples.
+
+        Returns:
+            After the last piece, with which a step is made: the mean nll before the step. Otherwise None.
+        """
+        known, owner = self._pieces[len(self._found)]
+        at = self._descent.profile, self._shared
+        with np.errstate(over="ignore", invalid="ignore"):  # `stored` says it in one error, without a warning
+            if known.embedding is not None:
+                self._found.append(self._engine.learn_embedded(known.embedding, known.labels, owner, *at))
+            else:
+                self._found.append(self._engine.learn(known.tokens, known.labels, owner, *at))
+            return self._step() if len(self._found) == len(self._pieces) else None
+
+    def _step(self) -> float:
+        nll = np.concatenate([part for part, _ in self._found])
+        gradients = self._found[0][1]
+        if len(self._found) > 1:
+            gradients = {n: np.sum([part[n] for _, part in self._found], axis=0) for n in gradients}
+        self._descent.step(gradients)
+        self._found = []
+        return float(nll.mean())
+
+    def exact(self) -> dict[str, FloatArray]:
+        """Returns what was learned, not rounded; users without examples keep what they started from."""
+        return {
+            name: _kept(values, self._origin[name], self._empty)
+            for name, values in self._descent.profile.items()
+        }
 
 
 def stored(
@@ -198,14 +260,14 @@ def stored(
     return {name: _kept(values, profile[name], empty) for name, values in rounded.items()}
 
 
-def _pieces(known: Encoded, owner: IntArray) -> list[tuple[TokenBatch, IntArray, IntArray]]:
-    """Cuts everyone's examples into pieces of like length: (tokens, labels, owner), `_ROWS` rows at most.
+def _pieces(known: Encoded, owner: IntArray) -> list[tuple[Encoded, IntArray]]:
+    """Cuts everyone's examples into pieces of like length, `_ROWS` rows at most: (examples, owner).
 
-    The gradient of a sum is the sum of the gradients: pieces change only the memory that a step takes
-    and the time that padding costs.
+    Examples that have been read are one piece.
     """
-    parts = known.tokens.like_length(_ROWS)
-    return [(known.tokens.rows(part), known.labels[part], owner[part]) for part in parts]
+    if known.embedding is not None:
+        return [(known, owner)]
+    return [(known.rows(part), owner[part]) for part in known.tokens.like_length(_ROWS)]
 
 
 def _kept(
@@ -256,3 +318,42 @@ def example_logits(
     if not len(examples):
         return np.zeros((0, len(engine.labels)), np.float32)
     return engine.predict_embedded(examples.embedding, owners, profile, shared)
+
+
+@final
+class Answering:
+    """What examples are answered with under some profiles, a graph run at a time.
+
+    Attributes:
+        logits: (batch, labels), whole when it is finished.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        examples: Encoded,
+        profile: Mapping[str, FloatArray],
+        owner: IntArray,
+        shared: Mapping[str, FloatArray] = NO_SHARED,
+    ):
+        """Cuts the examples into pieces as `example_logits` does; arguments as there."""
+        self._engine, self._examples, self._shared = engine, examples, shared
+        self._profile, self._owner = profile, owner
+        self.logits: FloatArray = np.zeros((len(examples), len(engine.labels)), np.float32)
+        read = examples.embedding is not None
+        self._parts = [np.arange(len(examples))] if read else examples.tokens.like_length(_ROWS)
+        self._done = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self._done == len(self._parts)
+
+    def advance(self) -> None:
+        """Runs the graph on the next piece of the examples."""
+        part = self._parts[self._done]
+        rows, owner = self._examples.rows(part), self._owner[part]
+        self.logits[part] = example_logits(
+            self._engine, rows, self._profile, owner=owner, shared=self._shared
+        )
+        self._done += 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +39,7 @@ STORE = "store.sqlite"
 KEYS = ("file", "keyring", "passphrase")
 _KEY, _RELEASES = "key", "releases"
 _RELEASE = "release"
+_TOLD = ("nll_generic", "nll_personal", "strength")
 
 
 def unasked() -> str:
@@ -166,16 +166,9 @@ class Device:
                 "there are no examples to learn from", hint="Add some: umbel device add --examples FILE."
             )
         packed, found = packed_learning(release, examples, texts=texts, threads=threads, on_step=on_step)
-        told = asdict(found)
-        self._keep(
-            release,
-            packed,
-            before,
-            "learned",
-            examples,
-            began,
-            {name: told[name] for name in ("nll_generic", "nll_personal", "strength")},
-        )
+        told: dict[str, Any] = {name: getattr(found, name) for name in _TOLD}
+        told["held_out"] = None if found.held_out is None else found.held_out.figures()
+        self._keep(release, packed, before, "learned", examples, began, told)
         return found
 
     def predict(self, texts: Sequence[str], *, generic: bool = False, threads: int = 1) -> list[Prediction]:

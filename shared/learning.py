@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import final
 
 from umbel.shared.adamw import AdamW
 from umbel.shared.profile import FloatArray
@@ -11,11 +12,51 @@ from umbel.shared.recipe import LearningRecipe
 Gradients = Callable[[Mapping[str, FloatArray]], tuple[FloatArray, dict[str, FloatArray]]]
 
 
+@final
+class Descent:
+    """Few-shot learning of some users, one step at a time; `minimise` says what it minimises.
+
+    Attributes:
+        profile: What has been reached: name -> (users, *shape).
+    """
+
+    def __init__(
+        self,
+        origin: Mapping[str, FloatArray],
+        recipe: LearningRecipe,
+        begin: Mapping[str, FloatArray] | None = None,
+    ):
+        """Begins at `begin`, or at the origin; the prior pulls to the origin in either case."""
+        self.recipe = recipe
+        self.profile: dict[str, FloatArray] = dict(origin if begin is None else begin)
+        self._origin = origin
+        self._optimizer = AdamW(recipe)
+
+    @property
+    def steps(self) -> int:
+        """Steps that have been made."""
+        return self._optimizer.step_count
+
+    @property
+    def finished(self) -> bool:
+        """Whether the recipe's steps have been made."""
+        return self.steps >= self.recipe.steps
+
+    def step(self, gradients: Mapping[str, FloatArray]) -> None:
+        """Makes a step by the gradients of the summed nll, each (users, *shape)."""
+        pulled = {
+            name: gradient + self.recipe.prior_of(name) * (self.profile[name] - self._origin[name])
+            for name, gradient in gradients.items()
+        }
+        self.profile = self._optimizer.step(self.profile, pulled)
+
+
 def minimise(
     gradients_at: Gradients,
     origin: Mapping[str, FloatArray],
     recipe: LearningRecipe,
     *,
+    begin: Mapping[str, FloatArray] | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> dict[str, FloatArray]:
     """Minimises, for each user, sum_i nll_i + prior_strength / 2 |profile - origin|^2.
@@ -23,22 +64,18 @@ def minimise(
     Args:
         gradients_at: profile -> (nll of every example (batch,), gradient of their sum for every tensor
             (users, *shape)).
-        origin: Where to start, and what the prior pulls to: (users, *shape).
+        origin: What the prior pulls to, and where to start if nothing else is said: (users, *shape).
         recipe: Steps, rates, prior.
+        begin: Where to start instead.
         on_step: Called after every step with its number (from 1) and the mean nll before it.
 
     Returns:
         name -> (users, *shape) float32.
     """
-    optimizer = AdamW(recipe)
-    profile = dict(origin)
-    for number in range(1, recipe.steps + 1):
-        nll, gradients = gradients_at(profile)
-        pulled = {
-            name: gradient + recipe.prior_of(name) * (profile[name] - origin[name])
-            for name, gradient in gradients.items()
-        }
-        profile = optimizer.step(profile, pulled)
+    descent = Descent(origin, recipe, begin)
+    while not descent.finished:
+        nll, gradients = gradients_at(descent.profile)
+        descent.step(gradients)
         if on_step is not None:
-            on_step(number, float(nll.mean()))
-    return profile
+            on_step(descent.steps, float(nll.mean()))
+    return descent.profile

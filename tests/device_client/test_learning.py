@@ -229,7 +229,7 @@ def test_gradients_in_pieces_are_those_in_one(counts: list[int]) -> None:
     pieces = learning._pieces(learning.together(parts), owner)
     tokens, labels = join([part.tokens for part in parts]), np.concatenate([part.labels for part in parts])
     nll, whole = ENGINE.learn(tokens, labels, owner, profile, values)
-    found = [ENGINE.learn(*piece, profile, values) for piece in pieces]
+    found = [ENGINE.learn(own.tokens, own.labels, who, profile, values) for own, who in pieces]
     assert max(len(piece[0]) for piece in pieces) <= 32
     assert sorted(np.concatenate([part for part, _ in found])) == pytest.approx(sorted(nll), rel=1e-6)
     total = np.sum([part[PRIVATE] for _, part in found], axis=0)
