@@ -10,10 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from umbel.coordinator.channel.commands import app as channel_app
+
 app = typer.Typer(
     no_args_is_help=True,
     help="Train what everyone shares on examples of seen users, and publish it as a release for devices.",
 )
+app.add_typer(channel_app, name="channel")
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 

@@ -24,6 +24,7 @@ PRESENT = (
     "rich",
     "safetensors",
     "tokenizers",
+    "tuf",
     "typer",
     "umbel",
 )

@@ -36,6 +36,7 @@ _MARKS = {
     "manifest.json": "a release",
     "training.json": "a training",
     "cells": "a comparison",
+    "metadata/timestamp.json": "a channel",
 }
 
 

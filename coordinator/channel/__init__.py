@@ -1,0 +1,1 @@
+"""A channel of releases: signed metadata by The Update Framework, and blobs named by content."""
