@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, final
 
 from umbel.device_client.device import Learned, Onboarded, packed_learning, packed_onboarding
-from umbel.device_client.installed import install, installed
 from umbel.device_client.prediction import Prediction, predict_with
+from umbel.device_client.releases.installed import install, installed
 from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Passphrase
 from umbel.device_client.vault.portable import Exported, read_export, write_export
 from umbel.device_client.vault.store import (

@@ -1,4 +1,4 @@
-"""A channel: the folder from which devices fetch releases that they trust, laid out as The Update Framework says.
+"""A channel: a folder from which devices fetch releases that they trust, as The Update Framework says.
 
     channel/
       metadata/N.root.json          whose keys count; each is signed by the keys of the one before

@@ -51,7 +51,7 @@ _KEYS = (
 )
 _ALL_KEYS = (*_KEYS, "parity", "blobs")
 _OPTIONAL = ("rebuilt", "storage", "onboarding")
-_MAX_MANIFEST_BYTES = 16 << 20
+MAX_MANIFEST_BYTES = 16 << 20
 _MAX_TOKENS = 1 << 16
 _Part = TypeVar("_Part")
 _AGAIN = "Fetch or publish it again; nothing was changed."
@@ -184,22 +184,43 @@ def read_release(folder: Path) -> Release:
     """
     path = folder / MANIFEST
     data = _manifest_bytes(folder, path)
-    row = _parse(path, data)
-    problems: list[str] = []
-    manifest = _manifest(row, problems)
-    if not problems and not _is_canonical(row, data):
-        problems.append("manifest: it is not written as umbel writes it (sorted keys, each once)")
+    row = _parse(str(path), data)
+    manifest, problems = _checked(row, data)
     problems += _blob_problems(folder, row.get("blobs"))
     if problems or manifest is None:
         raise ReleaseError(f"the release at {folder} cannot be used", problems, _AGAIN)
     return Release(folder, manifest, sha256_bytes(data))
 
 
+def parse_manifest(data: bytes, name: str) -> Manifest:
+    """Reads a manifest that lies in no folder yet.
+
+    Args:
+        data: Its bytes.
+        name: What error texts call it.
+
+    Raises:
+        ReleaseError: It cannot be used; lists all that was found.
+    """
+    manifest, problems = _checked(_parse(name, data), data)
+    if problems or manifest is None:
+        raise ReleaseError(f"{name} cannot be used", problems, _AGAIN)
+    return manifest
+
+
+def _checked(row: Mapping[str, Any], data: bytes) -> tuple[Manifest | None, list[str]]:
+    problems: list[str] = []
+    manifest = _manifest(row, problems)
+    if not problems and not _is_canonical(row, data):
+        problems.append("manifest: it is not written as umbel writes it (sorted keys, each once)")
+    return manifest, problems
+
+
 def _manifest_bytes(folder: Path, path: Path) -> bytes:
     try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ReleaseError(
-                f"{path} is not a manifest", [f"it has more than {_MAX_MANIFEST_BYTES:,} bytes"], _AGAIN
+                f"{path} is not a manifest", [f"it has more than {MAX_MANIFEST_BYTES:,} bytes"], _AGAIN
             )
         return path.read_bytes()
     except OSError as error:
@@ -210,7 +231,7 @@ def _manifest_bytes(folder: Path, path: Path) -> bytes:
         ) from error
 
 
-def _parse(path: Path, data: bytes) -> dict[str, Any]:
+def _parse(path: str, data: bytes) -> dict[str, Any]:
     try:
         row = json.loads(data)
     except (ValueError, RecursionError) as error:

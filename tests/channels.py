@@ -12,7 +12,14 @@ from umbel.shared.profile import ProfileSpec, TensorSpec
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.release import Blob, Manifest, Release, write_release
 
-BLOBS = ("predict.onnx", "learn.onnx", "contribute.onnx", "backbone.safetensors", "shared.safetensors", "tokenizer.json")
+BLOBS = (
+    "predict.onnx",
+    "learn.onnx",
+    "contribute.onnx",
+    "backbone.safetensors",
+    "shared.safetensors",
+    "tokenizer.json",
+)
 
 
 class Publisher:
@@ -29,7 +36,7 @@ class Publisher:
 
 
 def plain_release(folder: Path, word: str, *, size: int = 1000) -> Release:
-    """Writes a release whose blobs are nothing to run; but for shared.safetensors all such releases share them.
+    """Writes a release whose blobs are nothing to run; all but one are the same in all such releases.
 
     Args:
         folder: Where it goes.

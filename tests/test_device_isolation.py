@@ -16,7 +16,8 @@ pytestmark = pytest.mark.device
 FORBIDDEN = ("torch", "transformers", "optimum", "ray", "onnx", "onnxscript", "tensorboard")
 FLOWER_MODULE = "umbel.device_client.flower_app"
 DEVICE_LIBRARIES = {
-    "click", "cryptography", "keyring", "numpy", "onnxruntime", "rich", "safetensors", "tokenizers", "typer",
+    "click", "cryptography", "keyring", "numpy", "onnxruntime", "rich", "safetensors", "tokenizers", "tuf",
+    "typer", "urllib3",
 }  # fmt: skip
 
 # Imports every module of two packages in a process where the forbidden names raise. A module that tries

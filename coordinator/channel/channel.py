@@ -202,9 +202,7 @@ class Channel:
                 os.fsync(stream.fileno())
             os.replace(fresh, place)
         sync_folder(blobs)
-        atomic_write(
-            self.folder / TARGETS / f"{release.release_id}.{MANIFEST}", release.manifest.to_bytes()
-        )
+        atomic_write(self.folder / TARGETS / f"{release.release_id}.{MANIFEST}", release.manifest.to_bytes())
 
 
 def _current(state: State) -> str | None:

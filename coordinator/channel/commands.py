@@ -37,7 +37,11 @@ _SECRET = "UMBEL_CHANNEL_PASSPHRASE"
 
 @app.command()
 def init(
-    folder: Folder, keys: KeyFolder, offline: OfflineFolder = None, sealed: _Sealed = False, as_json: _Json = False
+    folder: Folder,
+    keys: KeyFolder,
+    offline: OfflineFolder = None,
+    sealed: _Sealed = False,
+    as_json: _Json = False,
 ) -> None:
     """Begin a channel, and make its four keys.
 
@@ -52,7 +56,8 @@ def init(
     words = (
         f"The channel is in {folder}, its private keys in {keys}"
         + (f" and {offline}" if offline else "")
-        + f".\nPin: {found['pin']}\nAdd a release: umbel coordinator channel add {folder} RELEASE --keys {keys}"
+        + f".\nPin: {found['pin']}\n"
+        f"Add a release: umbel coordinator channel add {folder} RELEASE --keys {keys}"
     )
     _tell(found, words, as_json)
 
@@ -150,7 +155,9 @@ def asked(role: str, *, twice: bool = False) -> str:
             f"the passphrase of the key of {role} is needed, and there is nobody to ask",
             hint=f"Run it in a terminal, or set {_SECRET}.",
         )
-    return str(typer.prompt(f"Passphrase of the key of {role}", hide_input=True, confirmation_prompt=twice, err=True))
+    return str(
+        typer.prompt(f"Passphrase of the key of {role}", hide_input=True, confirmation_prompt=twice, err=True)
+    )
 
 
 def _opened(folder: Path, keys: Path, offline: Path | None, sealed: bool = False) -> Channel:

@@ -19,7 +19,7 @@ from umbel.shared.errors import ReleaseError
 from umbel.shared.files import atomic_write
 
 LIFE_DAYS = {"root": 365, "targets": 365, "snapshot": 90, "timestamp": 14}
-"""For how long devices believe a role's metadata. As long can somebody keep a newer release from them unseen."""
+"""For how long devices believe a role's metadata; a host can keep newer ones from them as long, unseen."""
 
 
 @final
@@ -67,15 +67,19 @@ def read_state(folder: Path) -> State:
     """
     place = folder / METADATA
     if not (place / TIMESTAMP).is_file():
-        raise ReleaseError(f"there is no channel at {folder}", hint="Make one: umbel coordinator channel init.")
+        raise ReleaseError(
+            f"there is no channel at {folder}", hint="Make one: umbel coordinator channel init."
+        )
     try:
         root = Metadata[Root].from_file(str(place / root_name(newest_root(folder))))
         timestamp = Metadata[Timestamp].from_file(str(place / TIMESTAMP))
         snapshot = Metadata[Snapshot].from_file(_versioned(place, "snapshot", timestamp.signed.snapshot_meta))
-        targets = Metadata[Targets].from_file(_versioned(place, "targets", snapshot.signed.meta["targets.json"]))
+        targets = Metadata[Targets].from_file(
+            _versioned(place, "targets", snapshot.signed.meta["targets.json"])
+        )
         state = State(root, targets, snapshot, timestamp)
         for role in LIFE_DAYS:
-            root.verify_delegate(role, state.of(role))
+            root.signed.verify_delegate(role, state.of(role).signed_bytes, state.of(role).signatures)
     except (RepositoryError, DeserializationError, OSError, KeyError, ValueError) as error:
         raise ReleaseError(
             f"the metadata of the channel at {folder} cannot be used",

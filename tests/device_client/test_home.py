@@ -10,9 +10,9 @@ import pytest
 
 from umbel import cli
 from umbel.device_client.device import packed_learning
-from umbel.device_client.installed import install
 from umbel.device_client.owner import Device
 from umbel.device_client.profile_file import read_profile
+from umbel.device_client.releases.installed import install
 from umbel.device_client.vault.portable import Exported, write_export
 from umbel.device_client.vault.store import Entry
 from umbel.shared.errors import ExampleError, ReleaseError, StoreError
