@@ -24,6 +24,16 @@ Home = Annotated[
 ]
 HOME = Path("~/.umbel")
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
+ROOT = Annotated[
+    Path | None, typer.Option("--root", help="With a channel: its root file, from whom you trust.")
+]
+PIN = Annotated[
+    str | None,
+    typer.Option("--pin", help="With a channel: the sha256 of its root file, from whom you trust."),
+]
+FIRST_USE = Annotated[
+    bool, typer.Option("--trust-on-first-use", help="With a channel: trust whoever answers this time.")
+]
 _SECRET = "UMBEL_PASSPHRASE"
 _LONGEST = 120
 _NEW_SECRET = "UMBEL_NEW_PASSPHRASE"
@@ -65,7 +75,17 @@ def add_to(app: typer.Typer) -> None:
 
 
 def enroll(
-    release: Annotated[Path, typer.Option("--release", "-r", help="Folder of the release to begin with.")],
+    release: Annotated[
+        str,
+        typer.Option(
+            "--release",
+            "-r",
+            help="Folder of the release to begin with; or a channel of releases, by its folder or address.",
+        ),
+    ],
+    root: ROOT = None,
+    pin: PIN = None,
+    first_use: FIRST_USE = False,
     home: Home = HOME,
     key: Annotated[
         str,
@@ -80,13 +100,29 @@ def enroll(
     Examples and profiles lie encrypted in one file. With --key passphrase nothing on this machine opens it
     without you; it is asked for, or read from UMBEL_PASSPHRASE.
 
+    From a channel 'umbel device update' fetches newer releases. Its publisher tells you the pin, or gives you
+    the root file, by a way that you trust; nobody else's releases are taken from then on.
+
     For instance: umbel device enroll --release release
+
+    Or: umbel device enroll --release https://example.org/channel --pin 6e1b...
     """
     from umbel.device_client.owner import Device
+    from umbel.device_client.releases.terminal import fetching_bar, given_pin
 
-    with Device.enroll(home.expanduser(), release, key=key, ask=asked(twice=True)) as device:
+    own = given_pin(root, pin, first_use)
+    with (
+        fetching_bar(as_json) as on_bytes,
+        Device.enroll(
+            home.expanduser(), release, pin=own, key=key, ask=asked(twice=True), on_bytes=on_bytes
+        ) as device,
+    ):
         found = device.status()
     words = f"This is your device now: {found['home']} (key: {found['key']}).\n"
+    if found["pin"]:
+        words += f"It trusts the channel {found['channel']} with the pin {found['pin']}.\n"
+    if first_use:
+        words += "Nobody has vouched for that pin yet: compare it with the one that its publisher names.\n"
     _told(found, words + "Add what you judged: umbel device add --examples mine.jsonl", as_json)
 
 

@@ -4,6 +4,7 @@ home/                      ~/.umbel unless UMBEL_HOME or --home says otherwise; 
   store.sqlite             examples, profiles, log: every private piece sealed (`vault/`)
   key                      where the key is held in a file: 32 random bytes, mode 0600
   releases/<id>/           releases that were taken over
+  trust/                   what a channel has said so far, signed by its publisher; not private
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from umbel.device_client.device import Learned, Onboarded, packed_learning, packed_onboarding
 from umbel.device_client.prediction import Prediction, predict_with
-from umbel.device_client.releases.installed import install, installed
+from umbel.device_client.releases.installed import installed
 from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Passphrase
 from umbel.device_client.vault.portable import Exported, read_export, write_export
 from umbel.device_client.vault.store import (
@@ -32,13 +33,18 @@ from umbel.device_client.vault.store import (
 )
 from umbel.shared.errors import ConfigError, ExampleError, StoreError
 from umbel.shared.examples import Example, text_problems
+from umbel.shared.files import sha256_bytes
 from umbel.shared.profile import FloatArray, unpack_profile
 from umbel.shared.release import Release
+
+if TYPE_CHECKING:
+    from umbel.device_client.releases.fetching import OnBytes
+    from umbel.device_client.releases.trust import Pin
 
 STORE = "store.sqlite"
 KEYS = ("file", "keyring", "passphrase")
 _KEY, _RELEASES = "key", "releases"
-_RELEASE = "release"
+_RELEASE, _CHANNEL = "release", "channel"
 _TOLD = ("nll_generic", "nll_personal", "strength")
 
 
@@ -69,27 +75,43 @@ class Device:
         self._store = store
 
     @classmethod
-    def enroll(cls, home: Path, release: Path, *, key: str = "file", ask: Ask = unasked) -> Device:
+    def enroll(
+        cls,
+        home: Path,
+        release: Path | str,
+        *,
+        pin: Pin | None = None,
+        key: str = "file",
+        ask: Ask = unasked,
+        on_bytes: OnBytes | None = None,
+    ) -> Device:
         """Takes a release over and makes a store for its owner.
 
         Args:
             home: The device's home; made for its owner alone.
-            release: The release's folder.
+            release: The release's folder, or a channel's folder or address (https://...).
+            pin: Whose releases a channel's are; they are trusted from then on.
             key: Who holds the store's key: "file", "keyring" or "passphrase".
             ask: Gives the passphrase.
+            on_bytes: Hears how many bytes were fetched, of how many.
 
         Raises:
             ConfigError: There is no such holder.
-            ReleaseError: The release cannot be used.
+            ReleaseError: The release cannot be used, or the channel is not to be believed.
             StoreError: The home has a store, or cannot have one.
         """
+        from umbel.device_client.releases.origin import begin
+
         _check_key(key)
         if (home / STORE).is_file() and (home / STORE).stat().st_size:
             raise taken_place(home / STORE)  # before a release is copied
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        taken = install(release, home / _RELEASES)
-        settings = {_RELEASE: taken.release_id}
+        taken, channel = begin(str(release), pin, home, on_bytes)
+        settings: dict[str, Any] = {_RELEASE: taken.release_id}
         event = _event("enrolled", release=taken.release_id)
+        if channel is not None:
+            settings[_CHANNEL] = channel.as_setting()
+            event |= {"channel": channel.source, "pin": channel.pin}
         return cls(home, Store.create(home / STORE, key, _holders(home, ask), settings, event))
 
     @classmethod
@@ -203,12 +225,14 @@ class Device:
                 "current": kept.about["state"] == self._store.state(),
             }
             del own["state"]
-        entries = self._store.entries()
+        entries, channel = self._store.entries(), self._store.setting(_CHANNEL)
         return {
             "home": str(self.home),
             "store": self._store.number,
             "key": self._store.holder,
             "release": release,
+            "channel": None if channel is None else channel["source"],
+            "pin": None if channel is None else sha256_bytes(channel["root"].encode()),
             "examples": labelled,
             "texts": others,
             "since": entries[0].added if entries else None,
