@@ -12,6 +12,7 @@ from tuf.api.metadata import Metadata, Root, Timestamp
 
 from umbel import cli
 from umbel.coordinator.channel import channel as channels
+from umbel.coordinator.channel.metadata import write_chain
 from umbel.shared.errors import ConfigError, ReleaseError
 from umbel.shared.files import sha256_file
 
@@ -108,7 +109,7 @@ def test_what_stops_before_the_timestamp_changes_nothing(
 
     def stopped(folder: Path, state: Any, roles: Any, signers: Any, now: datetime) -> None:
         monkeypatch.undo()
-        channels.write_chain(folder, state, roles[:2], signers, now)
+        write_chain(folder, state, roles[:2], signers, now)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(channels, "write_chain", stopped)

@@ -40,7 +40,11 @@ def test_a_device_begins_with_a_channel(
     publisher: Publisher, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     root = publisher.folder / "metadata" / "1.root.json"
-    words = {"root": ["--root", root], "pin": ["--pin", sha256_file(root)], "first": ["--trust-on-first-use"]}
+    words: dict[str, list[object]] = {
+        "root": ["--root", root],
+        "pin": ["--pin", sha256_file(root)],
+        "first": ["--trust-on-first-use"],
+    }
     found = enrolled(capsys, *words[how])
     assert found["release"] == publisher.channel.status()["release"]
     assert found["channel"] == str(publisher.folder)

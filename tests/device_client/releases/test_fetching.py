@@ -433,9 +433,10 @@ def test_a_pin_says_whom_to_trust(one: Release, publisher: Publisher, tmp_path: 
         pinned_root(source, Pin(sha256=sha256_bytes(b"another")))
     with pytest.raises(ReleaseError, match="no root file of a channel"):
         pinned_root(source, Pin(root=publisher.folder / "metadata" / "timestamp.json"))
-    for wrong in ({}, {"root": first, "first_use": True}, {"sha256": "abc"}):
+    wrongs: list[dict[str, Any]] = [{}, {"root": first, "first_use": True}, {"sha256": "abc"}]
+    for wrong in wrongs:
         with pytest.raises(ReleaseError, match=r"whom to trust|is the sha256"):
-            Pin(**wrong)  # type: ignore[arg-type]
+            Pin(**wrong)
 
 
 def test_what_lies_in_the_home_cannot_change_whom_to_trust(
