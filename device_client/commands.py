@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umbel.device_client import egress_commands
 from umbel.device_client.home_commands import HOME, Home, add_to, opened
 from umbel.device_client.texts import given_texts
 
@@ -312,3 +313,4 @@ def _bar(steps: int, quiet: bool) -> Any:
 
 
 add_to(app)
+egress_commands.add_to(app)

@@ -1,30 +1,50 @@
 """The device's side of Flower: the only module of the device that knows it. It runs what is installed.
 
-A real device names its home and its release in its own node config (`home`, `release`); a simulated one finds
-them by the run config (`devices`, `release`) and its partition.
+An owner's device names its home in its own node config (`home`; also `coordinator`, a name for the log, and
+`release`, a folder, if it is not the one of the home); a simulated one finds its folder and its release by
+the run config (`devices`, `release`) and its partition. Every answer passes the gate (`egress/gate.py`).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
+from umbel.device_client.egress.allowed import (
+    REASON,
+    Allowed,
+    allowed_contribution,
+    allowed_error,
+    allowed_evaluation,
+    allowed_hello,
+    of_error,
+)
+from umbel.device_client.egress.gate import Asker, admit, leave
 from umbel.device_client.engine import Engine
+from umbel.device_client.enrolled import EnrolledHome
+from umbel.device_client.owner import Device
 from umbel.device_client.rounds import evaluate, train
-from umbel.device_client.store import DeviceHome
-from umbel.shared.errors import ConfigError, MessageError, UmbelError
+from umbel.device_client.simulated import SimulatedHome
+from umbel.shared.errors import ConfigError, MessageError, StoreError, UmbelError
 from umbel.shared.files import sha256_file
-from umbel.shared.messages import EVALUATE, TRAIN, Hello, RoundTask, Wire, read_task
+from umbel.shared.messages import TRAIN, Hello, Wire, read_task
 from umbel.shared.release import MANIFEST, Release, read_release
 
 HOME, DEVICES, RELEASE, THREADS, PARTITION = "home", "devices", "release", "threads", "partition-id"
+COORDINATOR = "coordinator"
 ARRAYS, CONFIG = "arrays", "config"
 _RAISED = 2  # Flower's code for "the ClientApp raised an exception"
+
+_AnyHome: TypeAlias = SimulatedHome | EnrolledHome
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -54,40 +74,58 @@ def reply(message: Message, context: Context) -> Message:
         return answer(message, context)
     except Exception as error:
         log.warning("%s failed on %s: %s", message.metadata.message_type, _place(context), _told(error))
-        return Message(Error(_RAISED, type(error).__name__), reply_to=message)
+        return Message(Error(_RAISED, _leaving(error, message, context)), reply_to=message)
 
 
 def answer(message: Message, context: Context) -> Message:
     """Answers a message.
 
     Raises:
+        EgressError: The answer may not leave.
         UmbelError: The message, the release, the home or its examples cannot be used.
     """
-    stage = message.metadata.message_type
-    home, client = _home(context)
+    to = _asker(message, context)
+    with _home(context) as home:
+        admit(str(message.metadata.message_type), home, to)
+        wire, allowed = _done(home, message, context)
+        return _message(leave(wire, allowed, home, to), message)
+
+
+def _done(home: _AnyHome, message: Message, context: Context) -> tuple[Wire, Allowed]:
+    """Returns the answer, and what may leave in it."""
+    stage, client = message.metadata.message_type, home.client_number()
     if stage == MessageType.QUERY:
-        return _message(Hello(client).wire(), message)
-    engine = _engine(context)
-    task = read_task(_wire(message), engine.release.manifest)
+        return Hello(client).wire(), allowed_hello(client)
+    engine = _engine(context, home)
+    manifest = engine.release.manifest
+    task = read_task(_wire(message), manifest)
     if task.stage != stage:
         raise MessageError("the round task cannot be used", [f"it is for {task.stage}, but came as {stage}"])
-    return _message(_done(engine, home, client, task), message)
+    if task.stage == TRAIN:
+        change = train(engine, home, client, task)
+        return change.wire(), allowed_contribution(manifest, task, home.most_norm)
+    return evaluate(engine, home, task).wire(), allowed_evaluation(manifest, task)
 
 
-def _done(engine: Engine, home: DeviceHome, client: int, task: RoundTask) -> Wire:
-    work = {
-        TRAIN: lambda: train(engine, home, client, task).wire(),
-        EVALUATE: lambda: evaluate(engine, home, task).wire(),
-    }
-    return work[task.stage]()
+def _leaving(error: Exception, message: Message, context: Context) -> str:
+    """Returns what leaves of an error; written down unless the home itself cannot be used.
+
+    Nothing may be raised here: Flower would send its words.
+    """
+    wire, to = of_error(error), _asker(message, context)
+    with suppress(Exception), _home(context) as home:
+        leave(wire, allowed_error(), home, to)
+    return str(wire.config[REASON])
 
 
-def _home(context: Context) -> tuple[DeviceHome, int]:
-    """Returns the device's home and number."""
+@contextmanager
+def _home(context: Context) -> Iterator[_AnyHome]:
+    """Opens the device's home. What a run's config says changes nothing for a device that names its own."""
     own = context.node_config.get(HOME)
     if own is not None:
-        home = DeviceHome(Path(str(own)))
-        return home, home.client_number()
+        with Device.open(Path(str(own)).expanduser(), ask=_passphrase) as device:
+            yield EnrolledHome(device)
+        return
     partition, devices = context.node_config.get(PARTITION), context.run_config.get(DEVICES)
     if not isinstance(partition, int) or not devices:
         problems = [f"node config has no '{HOME}'"]
@@ -96,9 +134,19 @@ def _home(context: Context) -> tuple[DeviceHome, int]:
         raise ConfigError(
             "this device has no home",
             problems,
-            "Give home and release in the SuperNode's --node-config, or devices in a simulated run's config.",
+            "Give home in the SuperNode's --node-config, or devices in a simulated run's config.",
         )
-    return DeviceHome(device_folder(Path(str(devices)), partition)), partition
+    yield SimulatedHome(device_folder(Path(str(devices)), partition), partition)
+
+
+def _passphrase() -> str:
+    """Returns the passphrase of a store that has one: nobody can be asked for it here."""
+    try:
+        return os.environ["UMBEL_PASSPHRASE"]
+    except KeyError:
+        raise StoreError(
+            "a passphrase is needed, and there is nobody to ask", hint="Set UMBEL_PASSPHRASE."
+        ) from None
 
 
 def device_folder(devices: Path, partition: int) -> Path:
@@ -111,15 +159,16 @@ def device_folder(devices: Path, partition: int) -> Path:
     return devices / f"{partition:06d}"
 
 
-def _engine(context: Context) -> Engine:
+def _engine(context: Context, home: _AnyHome) -> Engine:
     """Returns this process's engine for the release that the device has; made once, then kept."""
-    folder = context.node_config.get(RELEASE) or context.run_config.get(RELEASE)
+    own, run = context.node_config, context.run_config if home.release_folder is None else {}
+    folder = own.get(RELEASE) or home.release_folder or run.get(RELEASE)
+    threads = own.get(THREADS) or run.get(THREADS) or 1
     if not folder:
         raise ConfigError("this device has no release", [f"neither node nor run config has '{RELEASE}'"])
     manifest = Path(str(folder)) / MANIFEST
     # The manifest's hash is the release's id, and it changes when a folder gets another release.
     release_id = sha256_file(manifest) if manifest.is_file() else ""
-    threads = context.node_config.get(THREADS) or context.run_config.get(THREADS) or 1
     return _engine_of(str(folder), release_id, int(threads))
 
 
@@ -128,6 +177,12 @@ def _engine_of(folder: str, release_id: str, threads: int) -> Engine:
     release: Release = read_release(Path(folder))
     del release_id
     return Engine(release, threads=threads)
+
+
+def _asker(message: Message, context: Context) -> Asker:
+    """Returns who asks. Flower tells an app no address; the owner may name the coordinator in node config."""
+    name = str(context.node_config.get(COORDINATOR) or "")
+    return Asker(context.run_id, context.node_id, message.metadata.src_node_id, name)
 
 
 def _wire(message: Message) -> Wire:

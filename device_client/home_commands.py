@@ -183,7 +183,7 @@ def status(home: Home = HOME, as_json: _Json = False) -> None:
         f"Release:  {found['release'][:12]}\n"
         f"Examples: {found['examples']}, texts without a label: {found['texts']}"
         + (f", since {found['since']}" if found["since"] else "")
-        + f"\nProfile:  {_profile(found['profile'])}"
+        + f"\nProfile:  {_profile(found['profile'])}\nLeaves:   {_leaves(found['egress'])}"
     )
     _told(found, words, as_json)
 
@@ -200,8 +200,13 @@ def _profile(own: dict[str, Any] | None) -> str:
     return told if own["current"] else told + "\n          You have changed them since: umbel device learn."
 
 
+def _leaves(left: dict[str, Any]) -> str:
+    last = f", the last at {left['last']}" if left["last"] else ""
+    return f"policy {left['policy']}; {left['bytes']:,} bytes in {left['messages']} messages so far{last}"
+
+
 def log(home: Home = HOME, as_json: _Json = False) -> None:
-    """Show what your device did, and what left it; no text and no number of a profile is in it."""
+    """Show what your device did; no text and no number of a profile is in it. What left it: egress."""
     with opened(home) as device:
         rows = device.log()
     if as_json:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from umbel.device_client.device import Learned, Onboarded, packed_learning, packed_onboarding
+from umbel.device_client.egress.policy import Policy
 from umbel.device_client.prediction import Prediction, predict_with
 from umbel.device_client.releases.installed import installed
 from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Passphrase
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 STORE = "store.sqlite"
 KEYS = ("file", "keyring", "passphrase")
 _KEY, _RELEASES = "key", "releases"
-_RELEASE, _CHANNEL = "release", "channel"
+_RELEASE, _CHANNEL, _POLICY, _CLIENT = "release", "channel", "policy", "client"
+_OWN = ("learned", "onboarded")
 _TOLD = ("nll_generic", "nll_personal", "strength")
 
 
@@ -140,7 +142,17 @@ class Device:
         Raises:
             ReleaseError: It is missing or damaged.
         """
-        return installed(self.home / _RELEASES, str(self._store.setting(_RELEASE)))
+        return installed(self.home / _RELEASES, self.release_id)
+
+    @property
+    def release_id(self) -> str:
+        """The id of the release in use."""
+        return str(self._store.setting(_RELEASE))
+
+    @property
+    def release_folder(self) -> Path:
+        """Where the release in use lies."""
+        return self.home / _RELEASES / self.release_id
 
     def add(self, examples: Sequence[Example], texts: Sequence[str] = ()) -> Added:
         """Keeps examples and texts without labels, all or none; a known text may get another label.
@@ -168,7 +180,7 @@ class Device:
             ExampleError: Nothing was added yet.
             ReleaseError: The release has no onboarding.
         """
-        began, release, before = time.perf_counter(), self.release, self._before()
+        began, release, before = time.perf_counter(), self.release, self.before()
         examples, texts = self.known()
         packed, found = packed_onboarding(release, examples, texts, explain=explain, threads=threads)
         self._keep(release, packed, before, "onboarded", examples, began, {"texts": len(texts)})
@@ -181,7 +193,7 @@ class Device:
             ExampleError: No example with a label was added yet.
             ProfileError: Learning did not converge; the old profile stays.
         """
-        began, release, before = time.perf_counter(), self.release, self._before()
+        began, release, before = time.perf_counter(), self.release, self.before()
         examples, texts = self.known()
         if not examples:
             raise ExampleError(
@@ -215,7 +227,7 @@ class Device:
     def status(self) -> dict[str, Any]:
         """Returns what is held, since when, and what came of learning; no text and no number of a profile."""
         labelled, others = self._store.counts()
-        release = str(self._store.setting(_RELEASE))
+        release = self.release_id
         kept = self._store.profile(release)
         own = None
         if kept is not None:
@@ -237,12 +249,66 @@ class Device:
             "texts": others,
             "since": entries[0].added if entries else None,
             "profile": own,
+            "egress": self._left(),
             "store_bytes": sum(file.stat().st_size for file in self.home.glob(f"{STORE}*")),
         }
 
     def log(self) -> list[dict[str, Any]]:
         """Returns what this device did, oldest first; no text and no number of a profile is in it."""
         return self._store.log()
+
+    def egress(self) -> list[dict[str, Any]]:
+        """Returns what left this device, and what was refused and why, oldest first."""
+        return self._store.egress()
+
+    def _left(self) -> dict[str, Any]:
+        sent = [row for row in self._store.egress() if row["outcome"] == "sent"]
+        return {
+            "policy": self.policy().rule,
+            "messages": len(sent),
+            "bytes": sum(row["bytes"] for row in sent),
+            "last": sent[-1]["at"] if sent else None,
+        }
+
+    def policy(self) -> Policy:
+        """Returns what the owner allows to leave."""
+        return Policy.from_json(self._store.setting(_POLICY))
+
+    def keep_policy(self, policy: Policy) -> None:
+        """Keeps what the owner allows to leave from now on."""
+        self._store.keep_setting(_POLICY, policy.as_json())
+        self._store.note(_event("policy", rule=policy.rule))
+
+    def enter(self, judge: Callable[[Any, int], tuple[Any, Mapping[str, Any]]]) -> Mapping[str, Any]:
+        """Writes an entry of the egress log, and what the policy is after it; see `Store.enter`."""
+        return self._store.enter(_POLICY, judge)
+
+    def client_number(self, fresh: int) -> int:
+        """Returns the number by which coordinators know this device; `fresh` if it has none yet."""
+        return int(self._store.first_setting(_CLIENT, fresh))
+
+    def before(self) -> tuple[str, int]:
+        """Returns what tells, once a profile is learned, whether examples were changed or forgotten."""
+        return self._store.state(), self._store.erasures()
+
+    def keep_from_round(self, release: Release, packed: bytes, before: tuple[str, int]) -> None:
+        """Keeps a profile that was learned in a round, unless the owner has learned or onboarded one.
+
+        Theirs was learned for the release that they have, and a round's for values on the way to another.
+
+        Args:
+            release: For which it was learned.
+            packed: The profile's file.
+            before: What `before` said before the examples were read.
+
+        Raises:
+            StoreError: Something was forgotten meanwhile; nothing is kept.
+        """
+        state, erasures = before
+        examples = self._store.counts()[0]
+        kept = KeptProfile(packed, {"how": "round", "at": _now(), "state": state, "examples": examples})
+        event = _event("took part", release=release.release_id, examples=examples)
+        self._store.save_profile(release.release_id, kept, erasures, event, staying=_OWN)
 
     def forget(self, numbers: Sequence[int]) -> int:
         """Erases entries by their number, and the profile, for it was learned from them."""
@@ -319,10 +385,6 @@ class Device:
         about = {"how": how, "at": _now(), "state": state, "examples": len(examples), **told}
         event = _event(how, release=release.release_id, examples=len(examples), seconds=seconds)
         self._store.save_profile(release.release_id, KeptProfile(packed, about), erasures, event)
-
-    def _before(self) -> tuple[str, int]:
-        """Returns what tells, once a profile is learned, whether examples were changed or forgotten."""
-        return self._store.state(), self._store.erasures()
 
 
 def erase(home: Path, ask: Ask = unasked) -> None:

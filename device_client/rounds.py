@@ -9,29 +9,49 @@ The profile is learned anew in every round, from zeros, rather than from the one
   that was interrupted and is run again gives the same numbers, whatever was stored meanwhile;
 - and it is what a new user gets, so the shared tensors are trained for the profiles that they will meet.
 An evaluation learns the profile under the values it evaluates, and stores nothing.
+Whether an answer may leave is not decided here, but by the gate (`egress/gate.py`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import Encoded, encode_examples, learn_profiles, predict_logits, read_once
 from umbel.device_client.onboarding import examples_starter
-from umbel.device_client.store import DeviceHome
 from umbel.device_client.teaching import taught_change
 from umbel.shared.errors import ExampleError
+from umbel.shared.examples import Example
 from umbel.shared.messages import Contribution, EvaluationReply, RoundTask, clipped
 from umbel.shared.onboarding import PREFIX
 from umbel.shared.profile import FloatArray
+from umbel.shared.release import Release
 from umbel.shared.rng import generator
 from umbel.shared.text import IntArray
 
 
-def train(engine: Engine, home: DeviceHome, client: int, task: RoundTask) -> Contribution:
+class RoundHome(Protocol):
+    """What a round needs of a device: a simulated one (`simulated.py`), or its owner's (`enrolled.py`)."""
+
+    @property
+    def most_norm(self) -> float:
+        """The device's own bound on the norm of a change, whatever clip a task sets."""
+
+    def examples(self) -> list[Example]:
+        """Returns the labelled examples; profiles are learned from them."""
+
+    def heldout(self) -> list[Example]:
+        """Returns examples that nothing is learned from; only simulated devices have some."""
+
+    def save_profile(self, release: Release, profile: dict[str, FloatArray]) -> None:
+        """Keeps the profile that a round has learned, name -> (1, *shape)."""
+
+
+def train(engine: Engine, home: RoundHome, client: int, task: RoundTask) -> Contribution:
     """Learns and stores the profile, and returns the clipped change of the shared tensors.
 
     Args:
@@ -43,7 +63,7 @@ def train(engine: Engine, home: DeviceHome, client: int, task: RoundTask) -> Con
     Raises:
         ExampleError: The home has no usable examples.
         ProfileError: The profile cannot be kept.
-        MessageError: What would leave is not what may leave.
+        StoreError: The store cannot be written, or examples were forgotten meanwhile.
     """
     started = time.perf_counter()
     support = encode_examples(engine, home.examples())
@@ -51,18 +71,16 @@ def train(engine: Engine, home: DeviceHome, client: int, task: RoundTask) -> Con
     home.save_profile(engine.release, profile)
     change = shared_change(engine, support, profile, client, task)
     change |= taught_change(engine, support, client, task)
-    contribution = Contribution(
+    return Contribution(
         release_id=engine.release.release_id,
         round=task.round,
-        change=clipped(change, task.settings.clip),
+        change=clipped(change, min(task.settings.clip, home.most_norm)),
         examples=min(len(support), task.settings.example_cap),
         seconds=time.perf_counter() - started,
     )
-    contribution.check(engine.release.manifest, task)
-    return contribution
 
 
-def evaluate(engine: Engine, home: DeviceHome, task: RoundTask) -> EvaluationReply:
+def evaluate(engine: Engine, home: RoundHome, task: RoundTask) -> EvaluationReply:
     """Counts right predictions on the held-out examples, with the profile that the round's values give.
 
     Raises:
@@ -72,20 +90,18 @@ def evaluate(engine: Engine, home: DeviceHome, task: RoundTask) -> EvaluationRep
     heldout = home.heldout()
     if not heldout:
         raise ExampleError(
-            f"{home.folder} has no held-out examples", hint="Only simulated devices are evaluated."
+            "this device has no held-out examples", hint="Only simulated devices are evaluated."
         )
     queries = encode_examples(engine, heldout)
     profile = _learned(engine, encode_examples(engine, home.examples()), task)
     logits = predict_logits(engine, queries.tokens, profile, shared=task.arrays)
-    reply = EvaluationReply(
+    return EvaluationReply(
         release_id=engine.release.release_id,
         round=task.round,
         correct=int((logits.argmax(1) == queries.labels).sum()),
         total=len(queries),
         seconds=time.perf_counter() - started,
     )
-    reply.check(engine.release.manifest, task)
-    return reply
 
 
 def _learned(engine: Engine, support: Encoded, task: RoundTask) -> dict[str, FloatArray]:

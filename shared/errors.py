@@ -72,6 +72,10 @@ class MessageError(UmbelError):
     """A round message holds something that it may not, or lacks something that it must hold."""
 
 
+class EgressError(UmbelError):
+    """Something was not let out of a device: it is not on the list, or its owner's policy says no."""
+
+
 class TrainingError(UmbelError):
     """Training cannot start, go on or be resumed."""
 

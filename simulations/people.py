@@ -10,7 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
-from umbel.device_client.store import EXAMPLES, HELDOUT
+from umbel.device_client.simulated import EXAMPLES, HELDOUT
 from umbel.shared.errors import ConfigError
 from umbel.shared.examples import Example, read_examples, write_examples
 from umbel.shared.files import sha256_bytes

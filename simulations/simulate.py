@@ -31,7 +31,7 @@ from umbel.coordinator.artifacts import TrainedModel
 from umbel.coordinator.publish import publish, publish_update
 from umbel.coordinator.train import read_finished, train
 from umbel.device_client.engine import Engine
-from umbel.device_client.store import HELDOUT
+from umbel.device_client.simulated import HELDOUT
 from umbel.shared.checks import parsed_json
 from umbel.shared.errors import ConfigError
 from umbel.shared.files import atomic_write, refuse_taken, sha256_bytes, sole_use

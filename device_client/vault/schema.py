@@ -18,6 +18,7 @@ _MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE profiles (release TEXT PRIMARY KEY, sealed BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE log (id INTEGER PRIMARY KEY AUTOINCREMENT, sealed BLOB NOT NULL);
     """,
+    "CREATE TABLE egress (id INTEGER PRIMARY KEY AUTOINCREMENT, sealed BLOB NOT NULL);",
 )
 """What leads from each version to the next one; the first makes the tables."""
 

@@ -261,7 +261,13 @@ class Store:
         return found
 
     def save_profile(
-        self, release: str, kept: KeptProfile, erasures: int | None = None, event: Event = None
+        self,
+        release: str,
+        kept: KeptProfile,
+        erasures: int | None = None,
+        event: Event = None,
+        *,
+        staying: Sequence[str] = (),
     ) -> None:
         """Keeps the profile for a release in place of an older one.
 
@@ -270,6 +276,7 @@ class Store:
             kept: The profile.
             erasures: What `erasures` said before it was learned; None: nothing was learned from entries.
             event: What the log says of it.
+            staying: An older one that was made in one of these ways stays instead.
 
         Raises:
             StoreError: Something was erased meanwhile, from which it may have been learned; or see `add`.
@@ -280,7 +287,9 @@ class Store:
                     "the profile was not kept: some of what it was learned from has been forgotten",
                     hint="Learn again from what is left: umbel device learn.",
                 )
-            self._put_profile(release, kept)
+            old = self._profiles(release).get(release) if staying else None
+            if old is None or old.about.get("how") not in staying:
+                self._put_profile(release, kept)
             self._put_event(event)
 
     def _put_profile(self, release: str, kept: KeptProfile) -> None:
@@ -295,10 +304,13 @@ class Store:
     def profiles(self, release: str | None = None) -> dict[str, KeptProfile]:
         """Returns all profiles by release, or one."""
         with self._reading():
-            rows = self._connection.execute(
-                "SELECT release, sealed FROM profiles WHERE release = COALESCE(?, release) ORDER BY release",
-                (release,),
-            ).fetchall()
+            return self._profiles(release)
+
+    def _profiles(self, release: str | None) -> dict[str, KeptProfile]:
+        rows = self._connection.execute(
+            "SELECT release, sealed FROM profiles WHERE release = COALESCE(?, release) ORDER BY release",
+            (release,),
+        ).fetchall()
         return {name: self._kept_profile(name, sealed) for name, sealed in rows}
 
     def note(self, event: Mapping[str, Any]) -> None:
@@ -307,25 +319,66 @@ class Store:
             self._put_event(event)
 
     def _put_event(self, event: Event) -> None:
-        if event is None:
-            return
-        row = self._connection.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM log").fetchone()
-        sealed = self._sealer.seal(json.dumps(dict(event)).encode(), f"log/{row[0]}")
-        self._connection.execute("INSERT INTO log VALUES (?, ?)", (row[0], sealed))
+        if event is not None:
+            self._append("log", event)
+
+    def _append(self, table: str, row: Mapping[str, Any]) -> None:
+        found = self._connection.execute(f"SELECT COALESCE(MAX(id), 0) + 1 FROM {table}").fetchone()
+        sealed = self._sealer.seal(json.dumps(dict(row)).encode(), f"{table}/{found[0]}")
+        self._connection.execute(f"INSERT INTO {table} VALUES (?, ?)", (found[0], sealed))
 
     def log(self) -> list[dict[str, Any]]:
         """Returns the log, oldest first."""
+        return self._rows("log")
+
+    def egress(self) -> list[dict[str, Any]]:
+        """Returns the log of what left and what was refused, oldest first."""
+        return self._rows("egress")
+
+    def _rows(self, table: str) -> list[dict[str, Any]]:
         with self._reading():
-            rows = self._connection.execute("SELECT id, sealed FROM log ORDER BY id").fetchall()
-        return [self._opened(sealed, f"log/{number}") for number, sealed in rows]
+            rows = self._connection.execute(f"SELECT id, sealed FROM {table} ORDER BY id").fetchall()
+        return [self._opened(sealed, f"{table}/{number}") for number, sealed in rows]
+
+    def enter(
+        self, name: str, judge: Callable[[Any, int], tuple[Any, Mapping[str, Any]]]
+    ) -> Mapping[str, Any]:
+        """Writes an entry of the egress log, and what a setting is after it, in one transaction.
+
+        Args:
+            name: The setting's.
+            judge: (its value or None, the count of erasures) -> (its new value, the entry).
+
+        Returns:
+            The entry.
+        """
+        with self._writing():
+            old = self._setting(name)
+            new, entry = judge(old, self._erasures())
+            if new != old:
+                self._put_setting(name, new)
+            self._append("egress", entry)
+        return entry
 
     def setting(self, name: str) -> Any:
         """Returns what was kept under a name; None if nothing was."""
         with self._reading():
-            row = self._connection.execute(
-                "SELECT value FROM meta WHERE name = ?", (f"own {name}",)
-            ).fetchone()
+            return self._setting(name)
+
+    def _setting(self, name: str) -> Any:
+        row = self._connection.execute("SELECT value FROM meta WHERE name = ?", (f"own {name}",)).fetchone()
         return None if row is None else self._opened(row[0], f"settings/{name}")
+
+    def first_setting(self, name: str, value: Any) -> Any:
+        """Keeps a value under a name unless one is there already, and returns the one that is kept."""
+        found = self.setting(name)
+        if found is not None:
+            return found
+        with self._writing():
+            found = self._setting(name)
+            if found is None:
+                self._put_setting(name, value)
+        return value if found is None else found
 
     def keep_setting(self, name: str, value: Any) -> None:
         """Keeps what JSON can hold under a name."""

@@ -1,6 +1,9 @@
-"""The ClientApp as a real device starts it: home and release in its node config, and a quiet egress."""
+"""The ClientApp as an owner's device starts it: its home in its node config, its gate, and a quiet egress."""
 
+import json
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +16,27 @@ pytest.importorskip("flwr")
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from tests.builders import write_devices
-from tests.linear_engine import LinearEngine, linear_engine
+from tests.linear_engine import linear_engine
 
-from umbel.device_client import flower_app
+from umbel.device_client import flower_app, rounds
+from umbel.device_client.egress.policy import Policy
+from umbel.device_client.engine import Engine
 from umbel.device_client.flower_app import answer, reply
-from umbel.shared.errors import ConfigError, ExampleError, MessageError
+from umbel.device_client.owner import Device
+from umbel.device_client.rounds import train
+from umbel.device_client.simulated import SimulatedHome
+from umbel.shared.errors import ConfigError, EgressError, ExampleError, MessageError, StoreError
 from umbel.shared.examples import Example, write_examples
-from umbel.shared.messages import LocalSettings, RoundTask, Wire, read_contribution, read_hello
+from umbel.shared.messages import LocalSettings, RoundTask, Wire, l2_norm, read_contribution, read_hello
+from umbel.shared.release import Release
 
 pytestmark = pytest.mark.full
-ENGINE = linear_engine()
+CANARY = "a canary sang in the mine at noon"
+MINE = [
+    Example("owner", "good film", "yes"),
+    Example("owner", "bad slow book", "no"),
+    Example("owner", CANARY, "no"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -30,27 +44,27 @@ def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TaskIdentity, "_run_id", 1)
     monkeypatch.setattr(TaskIdentity, "_node_id", 1)
     monkeypatch.setattr(TaskIdentity, "_task_id", 1)
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> LinearEngine:
-    monkeypatch.setattr(flower_app, "_engine", lambda context: ENGINE)
-    return LinearEngine()
+    monkeypatch.delenv("UMBEL_PASSPHRASE", raising=False)
 
 
 def context(node: dict[str, Any], run: dict[str, Any] | None = None) -> Context:
     return Context(run_id=1, node_id=5, node_config=node, state=RecordDict(), run_config=run or {})
 
 
-def message(stage: str = "train", *, sent_as: str = "") -> Message:
-    task = RoundTask(ENGINE.release.release_id, 1, 0, stage, LocalSettings(), ENGINE.trainables())
+@pytest.fixture(scope="module")
+def task(tiny_release: Release) -> RoundTask:
+    values = Engine(tiny_release).trainables()
+    return RoundTask(tiny_release.release_id, 3, 0, "train", LocalSettings(), values)
+
+
+def message(task: RoundTask, sent_as: str = "") -> Message:
     content = RecordDict(
         {
             "arrays": ArrayRecord({name: Array(array) for name, array in task.wire().arrays.items()}),
             "config": ConfigRecord(dict(task.wire().config)),
         }
     )
-    return Message(content, 5, sent_as or stage)
+    return Message(content, 5, sent_as or task.stage)
 
 
 def wire_of(answered: Message) -> Wire:
@@ -61,32 +75,163 @@ def wire_of(answered: Message) -> Wire:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    examples = [Example("ann", "good film", "yes"), Example("ann", "bad slow book", "no")]
-    write_examples(tmp_path / "home" / "examples.jsonl", examples)
+def home(tmp_path: Path, tiny_release: Release) -> Path:
+    with Device.enroll(tmp_path / "home", tiny_release.folder) as device:
+        device.add(MINE)
+        device.keep_policy(Policy("always"))
     return tmp_path / "home"
 
 
-def test_a_real_device_is_known_by_its_home(home: Path, engine: LinearEngine) -> None:
+def changed(home: Path, change: Callable[[Device], object]) -> None:
+    with Device.open(home) as device:
+        change(device)
+
+
+def egress(home: Path) -> list[dict[str, Any]]:
+    with Device.open(home) as device:
+        return device.egress()
+
+
+def told(row: dict[str, Any]) -> tuple[str, str]:
+    return row["kind"], row["outcome"]
+
+
+def test_an_owners_device_is_known_by_a_number_of_its_home(home: Path, task: RoundTask) -> None:
     node = {"home": str(home)}
-    hello = read_hello(wire_of(answer(message(sent_as="query"), context(node))))
-    assert str(hello.client) == (home / "client").read_text().strip()
-    answered = answer(message(), context(node))
-    task = RoundTask(ENGINE.release.release_id, 1, 0, "train", LocalSettings(), ENGINE.trainables())
-    contribution = read_contribution(wire_of(answered), ENGINE.release.manifest, task)
+    first = read_hello(wire_of(answer(message(task, "query"), context(node))))
+    again = read_hello(wire_of(answer(message(task, "query"), context(node, {"partition-id": 3}))))
+    assert first == again
+    assert 2**32 < first.client < 2**63  # 63 random bits: smaller once in 2^31
+    assert first.client not in [row["to"]["node"] for row in egress(home)]
+
+
+def test_a_change_leaves_and_is_written_down(home: Path, task: RoundTask, tiny_release: Release) -> None:
+    node = {"home": str(home), "coordinator": "the library's"}
+    answered = wire_of(answer(message(task), context(node)))
+    contribution = read_contribution(answered, tiny_release.manifest, task)
     assert any(np.abs(change).max() > 0 for change in contribution.change.values())
-    assert len(list(home.glob("profile-*.umbel"))) == 1
+    (row,) = egress(home)
+    assert told(row) == ("train", "sent")
+    assert (row["release"], row["round"], row["why"]) == (tiny_release.release_id, 3, [])
+    assert row["to"] == {"run": 1, "node": 5, "sender": 1, "coordinator": "the library's"}
+    assert row["tensors"] == len(tiny_release.manifest.trainables)
+    assert row["norm"] == pytest.approx(l2_norm(contribution.change.values()))
+    numbers = sum(4 * change.size for change in contribution.change.values())
+    assert numbers < row["bytes"] < numbers + 400
+    with Device.open(home) as device:
+        own = device.status()
+        assert own["profile"]["how"] == "round"
+        assert (own["egress"]["messages"], own["egress"]["bytes"]) == (1, row["bytes"])
 
 
-def test_a_simulated_device_is_known_by_its_partition(tmp_path: Path) -> None:
+def test_an_owners_device_gives_what_a_simulated_one_with_its_number_gives(
+    home: Path, task: RoundTask, tiny_release: Release, tmp_path: Path
+) -> None:
+    with Device.open(home) as device:
+        number = device.client_number(0)
+    answered = wire_of(answer(message(task), context({"home": str(home)})))
+    write_examples(tmp_path / "plain" / "examples.jsonl", MINE)
+    plain = train(Engine(tiny_release), SimulatedHome(tmp_path / "plain"), number, task)
+    assert answered.arrays.keys() == plain.change.keys()
+    for name, change in plain.change.items():
+        np.testing.assert_array_equal(answered.arrays[name], change)
+
+
+def test_the_owners_bound_holds_whatever_clip_is_asked_for(home: Path, task: RoundTask) -> None:
+    changed(home, lambda device: device.keep_policy(Policy("always", most_norm=0.01)))
+    rough = replace(task, settings=replace(task.settings, local_rate=5.0, clip=100.0))
+    answered = wire_of(answer(message(rough), context({"home": str(home)})))
+    assert l2_norm(answered.arrays.values()) == pytest.approx(0.01, rel=1e-5)
+
+
+@pytest.mark.parametrize("sent_as", ["query", "train"])
+def test_without_a_policy_nothing_leaves_but_that_something_was_refused(
+    sent_as: str, task: RoundTask, tiny_release: Release, tmp_path: Path
+) -> None:
+    with Device.enroll(tmp_path / "home", tiny_release.folder) as device:
+        device.add(MINE)
+    answered = reply(message(task, sent_as), context({"home": str(tmp_path / "home")}))
+    assert answered.error.reason == "EgressError"
+    refused, error = egress(tmp_path / "home")
+    assert (told(refused), refused["bytes"]) == ((sent_as, "refused"), 0)
+    assert "policy never: nothing may leave" in refused["why"]
+    assert (told(error), error["bytes"]) == (("error", "sent"), len("reasonEgressError"))
+    with Device.open(tmp_path / "home") as device:
+        assert device.profile() is None  # no work is done for what may not leave
+
+
+def test_what_its_owner_has_learned_is_not_replaced_by_a_rounds(home: Path, task: RoundTask) -> None:
+    changed(home, lambda device: device.learn())
+    with Device.open(home) as device:
+        own = device.profile()
+    answer(message(task), context({"home": str(home)}))
+    with Device.open(home) as device:
+        assert device.status()["profile"]["how"] == "learned"
+        kept = device.profile()
+        assert [row["what"] for row in device.log()][-1] == "took part"
+    assert own is not None
+    assert kept is not None
+    assert all(np.array_equal(kept[name], value) for name, value in own.items())
+
+
+@pytest.mark.parametrize("place", ["encode_examples", "shared_change"])
+def test_what_rests_on_something_forgotten_meanwhile_does_not_leave(
+    place: str, home: Path, task: RoundTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the profile is kept the store refuses it, after that the gate does."""
+    real = getattr(rounds, place)
+
+    def meanwhile(*words: Any) -> Any:
+        with Device.open(home) as other:
+            other.forget([1])
+        return real(*words)
+
+    monkeypatch.setattr(rounds, place, meanwhile)
+    with pytest.raises((StoreError, EgressError), match="forgotten"):
+        answer(message(task), context({"home": str(home)}))
+    assert [row for row in egress(home) if row["outcome"] == "sent"] == []
+    with Device.open(home) as device:
+        assert device.profile() is None
+
+
+def test_a_device_without_held_out_examples_says_only_that_it_could_not(home: Path, task: RoundTask) -> None:
+    answered = reply(message(replace(task, stage="evaluate")), context({"home": str(home)}))
+    assert answered.error.reason == "ExampleError"
+    assert [told(row) for row in egress(home)] == [("error", "sent")]
+
+
+def test_a_run_cannot_make_an_owners_device_a_simulated_one(
+    home: Path, task: RoundTask, tmp_path: Path
+) -> None:
+    changed(home, lambda device: device.keep_policy(Policy("never")))
+    write_devices(tmp_path / "devices", [2, 2])
+    run = {"devices": str(tmp_path / "devices"), "release": str(tmp_path), "threads": 4096}
+    node = {"home": str(home), "partition-id": 1}
+    with pytest.raises(EgressError, match="policy never"):
+        answer(message(task, "query"), context(node, run))
+    changed(home, lambda device: device.keep_policy(Policy("always")))
+    answer(message(task), context(node, run))  # with the release of its home
+
+
+def test_a_passphrase_comes_from_the_environment(
+    home: Path, task: RoundTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(home, lambda device: device.rekey("passphrase", lambda: "correct horse battery"))
+    with pytest.raises(StoreError, match="UMBEL_PASSPHRASE"):
+        answer(message(task, "query"), context({"home": str(home)}))
+    monkeypatch.setenv("UMBEL_PASSPHRASE", "correct horse battery")
+    read_hello(wire_of(answer(message(task, "query"), context({"home": str(home)}))))
+
+
+def test_a_simulated_device_is_known_by_its_partition(tmp_path: Path, task: RoundTask) -> None:
     write_devices(tmp_path, [2, 2])
-    found = answer(message(sent_as="query"), context({"partition-id": 1}, {"devices": str(tmp_path)}))
-    assert read_hello(wire_of(found)).client == 1
+    at = context({"partition-id": 1}, {"devices": str(tmp_path)})
+    assert read_hello(wire_of(answer(message(task, "query"), at))).client == 1
 
 
-def test_a_device_without_a_home_says_what_is_missing() -> None:
+def test_a_device_without_a_home_says_what_is_missing(task: RoundTask) -> None:
     with pytest.raises(ConfigError) as error:
-        answer(message(), context({}))
+        answer(message(task), context({}))
     assert error.value.problems == (
         "node config has no 'home'",
         "node config has no 'partition-id'",
@@ -94,41 +239,62 @@ def test_a_device_without_a_home_says_what_is_missing() -> None:
     )
 
 
-def test_a_device_without_a_release_says_so(home: Path) -> None:
+def test_a_home_that_is_none_says_how_to_begin(tmp_path: Path, task: RoundTask) -> None:
+    with pytest.raises(StoreError, match="umbel device enroll"):
+        answer(message(task), context({"home": str(tmp_path)}))
+    assert reply(message(task), context({"home": str(tmp_path)})).error.reason == "StoreError"
+
+
+def test_a_simulated_device_without_a_release_says_so(tmp_path: Path, task: RoundTask) -> None:
+    write_devices(tmp_path, [2])
     with pytest.raises(ConfigError, match="no release"):
-        answer(message(), context({"home": str(home)}))
+        answer(message(task), context({"partition-id": 0}, {"devices": str(tmp_path)}))
 
 
-def test_a_task_that_came_under_another_name_is_refused(home: Path, engine: LinearEngine) -> None:
+def test_a_task_that_came_under_another_name_is_refused(home: Path, task: RoundTask) -> None:
     with pytest.raises(MessageError, match="it is for evaluate, but came as train"):
-        answer(message("evaluate", sent_as="train"), context({"home": str(home)}))
+        answer(message(replace(task, stage="evaluate"), "train"), context({"home": str(home)}))
 
 
-def test_another_record_is_refused(home: Path, engine: LinearEngine) -> None:
-    asked = message()
+def test_another_record_is_refused(home: Path, task: RoundTask) -> None:
+    asked = message(task)
     asked.content["more"] = ConfigRecord({"code": "print()"})
     with pytest.raises(MessageError, match="records are"):
         answer(asked, context({"home": str(home)}))
 
 
-@pytest.mark.parametrize("error", [ValueError("a secret text"), ExampleError("line 1: no label")])
+class CanaryError(Exception):
+    """An error of a library, whose type's name is not on the list."""
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (ValueError(CANARY), "ValueError"),
+        (ExampleError("line 1: no label"), "ExampleError"),
+        (CanaryError(CANARY), "Exception"),
+    ],
+)
 def test_of_an_error_only_its_type_leaves_and_no_text_is_logged(
-    error: Exception, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception,
+    name: str,
+    home: Path,
+    task: RoundTask,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def broken(context: Context) -> None:
+    def broken(context: Context, home: object) -> None:
         raise error
 
     monkeypatch.setattr(flower_app, "_engine", broken)
     with caplog.at_level(logging.WARNING):
-        answered = reply(message(), context({"home": str(home), "partition-id": 3}))
-    assert answered.error.reason == type(error).__name__
+        answered = reply(message(task), context({"home": str(home), "partition-id": 3}))
+    assert answered.error.reason == name
     assert "train failed on device 000003" in caplog.text
-    assert "secret" not in caplog.text
+    assert CANARY not in caplog.text + json.dumps(egress(home))
 
 
-def test_a_process_keeps_one_engine_per_release(
-    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_process_keeps_one_engine_per_release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made: list[str] = []
 
     def make(release: str, threads: int) -> object:
@@ -138,13 +304,28 @@ def test_a_process_keeps_one_engine_per_release(
     monkeypatch.setattr(flower_app, "read_release", lambda folder: folder.name)
     monkeypatch.setattr(flower_app, "Engine", make)
     flower_app._engine_of.cache_clear()
+    home = SimulatedHome(tmp_path)
     try:
         (tmp_path / "r").mkdir()
         (tmp_path / "r" / "manifest.json").write_text("1")
-        at = context({"home": str(home)}, {"release": str(tmp_path / "r")})
-        assert flower_app._engine(at) is flower_app._engine(at)
+        at = context({}, {"release": str(tmp_path / "r")})
+        assert flower_app._engine(at, home) is flower_app._engine(at, home)
         (tmp_path / "r" / "manifest.json").write_text("2")
-        flower_app._engine(at)
+        flower_app._engine(at, home)
     finally:
         flower_app._engine_of.cache_clear()
     assert made == ["r", "r"]
+
+
+def test_what_a_gate_refuses_is_an_error_without_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault in the work itself, here a change that is no number, is stopped in a simulation, too."""
+    engine = linear_engine()
+    ask = RoundTask(engine.release.release_id, 1, 0, "train", LocalSettings(), engine.trainables())
+    write_examples(tmp_path / "000000" / "examples.jsonl", MINE[:2])
+    monkeypatch.setattr(flower_app, "_engine", lambda context, home: engine)
+    broken = {"head.weight": np.full((2, 5), np.nan, np.float32), "head.bias": np.zeros(2, np.float32)}
+    monkeypatch.setattr("umbel.device_client.rounds.shared_change", lambda *words: broken)
+    with pytest.raises(EgressError, match=r"head\.weight holds values that are not finite"):
+        answer(message(ask), context({"partition-id": 0}, {"devices": str(tmp_path)}))

@@ -13,7 +13,7 @@ from tests.linear_engine import LABELS, PRIVATE, SHAPES, WORDS, linear_engine
 
 from umbel.device_client.learning import encode_examples, learn_profiles
 from umbel.device_client.rounds import evaluate, minibatches, shared_change, train
-from umbel.device_client.store import DeviceHome
+from umbel.device_client.simulated import SimulatedHome
 from umbel.shared.errors import ExampleError
 from umbel.shared.examples import Example, write_examples
 from umbel.shared.messages import LocalSettings, RoundTask, l2_norm
@@ -31,10 +31,10 @@ def some_examples(count: int, purpose: str = "examples") -> list[Example]:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> DeviceHome:
+def home(tmp_path: Path) -> SimulatedHome:
     write_examples(tmp_path / "examples.jsonl", some_examples(10))
     write_examples(tmp_path / "heldout.jsonl", some_examples(7, "heldout"))
-    return DeviceHome(tmp_path)
+    return SimulatedHome(tmp_path)
 
 
 def task(settings: LocalSettings = WIDE, **changes: Any) -> RoundTask:
@@ -65,7 +65,7 @@ def slow_change(
     return {"head.weight": W - ask.arrays["head.weight"], "head.bias": b - ask.arrays["head.bias"]}
 
 
-def test_the_change_is_that_of_plain_sgd_with_the_profile_frozen(home: DeviceHome) -> None:
+def test_the_change_is_that_of_plain_sgd_with_the_profile_frozen(home: SimulatedHome) -> None:
     # float32 against float64: 3 steps leave about 1e-7.
     contribution = train(ENGINE, home, 4, task())
     profile = home.load_profile(ENGINE.release)
@@ -77,7 +77,7 @@ def test_the_change_is_that_of_plain_sgd_with_the_profile_frozen(home: DeviceHom
     assert contribution.round == 2
 
 
-def test_the_profile_that_is_kept_is_learned_under_the_values_of_the_round(home: DeviceHome) -> None:
+def test_the_profile_that_is_kept_is_learned_under_the_values_of_the_round(home: SimulatedHome) -> None:
     train(ENGINE, home, 4, task())
     support = encode_examples(ENGINE, some_examples(10))
     expected = learn_profiles(ENGINE, [support], ENGINE.release.manifest.recipe, shared=task().arrays)
@@ -90,7 +90,7 @@ def test_the_profile_that_is_kept_is_learned_under_the_values_of_the_round(home:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_a_round_starts_from_what_onboarding_writes(home: DeviceHome, share: float) -> None:
+def test_a_round_starts_from_what_onboarding_writes(home: SimulatedHome, share: float) -> None:
     """Labels count a tenth each, times the recipe's share, as far as it is kept in float16."""
     engine = linear_engine(onboards=True)
     recipe = LearningRecipe(steps=2, start=share)
@@ -103,7 +103,7 @@ def test_a_round_starts_from_what_onboarding_writes(home: DeviceHome, share: flo
     np.testing.assert_allclose(kept[PRIVATE], wanted[PRIVATE], rtol=0, atol=1e-6)
 
 
-def test_a_round_is_the_same_whatever_was_stored_before(home: DeviceHome) -> None:
+def test_a_round_is_the_same_whatever_was_stored_before(home: SimulatedHome) -> None:
     first = train(ENGINE, home, 4, task())
     home.save_profile(ENGINE.release, {PRIVATE: np.array([[9.0, -9.0]], np.float32)})
     again = train(ENGINE, home, 4, task())
@@ -112,7 +112,7 @@ def test_a_round_is_the_same_whatever_was_stored_before(home: DeviceHome) -> Non
 
 
 @pytest.mark.parametrize("elsewhere", [task(seed=6), task(round=3)])
-def test_another_seed_or_round_takes_other_minibatches(home: DeviceHome, elsewhere: RoundTask) -> None:
+def test_another_seed_or_round_takes_other_minibatches(home: SimulatedHome, elsewhere: RoundTask) -> None:
     first, other = train(ENGINE, home, 4, task()), train(ENGINE, home, 4, elsewhere)
     assert not np.array_equal(first.change["head.bias"], other.change["head.bias"])
 
@@ -121,7 +121,7 @@ def test_another_device_takes_other_minibatches() -> None:
     assert not np.array_equal(minibatches(10, 4, 1, 4, task()), minibatches(10, 4, 1, 5, task()))
 
 
-def test_the_change_is_clipped_and_the_count_capped(home: DeviceHome) -> None:
+def test_the_change_is_clipped_and_the_count_capped(home: SimulatedHome) -> None:
     free = train(ENGINE, home, 4, task())
     assert l2_norm(free.change.values()) > 0.05
     tight = train(ENGINE, home, 4, task(replace(WIDE, clip=0.05, example_cap=3)))
@@ -142,14 +142,14 @@ def test_profile_dropout_trains_what_people_without_a_profile_get() -> None:
     assert min(generic["head.bias"][1], whole) < mixed < max(generic["head.bias"][1], whole)
 
 
-def test_a_round_can_bring_its_own_recipe(home: DeviceHome) -> None:
+def test_a_round_can_bring_its_own_recipe(home: SimulatedHome) -> None:
     train(ENGINE, home, 4, task(replace(WIDE, recipe=LearningRecipe(steps=0))))
     kept = home.load_profile(ENGINE.release)
     assert kept is not None
     np.testing.assert_array_equal(kept[PRIVATE], np.zeros((1, 2)))
 
 
-def test_an_evaluation_counts_and_stores_nothing(home: DeviceHome) -> None:
+def test_an_evaluation_counts_and_stores_nothing(home: SimulatedHome) -> None:
     ask = task(stage="evaluate")
     before = sorted(path.name for path in home.folder.iterdir())
     reply = evaluate(ENGINE, home, ask)
@@ -165,7 +165,7 @@ def test_an_evaluation_counts_and_stores_nothing(home: DeviceHome) -> None:
     assert 0 < correct < 7  # so that neither constant would pass
 
 
-def test_a_home_without_heldout_examples_cannot_be_evaluated(home: DeviceHome) -> None:
+def test_a_home_without_heldout_examples_cannot_be_evaluated(home: SimulatedHome) -> None:
     (home.folder / "heldout.jsonl").unlink()
     with pytest.raises(ExampleError, match="no held-out examples"):
         evaluate(ENGINE, home, task(stage="evaluate"))
@@ -173,7 +173,7 @@ def test_a_home_without_heldout_examples_cannot_be_evaluated(home: DeviceHome) -
 
 def test_a_label_that_the_release_lacks_is_refused_and_nothing_is_kept(tmp_path: Path) -> None:
     write_examples(tmp_path / "examples.jsonl", [Example("ann", "good film", "maybe")])
-    home = DeviceHome(tmp_path)
+    home = SimulatedHome(tmp_path)
     with pytest.raises(ExampleError):
         train(ENGINE, home, 4, task())
     assert home.load_profile(ENGINE.release) is None

@@ -16,7 +16,7 @@ from umbel.device_client.engine import Engine
 from umbel.device_client.learning import Encoded, encode_examples
 from umbel.device_client.onboarding import onboarded, read_known
 from umbel.device_client.rounds import evaluate, shared_change, train
-from umbel.device_client.store import DeviceHome
+from umbel.device_client.simulated import SimulatedHome
 from umbel.device_client.teaching import taught_change
 from umbel.shared.episodes import drawn_part
 from umbel.shared.examples import write_examples
@@ -209,10 +209,10 @@ def test_the_models_own_change_is_what_it_was(
     assert all(np.array_equal(found[name], value) for name, value in wanted.items())
 
 
-def home_of(folder: Path, count: int) -> DeviceHome:
+def home_of(folder: Path, count: int) -> SimulatedHome:
     write_examples(folder / "examples.jsonl", random_examples(0, "ann", count))
     write_examples(folder / "heldout.jsonl", random_examples(0, "ann", 4, "heldout"))
-    return DeviceHome(folder)
+    return SimulatedHome(folder)
 
 
 def test_a_contribution_holds_both_and_is_clipped_as_one(engine: Engine, tmp_path: Path) -> None:

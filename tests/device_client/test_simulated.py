@@ -1,4 +1,4 @@
-"""A device's home: private by its permissions, and whole or absent."""
+"""A simulated device's home: a profile is whole or absent, and readable by its owner only."""
 
 import stat
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from umbel.device_client.store import DeviceHome
+from umbel.device_client.egress.gate import Asker, Departure
+from umbel.device_client.simulated import SimulatedHome
 from umbel.shared.errors import ExampleError, ProfileError
 from umbel.shared.examples import Example, write_examples
 from umbel.shared.profile import ProfileSpec, TensorSpec
@@ -28,7 +29,7 @@ PROFILE = {"user": np.array([[0.5, -1.0, 2.0]], np.float32)}
 
 
 def test_a_profile_is_kept_and_only_its_owner_can_read_it(tmp_path: Path, release: Release) -> None:
-    home = DeviceHome(tmp_path / "home")
+    home = SimulatedHome(tmp_path / "home")
     assert home.load_profile(release) is None
     home.save_profile(release, PROFILE)
     found = home.load_profile(release)
@@ -41,7 +42,7 @@ def test_a_profile_is_kept_and_only_its_owner_can_read_it(tmp_path: Path, releas
 
 
 def test_a_profile_that_cannot_be_packed_leaves_the_old_one(tmp_path: Path, release: Release) -> None:
-    home = DeviceHome(tmp_path)
+    home = SimulatedHome(tmp_path)
     home.save_profile(release, PROFILE)
     with pytest.raises(ProfileError, match="not finite"):
         home.save_profile(release, {"user": np.array([np.nan, 0, 0], np.float32)})
@@ -53,11 +54,11 @@ def test_a_profile_that_cannot_be_packed_leaves_the_old_one(tmp_path: Path, rele
 def test_a_home_that_cannot_be_written_is_one_clear_error(tmp_path: Path, release: Release) -> None:
     (tmp_path / "home").write_text("a file where the folder should be")
     with pytest.raises(ProfileError, match="cannot keep the profile"):
-        DeviceHome(tmp_path / "home").save_profile(release, PROFILE)
+        SimulatedHome(tmp_path / "home").save_profile(release, PROFILE)
 
 
 def test_a_damaged_profile_is_refused(tmp_path: Path, release: Release) -> None:
-    home = DeviceHome(tmp_path)
+    home = SimulatedHome(tmp_path)
     home.save_profile(release, PROFILE)
     path = home.profile_path(release)
     path.write_bytes(path.read_bytes()[:-1])
@@ -66,7 +67,7 @@ def test_a_damaged_profile_is_refused(tmp_path: Path, release: Release) -> None:
 
 
 def test_examples_are_read_and_heldout_ones_may_be_missing(tmp_path: Path) -> None:
-    home = DeviceHome(tmp_path)
+    home = SimulatedHome(tmp_path)
     with pytest.raises(ExampleError, match="Cannot read"):
         home.examples()
     write_examples(tmp_path / "examples.jsonl", [Example("ann", "a slow film", "yes")])
@@ -74,12 +75,8 @@ def test_examples_are_read_and_heldout_ones_may_be_missing(tmp_path: Path) -> No
     assert home.heldout() == []
 
 
-def test_the_number_of_a_device_is_made_once(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    first = DeviceHome(tmp_path / "a").client_number()
-    assert DeviceHome(tmp_path / "a").client_number() == first
-    assert 0 <= first < 2**63
-    assert DeviceHome(tmp_path / "b").client_number() != first
-    with pytest.raises(ExampleError, match="no device home"):
-        DeviceHome(tmp_path / "missing").client_number()
+def test_a_simulated_person_has_no_policy_and_what_is_wrong_stays_wrong(tmp_path: Path) -> None:
+    home = SimulatedHome(tmp_path, 7)
+    assert (home.client_number(), home.refusals(), home.release_folder) == (7, [], None)
+    assert home.enter(Departure("train", Asker()), ["x is missing"]) == ["x is missing"]
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,14 @@
-"""A device's home: the owner's examples and the private profile, in a folder that nothing else writes to."""
+"""A simulated device's home: a person's examples and their profile, as plain files in a folder."""
 
 from __future__ import annotations
 
-import secrets
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
-from umbel.shared.errors import ExampleError, ProfileError
+from umbel.device_client.egress.gate import Departure
+from umbel.shared.errors import ProfileError
 from umbel.shared.examples import Example, read_examples
 from umbel.shared.files import atomic_write
 from umbel.shared.profile import FloatArray, pack_profile, unpack_profile
@@ -14,25 +16,37 @@ from umbel.shared.release import Release
 
 EXAMPLES = "examples.jsonl"
 HELDOUT = "heldout.jsonl"
-CLIENT = "client"
 
 
 @final
-class DeviceHome:
-    """The folder of one device.
+class SimulatedHome:
+    """The folder of one simulated device; nothing in it is anybody's secret.
 
     home/
-      examples.jsonl            the owner's examples; profiles are learned from them
-      heldout.jsonl             in simulations only: examples that nothing is learned from
-      profile-<release>.umbel   the private profile for a release (mode 0600)
-      client                    a random number that says nothing about the owner, made when first asked for
+      examples.jsonl            the person's examples; profiles are learned from them
+      heldout.jsonl             examples that nothing is learned from
+      profile-<release>.umbel   the profile for a release (mode 0600)
+
+    Attributes:
+        folder: Where it lies.
+        number: The device's place in the row.
+        most_norm: No bound of its own: the task's clip is the only one.
+        release_folder: None: the run names the release.
     """
 
-    def __init__(self, folder: Path):
+    most_norm = math.inf
+    release_folder: Path | None = None
+
+    def __init__(self, folder: Path, number: int = 0):
         self.folder = folder
+        self.number = number
+
+    def client_number(self) -> int:
+        """Returns the device's place in the row."""
+        return self.number
 
     def examples(self) -> list[Example]:
-        """Returns the owner's examples.
+        """Returns the person's examples.
 
         Raises:
             ExampleError: There are none, or they are malformed.
@@ -40,7 +54,7 @@ class DeviceHome:
         return read_examples(self.folder / EXAMPLES, default_user="owner")
 
     def heldout(self) -> list[Example]:
-        """Returns the held-out examples; none on a real device.
+        """Returns the held-out examples; there may be none.
 
         Raises:
             ExampleError: They are malformed.
@@ -84,20 +98,11 @@ class DeviceHome:
                 f"cannot keep the profile {path}", [error.strerror or type(error).__name__]
             ) from None
 
-    def client_number(self) -> int:
-        """Returns the random number by which a coordinator samples this device; made once, then kept.
+    def refusals(self) -> list[str]:
+        """Returns nothing: a simulated person has no policy."""
+        return []
 
-        It is drawn from the system, not from a seed: two devices must not share it, and it must tell nothing.
-
-        Raises:
-            ExampleError: The home does not exist.
-        """
-        path = self.folder / CLIENT
-        if not self.folder.is_dir():
-            raise ExampleError(f"there is no device home at {self.folder}", hint="Make the folder first.")
-        try:
-            return int(path.read_text()) & (2**63 - 1)
-        except (OSError, ValueError):
-            number = secrets.randbits(63)
-            atomic_write(path, f"{number}\n".encode(), mode=0o600)
-            return number
+    def enter(self, departure: Departure, problems: Sequence[str]) -> list[str]:
+        """Returns the problems as they are: there is no policy, and nobody to keep a log for."""
+        del departure
+        return list(problems)

@@ -1,0 +1,149 @@
+"""`umbel device policy`, `consent` and `egress`: what may leave, and what did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from umbel.device_client.home_commands import HOME, Home, opened
+
+if TYPE_CHECKING:
+    from umbel.device_client.egress.policy import Policy
+
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
+_SHOW = "show"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds these commands to an app."""
+    for command in (policy, consent, egress):
+        app.command()(command)
+
+
+def policy(
+    rule: Annotated[str, typer.Argument(help="show, never, ask, plugged-in or always.")] = _SHOW,
+    network: Annotated[
+        str | None,
+        typer.Option(help="What you say of the network: unmetered, metered, or system (as it tells)."),
+    ] = None,
+    norm: Annotated[
+        float | None, typer.Option(help="Largest change that may leave, whatever a coordinator allows.")
+    ] = None,
+    home: Home = HOME,
+    as_json: _Json = False,
+) -> None:
+    """Say what may leave your device when it takes part in rounds, or show it.
+
+    never: nothing, as it is until you say otherwise.
+
+    ask: only what you gave consent for before: umbel device consent.
+
+    plugged-in: on wall power and a network that does not cost by volume.
+
+    always: whenever it is asked.
+
+    What leaves is a change of what everybody shares, never a text, a label or your profile.
+
+    For instance: umbel device policy plugged-in --network unmetered
+    """
+    from dataclasses import replace
+
+    with opened(home) as device:
+        kept = device.policy()
+        wanted = {"rule": None if rule == _SHOW else rule, "network": network, "most_norm": norm}
+        new = replace(kept, **{name: value for name, value in wanted.items() if value is not None})
+        if new != kept:
+            device.keep_policy(new)
+        against = _against(new, device.release_id)
+    _told({**new.as_json(), "against": against}, _policy_words(new, against), as_json)
+
+
+def consent(
+    rounds: Annotated[
+        int | None, typer.Option(min=1, max=10**6, help="How many changes may leave; 1 unless given.")
+    ] = None,
+    days: Annotated[
+        float | None, typer.Option(min=0.01, max=366, help="For how long; 7 unless given.")
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="Take consent back.")] = False,
+    home: Home = HOME,
+    as_json: _Json = False,
+) -> None:
+    """Consent to some rounds with the release that you have, where your policy is to be asked.
+
+    A round has a deadline, and nobody may be there to answer: so consent is given before. It ends with the
+    last of the rounds, with its time, or with another release, whichever comes first.
+
+    For instance: umbel device consent --rounds 10 --days 7
+    """
+    from dataclasses import replace
+    from datetime import UTC, datetime, timedelta
+
+    from umbel.device_client.egress.policy import ASK, Consent
+    from umbel.shared.errors import ConfigError
+
+    with opened(home) as device:
+        kept = device.policy()
+        if kept.rule != ASK:
+            raise ConfigError(
+                f"consent says nothing under the policy '{kept.rule}'",
+                hint="Be asked: umbel device policy ask.",
+            )
+        until = datetime.now(UTC) + timedelta(days=7 if days is None else days)
+        given = Consent(device.release_id, until.isoformat(timespec="seconds"), rounds or 1)
+        new = replace(kept, consent=None if none else given)
+        device.keep_policy(new)
+        against = _against(new, device.release_id)
+    _told({**new.as_json(), "against": against}, _policy_words(new, against), as_json)
+
+
+def egress(home: Home = HOME, as_json: _Json = False) -> None:
+    """Show what left your device, when, to whom and how much, and what was refused and why.
+
+    What a change holds is not kept. Bytes are those of the answer, without what a transport puts around it.
+    """
+    with opened(home) as device:
+        rows = device.egress()
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        typer.echo(_row(row))
+    sent = [row for row in rows if row["outcome"] == "sent"]
+    typer.echo(f"{sum(row['bytes'] for row in sent):,} bytes left in {len(sent)} messages.")
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    to = row["to"]
+    words = [row["at"], row["outcome"], row["kind"], f"{row['bytes']:,} bytes"]
+    words += [f"round {row['round']}"] if row["round"] is not None else []
+    words += [f"norm {row['norm']:.3g}"] if row["norm"] is not None else []
+    words += [f"to {to['coordinator'] or 'a coordinator'}, run {to['run']}"]
+    return "  ".join(words) + "".join(f"\n    {line}" for line in row["why"])
+
+
+def _against(policy: Policy, release: str) -> list[str]:
+    """Returns what would speak against letting something leave just now."""
+    from datetime import UTC, datetime
+
+    return policy.refusals(release, datetime.now(UTC))
+
+
+def _policy_words(policy: Policy, against: list[str]) -> str:
+    given = policy.consent
+    words = [
+        f"Policy:  {policy.rule}",
+        f"Network: {policy.network}",
+        f"Norm:    at most {policy.most_norm:g}",
+    ]
+    if policy.rule == "ask" and given is not None:
+        words.append(f"Consent: {given.rounds} rounds, until {given.until}, release {given.release[:12]}")
+    now = ["Now:     what is asked may leave."] if not against else ["Now:     nothing would leave."]
+    return "\n".join([*words, *now, *(f"         {line}" for line in against)])
+
+
+def _told(found: dict[str, Any], words: str, as_json: bool) -> None:
+    typer.echo(json.dumps(found, indent=2) if as_json else words)

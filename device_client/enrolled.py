@@ -1,0 +1,109 @@
+"""An owner's device in rounds: its sealed home as rounds and the gate need it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, final
+
+from umbel.device_client.egress.allowed import ERROR
+from umbel.device_client.egress.gate import Departure
+from umbel.device_client.egress.policy import PLUGGED_IN, Policy, Surroundings, surroundings
+from umbel.device_client.owner import Device
+from umbel.shared.errors import ExampleError
+from umbel.shared.examples import Example
+from umbel.shared.messages import TRAIN
+from umbel.shared.profile import FloatArray, pack_profile
+from umbel.shared.release import Release
+
+_FORGOTTEN = "some of what it rests on was forgotten meanwhile"
+
+
+@final
+class EnrolledHome:
+    """What a device's owner keeps and allows, for one message of a round.
+
+    Attributes:
+        most_norm: The owner's bound on the norm of a change.
+    """
+
+    def __init__(self, device: Device, look: Callable[[], Surroundings] = surroundings):
+        """Notes how often its owner has forgotten something: what is made from then on may not rest on it.
+
+        Args:
+            device: Theirs, opened.
+            look: Tells of power and network.
+        """
+        self._device = device
+        self._look = look
+        self._before = device.before()
+        self.most_norm = device.policy().most_norm
+
+    @property
+    def release_folder(self) -> Path:
+        """Where the release in use lies."""
+        return self._device.release_folder
+
+    def client_number(self) -> int:
+        """Returns the number by which a coordinator samples this device: random, made once, kept sealed.
+
+        It is drawn from the system, not from a seed: two devices must not share it, and it must tell nothing.
+        """
+        return self._device.client_number(secrets.randbits(63))
+
+    def examples(self) -> list[Example]:
+        """Returns the owner's examples.
+
+        Raises:
+            ExampleError: There are none.
+        """
+        examples = self._device.known()[0]
+        if not examples:
+            raise ExampleError("there are no examples to learn from", hint="Add some: umbel device add.")
+        return examples
+
+    def heldout(self) -> list[Example]:
+        """Returns nothing: all that an owner has is learned from."""
+        return []
+
+    def save_profile(self, release: Release, profile: Mapping[str, FloatArray]) -> None:
+        """Keeps the profile of a round, unless its owner has learned or onboarded one: that one stays.
+
+        Raises:
+            StoreError: Something was forgotten meanwhile; nothing is kept.
+        """
+        packed = pack_profile(release.manifest.profile, dict(profile), release.release_id)
+        self._device.keep_from_round(release, packed, self._before)
+
+    def refusals(self) -> list[str]:
+        """Returns what the owner's policy says against any answer now."""
+        return self._device.policy().refusals(self._device.release_id, _now(), self._look)
+
+    def enter(self, departure: Departure, problems: Sequence[str]) -> list[str]:
+        """Writes an entry of the egress log, and returns all that speaks against the answer.
+
+        An error's type may always leave: the coordinator would otherwise wait for the device.
+        """
+        free, release = departure.kind == ERROR, departure.release or self._device.release_id
+        asks = not free and self._device.policy().rule == PLUGGED_IN
+        seen = self._look() if asks else Surroundings(None, None)  # outside of the transaction: it takes time
+
+        def judge(kept: Any, erasures: int) -> tuple[Any, Mapping[str, Any]]:
+            policy = Policy.from_json(kept)
+            against = list(problems)
+            if not free:
+                against += policy.refusals(release, _now(), lambda: seen)
+                against += [_FORGOTTEN] if erasures != self._before[1] else []
+            if departure.kind == TRAIN and not against:
+                policy = policy.after_change()
+            at = _now().isoformat(timespec="seconds")
+            outcome = {"outcome": "refused" if against else "sent", "why": against}
+            return policy.as_json(), {"at": at, **departure.as_json(), **outcome}
+
+        return list(self._device.enter(judge)["why"])
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

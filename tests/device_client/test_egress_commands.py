@@ -1,0 +1,170 @@
+"""`umbel device policy`, `consent` and `egress` as an owner types them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from umbel import cli
+from umbel.device_client.egress.allowed import allowed_hello
+from umbel.device_client.egress.gate import Asker, Departure, leave
+from umbel.device_client.egress.policy import Policy, Surroundings
+from umbel.device_client.enrolled import EnrolledHome
+from umbel.device_client.owner import Device
+from umbel.shared.errors import StoreError
+from umbel.shared.messages import Hello
+from umbel.shared.release import Release
+
+pytestmark = pytest.mark.full  # a release is made, by torch
+CHANGE = Departure("train", Asker(1, 2, 3, "library"), "0" * 64, 4, 1234, 2, 0.25)
+
+
+@pytest.fixture(autouse=True)
+def home(tiny_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
+    Device.enroll(tmp_path / "home", tiny_release.folder).close()
+    return tmp_path / "home"
+
+
+def umbel(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    status = cli.main(["device", *map(str, words)])
+    shown = capsys.readouterr()
+    return status, shown.out, shown.err
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    status, out, err = umbel(capsys, *words, "--json")
+    assert (status, err) == (0, "")
+    return json.loads(out)
+
+
+def entered(home: Path, departure: Departure, *problems: str, found: Surroundings | None = None) -> list[str]:
+    with Device.open(home) as device:
+        look = (lambda: found) if found is not None else (lambda: Surroundings(None, None))
+        return EnrolledHome(device, look).enter(departure, problems)
+
+
+def test_a_policy_is_shown_set_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    first = told(capsys, "policy")
+    assert (first["rule"], first["network"], first["most_norm"]) == ("never", "system", 1.0)
+    assert first["against"] == ["policy never: nothing may leave"]
+    assert "nothing would leave" in umbel(capsys, "policy", "show")[1]
+    assert told(capsys, "policy", "always", "--norm", "0.5")["against"] == []
+    assert told(capsys, "policy", "--network", "metered")["rule"] == "always"
+    found = told(capsys, "policy", "plugged-in")
+    assert (found["most_norm"], found["network"]) == (0.5, "metered")
+    assert "policy plugged-in: the network is metered" in found["against"]
+    assert told(capsys, "policy") == found
+    assert told(capsys, "status")["egress"] == {
+        "policy": "plugged-in",
+        "messages": 0,
+        "bytes": 0,
+        "last": None,
+    }
+    assert "Leaves:   policy plugged-in; 0 bytes in 0 messages so far" in umbel(capsys, "status")[1]
+    assert [row["what"] for row in told(capsys, "log")] == ["enrolled", "policy", "policy", "policy"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["policy", "sometimes", "--norm", "-1"], "never, ask, plugged-in, always"),
+        (["policy", "--network", "fast"], "system, unmetered, metered"),
+        (["consent"], "umbel device policy ask"),
+        (["consent", "--rounds", "0"], "--rounds"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = umbel(capsys, *words)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert told(capsys, "policy")["rule"] == "never"
+
+
+def test_consent_is_for_so_many_rounds_of_this_release(
+    home: Path, capsys: pytest.CaptureFixture[str], tiny_release: Release
+) -> None:
+    told(capsys, "policy", "ask")
+    mine = Departure("train", Asker(), tiny_release.release_id)
+    assert entered(home, mine) == ["policy ask: no consent was given"]
+    given = told(capsys, "consent", "--rounds", "2")["consent"]
+    assert (given["rounds"], given["release"]) == (2, tiny_release.release_id)
+    assert "2 rounds" in umbel(capsys, "policy")[1]
+    assert entered(home, CHANGE) == ["policy ask: consent was given for another release"]
+    assert entered(home, Departure("query", Asker())) == []  # a number is no round
+    assert entered(home, mine, "x is missing") == ["x is missing"]  # nor is what did not leave
+    assert entered(home, mine) == []
+    assert told(capsys, "policy")["consent"]["rounds"] == 1
+    assert entered(home, mine) == []
+    assert entered(home, mine) == ["policy ask: the rounds that consent was given for are over"]
+    told(capsys, "consent")
+    assert told(capsys, "consent", "--none")["against"] == ["policy ask: no consent was given"]
+
+
+def test_power_and_network_are_looked_at_when_something_would_leave(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(capsys, "policy", "plugged-in")
+    assert entered(home, CHANGE, found=Surroundings(True, False)) == []
+    assert entered(home, CHANGE, found=Surroundings(False, False)) == ["policy plugged-in: it is on battery"]
+    assert len(entered(home, CHANGE)) == 2
+
+
+def test_what_left_and_what_did_not_is_shown(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert umbel(capsys, "egress") == (0, "0 bytes left in 0 messages.\n", "")
+    entered(home, CHANGE)
+    told(capsys, "policy", "always")
+    entered(home, CHANGE)
+    rows = told(capsys, "egress")
+    assert [row["outcome"] for row in rows] == ["refused", "sent"]
+    assert {**rows[1], "at": ""} == {"at": "", **CHANGE.as_json(), "outcome": "sent", "why": []}
+    out = umbel(capsys, "egress")[1]
+    assert "round 4  norm 0.25  to library, run 1\n    policy never: nothing may leave" in out
+    assert out.endswith("\n1,234 bytes left in 1 messages.\n")
+    assert told(capsys, "status")["egress"]["bytes"] == 1234
+
+
+def test_the_log_of_what_left_lies_sealed(home: Path) -> None:
+    entered(home, CHANGE)
+    for file in home.glob("store.sqlite*"):
+        assert b"library" not in file.read_bytes()
+
+
+def test_forgetting_erases_no_entry_of_what_left(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told(capsys, "policy", "always")
+    told(capsys, "add", "--text", "a film", "--label", "yes")
+    entered(home, CHANGE)
+    told(capsys, "forget", "--number", "1", "--yes")
+    assert len(told(capsys, "egress")) == 1
+
+
+def test_two_processes_do_not_use_one_consent_twice(
+    home: Path, capsys: pytest.CaptureFixture[str], tiny_release: Release
+) -> None:
+    """The last round of a consent is judged and used in one transaction of the store."""
+    told(capsys, "policy", "ask")
+    told(capsys, "consent", "--rounds", "1")
+    mine = Departure("train", Asker(), tiny_release.release_id)
+    with Device.open(home) as one, Device.open(home) as other:
+        first, second = EnrolledHome(one), EnrolledHome(other)
+        assert (first.refusals(), second.refusals()) == ([], [])
+        assert first.enter(mine, []) == []
+        assert second.enter(mine, []) != []
+    assert [row["outcome"] for row in told(capsys, "egress")] == ["sent", "refused"]
+
+
+def test_an_entry_that_cannot_be_written_lets_nothing_out(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Device.open(home) as device:
+        device.keep_policy(Policy("always"))
+        enrolled = EnrolledHome(device)
+        store = device._store
+        store._connection.execute("PRAGMA query_only = ON")
+        with pytest.raises(StoreError):
+            leave(Hello(7).wire(), allowed_hello(7), enrolled, Asker())
+        store._connection.execute("PRAGMA query_only = OFF")
+        assert device.egress() == []

@@ -1,0 +1,185 @@
+"""Nothing on a device opens a connection but its part in rounds, and the fetching of releases."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from umbel.shared.release import Release
+
+NETWORK = {
+    "aiohttp", "asyncio", "flwr", "ftplib", "grpc", "http", "httpx", "imaplib", "multiprocessing", "poplib",
+    "requests", "smtplib", "socket", "socketserver", "ssl", "tuf", "urllib", "urllib3", "webbrowser",
+    "websockets", "xmlrpc",
+}  # fmt: skip
+STARTS_PROGRAMS = {"ctypes", "subprocess"}
+# Rounds, behind the gate; and what fetches releases, which sends nothing of its owner's.
+MAY_CONNECT = ("flower_app.py", "releases/")
+MAY_START = ("egress/network.py",)
+
+# Runs commands of `umbel device` in one process that notes every use of a socket and every program started.
+WATCH = """
+import json, sys
+seen = []
+
+def watch(event, words):
+    if event.startswith(("socket.", "urllib.", "http.", "ftplib.", "smtplib.", "subprocess.", "os.system")):
+        seen.append(event)
+
+sys.addaudithook(watch)
+from umbel import cli
+for words in json.loads(sys.argv[1]):
+    status = cli.main(["device", *words])
+    if status:
+        sys.exit(f"{words[0]} ended with {status}")
+print("seen:", json.dumps(seen))
+"""
+CALLS = "trace=socket,connect,sendto,sendmsg"
+
+
+def imported(source: Path) -> set[str]:
+    """Returns the top-level names that a file imports, anywhere in it, by a statement or by name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
+            "import_module",
+            "__import__",
+        ):
+            words = [word.value for word in node.args if isinstance(word, ast.Constant)]
+            found |= {str(word).partition(".")[0] for word in words} or {"something by a name made up"}
+    return found
+
+
+def reaching(folder: Path, names: set[str], allowed: tuple[str, ...]) -> list[str]:
+    """Returns "file: name" for every import of one of the names outside of what is allowed."""
+    return [
+        f"{place}: {name}"
+        for source in sorted(folder.rglob("*.py"))
+        for place in [source.relative_to(folder).as_posix()]
+        for name in sorted(imported(source) & (names | {"something by a name made up"}))
+        if not place.startswith(allowed)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "names", "allowed"),
+    [
+        ("device_client", NETWORK, MAY_CONNECT),
+        ("device_client", STARTS_PROGRAMS, MAY_START),
+        ("shared", NETWORK | STARTS_PROGRAMS, ("no file",)),
+    ],
+)
+def test_only_rounds_and_the_fetching_of_releases_reach_the_network(
+    part: str, names: set[str], allowed: tuple[str, ...], repository: Path
+) -> None:
+    assert reaching(repository / part, names, allowed) == []
+
+
+def test_an_import_is_found_wherever_it_hides(tmp_path: Path) -> None:
+    hidden = (
+        "import urllib.request as x",
+        "def f():\n    from http import client",
+        "import importlib\nimportlib.import_module('socket')",
+        "__import__('ss' + 'l')",
+    )
+    for number, text in enumerate(hidden):
+        (tmp_path / f"m{number}.py").write_text(text)
+    (tmp_path / "flower_app.py").write_text("import grpc")
+    assert reaching(tmp_path, NETWORK, MAY_CONNECT) == [
+        "m0.py: urllib",
+        "m1.py: http",
+        "m2.py: socket",
+        "m3.py: something by a name made up",
+    ]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("traced", [False, True])
+def test_an_owners_commands_use_no_socket(traced: bool, onboarding_release: Release, tmp_path: Path) -> None:
+    """Python's own sockets are seen by an audit hook; those of libraries in C by strace, where it may."""
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"text": "a slow film", "label": "yes"}\n{"text": "a bad book", "label": "no"}\n')
+    export = str(tmp_path / "me.export")
+    commands = [
+        ["enroll", "--release", str(onboarding_release.folder)],
+        ["add", "--examples", str(mine)],
+        ["onboard", "--explain"],
+        ["learn"],
+        ["predict", "a slow film"],
+        ["list"],
+        ["status"],
+        ["policy", "always"],
+        ["egress"],
+        ["log"],
+        ["export", export],
+        ["import", export],
+        ["rekey", "--key", "passphrase"],
+        ["forget", "--number", "1", "--yes"],
+        ["forget", "--everything", "--yes"],
+    ]
+    trace = tmp_path / "trace"
+    out = watched(commands, tmp_path, strace(trace) if traced else [])
+    assert out.splitlines()[-1] == "seen: []"
+    assert not traced or sockets(trace) == []
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_watch_sees_a_socket(traced: bool, tmp_path: Path) -> None:
+    code = WATCH + "import socket; socket.socket().connect_ex(('127.0.0.1', 9)); print(seen)"
+    trace = tmp_path / "trace"
+    out = watched([], tmp_path, strace(trace) if traced else [], code)
+    assert "socket.connect" in out.splitlines()[-1]
+    assert not traced or any("connect(" in line for line in sockets(trace))
+
+
+def watched(commands: list[list[str]], home: Path, before: list[str], code: str = WATCH) -> str:
+    """Runs commands in a process that is watched, and returns what it prints."""
+    secrets = ("UMBEL_PASSPHRASE", "UMBEL_NEW_PASSPHRASE", "UMBEL_EXPORT_PASSPHRASE")
+    run = subprocess.run(
+        [*before, sys.executable, "-c", code, json.dumps(commands)],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(home),
+            "UMBEL_HOME": str(home / "home"),
+            "PYTHONPATH": ":".join(sys.path),
+            **dict.fromkeys(secrets, "correct horse battery"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def sockets(trace: Path) -> list[str]:
+    """Returns the calls that are about sockets which reach beyond the machine's own programs."""
+    calls = [line for line in trace.read_text().splitlines() if "(" in line]
+    return [line for line in calls if "AF_UNIX" not in line]
+
+
+def strace(trace: Path) -> list[str]:
+    """Returns what runs a program under strace; skips the test where that is not allowed."""
+    found = shutil.which("strace")
+    command = [
+        found or "strace",
+        "-f",
+        "-qq",
+        "-e",
+        "trace=socket,connect,sendto,sendmsg",
+        "-e",
+        "signal=none",
+    ]
+    tried = [*command, "-o", str(trace), "true"]
+    if found is None or subprocess.run(tried, capture_output=True, check=False).returncode:
+        pytest.skip("strace is not here, or may not trace")
+    return [*command, "-o", str(trace)]
