@@ -53,7 +53,11 @@ def policy(
 
     with opened(home) as device:
         kept = device.policy()
-        wanted = {"rule": None if rule == _SHOW else rule, "network": network, "most_norm": norm}
+        wanted: dict[str, Any] = {
+            "rule": None if rule == _SHOW else rule,
+            "network": network,
+            "most_norm": norm,
+        }
         new = replace(kept, **{name: value for name, value in wanted.items() if value is not None})
         if new != kept:
             device.keep_policy(new)

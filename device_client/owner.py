@@ -306,7 +306,9 @@ class Device:
         """
         state, erasures = before
         examples = self._store.counts()[0]
-        kept = KeptProfile(packed, {"how": "round", "at": _now(), "state": state, "examples": examples})
+        kept = KeptProfile(
+            packed, {"how": "learned in a round", "at": _now(), "state": state, "examples": examples}
+        )
         event = _event("took part", release=release.release_id, examples=examples)
         self._store.save_profile(release.release_id, kept, erasures, event, staying=_OWN)
 

@@ -120,7 +120,7 @@ def test_a_change_leaves_and_is_written_down(home: Path, task: RoundTask, tiny_r
     assert numbers < row["bytes"] < numbers + 400
     with Device.open(home) as device:
         own = device.status()
-        assert own["profile"]["how"] == "round"
+        assert own["profile"]["how"] == "learned in a round"
         assert (own["egress"]["messages"], own["egress"]["bytes"]) == (1, row["bytes"])
 
 

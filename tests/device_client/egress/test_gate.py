@@ -243,5 +243,5 @@ def test_a_type_of_error_that_is_not_on_the_list_leaves_as_an_error() -> None:
 def test_a_subclass_of_array_does_not_leave() -> None:
     """What such a class would do when it is sent is its own affair."""
     wire = contribution()
-    masked = {name: np.ma.masked_array(array) for name, array in wire.arrays.items()}  # type: ignore[no-untyped-call]
+    masked = {name: np.ma.masked_array(array) for name, array in wire.arrays.items()}
     assert len(GOOD["train"][1].problems(Wire(masked, wire.config))) == 2

@@ -314,6 +314,59 @@ def test_a_newer_store_is_refused_and_an_older_one_is_brought_up_to_date(
         reopened(tmp_path)
 
 
+def test_a_store_of_the_first_version_gets_a_log_of_what_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "_MIGRATIONS", schema._MIGRATIONS[:1])
+    monkeypatch.setattr(schema, "VERSION", 1)
+    with made(tmp_path) as store:
+        store.add([entry("one")])
+    monkeypatch.undo()
+    with reopened(tmp_path) as store:
+        assert (told(store), store.egress()) == ([("one", LABEL)], [])
+        store.enter("policy", lambda old, erasures: (old, {"kind": "query"}))
+        assert store.egress() == [{"kind": "query"}]
+
+
+def test_an_entry_and_the_setting_it_uses_up_are_written_together(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.keep_setting("left", 1)
+        store.add([entry("one")])
+        store.remove([1])
+
+        def judge(old: int, erasures: int) -> tuple[int, dict[str, int]]:
+            return old - 1, {"old": old, "erasures": erasures}
+
+        def fails(old: int, erasures: int) -> tuple[int, dict[str, int]]:
+            raise KeyboardInterrupt
+
+        assert store.enter("left", judge) == {"old": 1, "erasures": 1}
+        with pytest.raises(KeyboardInterrupt):
+            store.enter("left", fails)
+    with reopened(tmp_path) as store:
+        assert (store.setting("left"), store.egress()) == (0, [{"old": 1, "erasures": 1}])
+        assert store.log() == []
+
+
+def test_a_first_setting_stays(tmp_path: Path) -> None:
+    with made(tmp_path) as store, reopened(tmp_path) as other:
+        assert store.first_setting("client", 7) == 7
+        assert other.first_setting("client", 8) == 7
+        assert store.setting("client") == 7
+
+
+def test_a_profile_made_in_a_better_way_stays(tmp_path: Path) -> None:
+    newer = KeptProfile(b"newer", {**ABOUT, "how": "round"})
+    with made(tmp_path) as store:
+        store.save_profile("r", newer, staying=("learned",))
+        store.save_profile("r", KeptProfile(b"again", newer.about), staying=("learned",))
+        assert store.profile("r") == KeptProfile(b"again", newer.about)
+        store.save_profile("r", PROFILE)
+        store.save_profile("r", newer, event={"what": "took part"}, staying=("learned",))
+        assert store.profile("r") == PROFILE
+        assert store.log() == [{"what": "took part"}]
+
+
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     with made(tmp_path) as store:
         store.add([entry("one")])
