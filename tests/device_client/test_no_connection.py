@@ -26,13 +26,16 @@ MAY = {
     "egress/network.py": {"subprocess"},
 }
 
-# Runs commands of `umbel device` in one process that notes every use of a socket and every program started.
+# Runs commands of `umbel device` in a process that notes what reaches out, by a socket or another program. A
+# socket alone does not: urllib3, which `enroll` loads, binds one of its own to see whether there is IPv6.
 WATCH = """
 import json, sys
+OUT = ("socket.connect", "socket.get", "socket.send", "urllib.", "http.", "ftplib.", "smtplib.")
+OUT += ("subprocess.", "os.system")
 seen = []
 
 def watch(event, words):
-    if event.startswith(("socket.", "urllib.", "http.", "ftplib.", "smtplib.", "subprocess.", "os.system")):
+    if event.startswith(OUT):
         seen.append(event)
 
 sys.addaudithook(watch)
@@ -44,7 +47,7 @@ for words in json.loads(sys.argv[1]):
 print("seen:", json.dumps(seen))
 """
 GIVEN = ("_message", "Message", "Error")
-CALLS = "trace=socket,connect,sendto,sendmsg"
+CALLS = "trace=connect,sendto,sendmsg,sendmmsg"
 
 
 def imported(source: Path) -> set[str]:
@@ -110,7 +113,7 @@ def test_whatever_flower_is_given_comes_out_of_the_gate(repository: Path) -> Non
 
 @pytest.mark.full
 @pytest.mark.parametrize("traced", [False, True])
-def test_an_owners_commands_use_no_socket(traced: bool, onboarding_release: Release, tmp_path: Path) -> None:
+def test_an_owners_commands_reach_nobody(traced: bool, onboarding_release: Release, tmp_path: Path) -> None:
     """Python's own sockets are seen by an audit hook; those of libraries in C by strace, where it may."""
     mine = tmp_path / "mine.jsonl"
     mine.write_text('{"text": "a slow film", "label": "yes"}\n{"text": "a bad book", "label": "no"}\n')
@@ -182,7 +185,7 @@ def strace(trace: Path) -> list[str]:
         "-f",
         "-qq",
         "-e",
-        "trace=socket,connect,sendto,sendmsg",
+        "trace=connect,sendto,sendmsg,sendmmsg",
         "-e",
         "signal=none",
     ]
