@@ -12,6 +12,7 @@ import typer
 
 from umbel.device_client import egress_commands
 from umbel.device_client.home_commands import HOME, Home, add_to, opened
+from umbel.device_client.releases.commands import update
 from umbel.device_client.texts import given_texts
 
 if TYPE_CHECKING:
@@ -314,3 +315,4 @@ def _bar(steps: int, quiet: bool) -> Any:
 
 add_to(app)
 egress_commands.add_to(app)
+app.command()(update)

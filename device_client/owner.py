@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from umbel.device_client.device import Learned, Onboarded, packed_learning, packed_onboarding
 from umbel.device_client.egress.policy import Policy
+from umbel.device_client.events import event as _event
+from umbel.device_client.events import now as _now
 from umbel.device_client.prediction import Prediction, predict_with
 from umbel.device_client.releases.installed import installed
 from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Passphrase
@@ -41,6 +42,7 @@ from umbel.shared.release import Release
 if TYPE_CHECKING:
     from umbel.device_client.releases.fetching import OnBytes
     from umbel.device_client.releases.trust import Pin
+    from umbel.device_client.releases.updating import Hears, Updated, Wanted
 
 STORE = "store.sqlite"
 KEYS = ("file", "keyring", "passphrase")
@@ -223,6 +225,31 @@ class Device:
             if kept is None
             else unpack_profile(release.manifest.profile, kept.packed, release.release_id)
         )
+
+    def update(
+        self, wanted: Wanted | None = None, *, threads: int = 1, hears: Hears | None = None
+    ) -> Updated:
+        """Looks for a newer release, and takes it over if it is at least as good on the owner's examples.
+
+        The release in use serves until then, and goes on where the new one is not as good. With a profile, a
+        new one is learned from all that was added.
+
+        Args:
+            wanted: Where to look, and what else an owner may say of it; None: the channel that is trusted.
+            threads: Threads of a graph run.
+            hears: Hears how far it is.
+
+        Raises:
+            BusyError: Another process updates this device.
+            OSError: The home cannot be written; what was there goes on.
+            ReleaseError: There is nowhere to look, what was found is not to be believed, or does not fit.
+            StoreError: Some of what the new profile was learned from has been forgotten meanwhile.
+        """
+        from umbel.device_client.releases.updating import Update, Wanted
+
+        found = Update(self.home, self._store, wanted or Wanted(), threads, hears).run()
+        self.__dict__.pop("release", None)  # it may be another one now
+        return found
 
     def status(self) -> dict[str, Any]:
         """Returns what is held, since when, and what came of learning; no text and no number of a profile."""
@@ -429,11 +456,3 @@ def _check(examples: Sequence[Example], texts: Sequence[str], labels: Sequence[s
         problems.append("they are of several people")
     if problems:
         raise ExampleError("these examples cannot be kept", problems, f"Labels: {', '.join(labels)}.")
-
-
-def _event(what: str, **told: Any) -> dict[str, Any]:
-    return {"at": _now(), "what": what, **told}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

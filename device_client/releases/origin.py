@@ -43,13 +43,13 @@ class Channel:
             home: The device's home, where it is kept what was seen.
             source: Another place of the same channel.
 
+        One process at a time.
+
         Raises:
-            BusyError: Another process is asking.
             ReleaseError: It is not to be believed, or has none.
             UnreachableError: It cannot be read.
         """
-        with sole_use(home / TRUST):
-            return look(source_of(source or self.source), self.root, home / TRUST)
+        return look(source_of(source or self.source), self.root, home / TRUST)
 
     def as_setting(self) -> dict[str, str]:
         """Returns what a store keeps of it."""
@@ -93,7 +93,7 @@ def begin(
         The release, and the channel if there is one.
 
     Raises:
-        BusyError: Another process takes a release over.
+        BusyError: Another process does so, too.
         OSError: The home cannot be written.
         ReleaseError: It cannot be used, or is not to be believed.
         UnreachableError: The channel cannot be read.
@@ -105,5 +105,6 @@ def begin(
             )
         return install(Path(place), home / RELEASES), None
     channel = trusted(place, pin)
-    offer = channel.look(home)
+    with sole_use(home / TRUST):
+        offer = channel.look(home)
     return fetch(source_of(channel.source), offer, home / RELEASES, on_bytes=on_bytes), channel

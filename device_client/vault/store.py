@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -282,15 +282,50 @@ class Store:
             StoreError: Something was erased meanwhile, from which it may have been learned; or see `add`.
         """
         with self._writing():
-            if erasures is not None and self._erasures() != erasures:
-                raise StoreError(
-                    "the profile was not kept: some of what it was learned from has been forgotten",
-                    hint="Learn again from what is left: umbel device learn.",
-                )
+            self._check_erasures(erasures)
             old = self._profiles(release).get(release) if staying else None
             if old is None or old.about.get("how") not in staying:
                 self._put_profile(release, kept)
             self._put_event(event)
+
+    def switch(
+        self,
+        settings: Mapping[str, Any],
+        profiles: Mapping[str, KeptProfile],
+        event: Event = None,
+        *,
+        keep: Collection[str] | None = None,
+        erasures: int | None = None,
+    ) -> None:
+        """Keeps settings and profiles, and drops profiles of releases that are no longer here, all at once.
+
+        Args:
+            settings: What is kept under which name.
+            profiles: New profiles by release.
+            event: What the log says of it.
+            keep: Releases whose profiles stay, if they have one; None: all.
+            erasures: What `erasures` said before the profiles were learned; None: nothing was learned.
+
+        Raises:
+            StoreError: As in `save_profile`; then nothing is changed.
+        """
+        with self._writing():
+            self._check_erasures(erasures)
+            for release, kept in profiles.items():
+                self._put_profile(release, kept)
+            for (release,) in self._connection.execute("SELECT release FROM profiles").fetchall():
+                if keep is not None and release not in keep:
+                    self._connection.execute("DELETE FROM profiles WHERE release = ?", (release,))
+            for name, value in settings.items():
+                self._put_setting(name, value)
+            self._put_event(event)
+
+    def _check_erasures(self, erasures: int | None) -> None:
+        if erasures is not None and self._erasures() != erasures:
+            raise StoreError(
+                "the profile was not kept: some of what it was learned from has been forgotten",
+                hint="Learn again from what is left: umbel device learn.",
+            )
 
     def _put_profile(self, release: str, kept: KeptProfile) -> None:
         piece = json.dumps({"about": dict(kept.about), "packed": kept.packed.hex()}).encode()

@@ -1,0 +1,289 @@
+"""Exchanging a device's release for a newer one: found, fetched, tried on the owner's examples, taken over.
+
+Until one transaction of the store says otherwise, the release in use serves, whatever ends the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from umbel.device_client.device import packed_learning, packed_onboarding
+from umbel.device_client.events import event, now
+from umbel.device_client.releases.fetching import OnBytes, fetch, missing_bytes
+from umbel.device_client.releases.installed import install, installed, keep_only
+from umbel.device_client.releases.origin import RELEASES, TRUST, Channel, trusted
+from umbel.device_client.releases.proving import Proof, proven
+from umbel.device_client.releases.sources import source_of
+from umbel.device_client.releases.trust import Offer, Pin
+from umbel.device_client.vault.store import KeptProfile, Store
+from umbel.shared.errors import BusyError, ReleaseError
+from umbel.shared.examples import Example
+from umbel.shared.files import sole_use
+from umbel.shared.profile import FloatArray, unpack_profile
+from umbel.shared.release import Release, read_release
+
+RELEASE, CHANNEL = "release", "channel"
+_PREVIOUS, _VERDICT = "previous", "verdict"
+_TOLD = ("nll_generic", "nll_personal", "strength")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an owner says of an update.
+
+    Attributes:
+        check: Only look.
+        back: Go back to the release before the one in use.
+        source: Another place of the trusted channel, this time; with `pin` the channel from now on.
+        release: A release's folder in place of the channel's.
+        pin: Whom to trust from now on.
+        force: Take it over even if it is not as good.
+    """
+
+    check: bool = False
+    back: bool = False
+    source: str | None = None
+    release: Path | None = None
+    pin: Pin | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        alone = self.release is not None and (self.source is not None or self.pin is not None)
+        if alone or (self.back and (self.check or self.source or self.release or self.pin or self.force)):
+            raise ReleaseError(
+                "these do not go together",
+                hint="Give a release's folder, or speak of a channel; to go back, nothing else.",
+            )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """What came of looking for a newer release.
+
+    Attributes:
+        outcome: "current": the one in use is offered; "available": another one is; "adopted": it is in use
+            now; "kept": it is not as good, so the old one goes on; "back": the previous one is in use again.
+        release: The release in use now.
+        other: The one that was in use, or that is offered or not taken; None if there is none.
+        to_fetch: How many bytes of an available one are not here.
+        proof: How both did on the owner's examples; None without examples.
+        tried_before: Whether that is known from an earlier update.
+    """
+
+    outcome: str
+    release: str
+    other: str | None = None
+    to_fetch: int = 0
+    proof: Proof | None = None
+    tried_before: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns it for scripts."""
+        return asdict(self)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Hears:
+    """Who hears how far an update is.
+
+    Attributes:
+        on_bytes: Hears how many bytes were fetched, of how many.
+        on_phase: Hears what is done next.
+    """
+
+    on_bytes: OnBytes | None = None
+    on_phase: Callable[[str], None] = field(default=lambda phase: None)
+
+
+@final
+class Update:
+    """One update of one device."""
+
+    def __init__(self, home: Path, store: Store, wanted: Wanted, threads: int, hears: Hears | None):
+        self._home, self._store, self._wanted, self._threads = home, store, wanted, threads
+        self._releases, self._hears = home / RELEASES, hears or Hears()
+        self._used = str(store.setting(RELEASE))
+
+    def run(self) -> Updated:
+        """Does what is wanted; see `Device.update`."""
+        with sole_use(self._home / TRUST):
+            self._used = str(self._store.setting(RELEASE))  # the one before may have been an update, too
+            if self._wanted.back:
+                return self._back()
+            self._hears.on_phase("looking")
+            channel = self._channel()
+            offer = self._offer(channel)
+            if offer.release_id == self._used:
+                return Updated("current", self._used)
+            before = self._store.state(), self._store.erasures()
+            examples, texts = self._known()
+            _check_labels(examples, offer)
+            verdict = self._verdict(offer.release_id, before[0])
+            if self._wanted.check:
+                to_fetch = 0 if self._wanted.release else missing_bytes(offer, self._releases)
+                return Updated("available", self._used, offer.release_id, to_fetch, *_known_of(verdict))
+            if verdict is not None and not self._wanted.force:
+                return Updated("kept", self._used, offer.release_id, 0, *_known_of(verdict))
+            new = self._taken(channel, offer)
+            return self._tried(new, examples, texts, before)
+
+    def _channel(self) -> Channel | None:
+        """Returns the channel to look at; one that is trusted anew is kept."""
+        wanted = self._wanted
+        if wanted.release is not None:
+            return None
+        kept = Channel.from_setting(self._store.setting(CHANNEL))
+        if wanted.pin is None:
+            if kept is None:
+                raise ReleaseError(
+                    "this device follows no channel",
+                    hint="Give a release's folder: --release FOLDER. Or a channel and whom to trust: "
+                    "--source CHANNEL --pin PIN.",
+                )
+            return kept
+        place = wanted.source or (kept.source if kept else None)
+        if place is None:
+            raise ReleaseError(
+                "say which channel to trust", hint="Give its folder or address: --source CHANNEL."
+            )
+        return trusted(place, wanted.pin)
+
+    def _offer(self, channel: Channel | None) -> Offer:
+        if channel is None:
+            assert self._wanted.release is not None
+            read = read_release(self._wanted.release)
+            return Offer(read.release_id, read.manifest)
+        offer = channel.look(self._home, self._wanted.source)
+        if self._wanted.pin is not None:
+            told = event("trusted", channel=channel.source, pin=channel.pin)
+            self._store.switch({CHANNEL: channel.as_setting()}, {}, told)
+        return offer
+
+    def _taken(self, channel: Channel | None, offer: Offer) -> Release:
+        if channel is None:
+            assert self._wanted.release is not None
+            return install(self._wanted.release, self._releases)
+        self._hears.on_phase("fetching")
+        source = source_of(self._wanted.source or channel.source)
+        return fetch(source, offer, self._releases, on_bytes=self._hears.on_bytes)
+
+    def _tried(
+        self, new: Release, examples: Sequence[Example], texts: Sequence[str], before: tuple[str, int]
+    ) -> Updated:
+        """Compares the new release with the one in use, and takes it over or leaves it."""
+        old, kept = installed(self._releases, self._used), self._store.profile(self._used)
+        how = None if kept is None else str(kept.about["how"])
+        self._hears.on_phase("trying it on your examples")
+        proof = proven(old, new, how, examples, texts, self._threads)
+        if proof is not None and not proof.as_good and not self._wanted.force:
+            return self._left(new, proof, before[0])
+        self._hears.on_phase("learning your profile for it")
+        profile = None if kept is None else self._relearned(old, new, kept, examples, texts, before[0])
+        told = {} if proof is None else proof.as_json()
+        self._store.switch(
+            {RELEASE: new.release_id, _PREVIOUS: old.release_id, _VERDICT: None},
+            {} if profile is None else {new.release_id: profile},
+            event("updated", release=new.release_id, before=old.release_id, **told),
+            keep=(new.release_id, old.release_id),
+            erasures=before[1],
+        )
+        self._tidy(new.release_id, old.release_id)
+        return Updated("adopted", new.release_id, old.release_id, 0, proof)
+
+    def _relearned(
+        self,
+        old: Release,
+        new: Release,
+        kept: KeptProfile,
+        examples: Sequence[Example],
+        texts: Sequence[str],
+        state: str,
+    ) -> KeptProfile | None:
+        """Returns the profile for a new release; None where that can make none of what there is."""
+        about: dict[str, Any] = {
+            "how": kept.about["how"],
+            "at": now(),
+            "state": state,
+            "examples": len(examples),
+        }
+        if examples and kept.about["how"] == "learned":
+            begin = _begin(old, new, kept)
+            packed, found = packed_learning(new, examples, texts=texts, begin=begin, threads=self._threads)
+            about |= {name: getattr(found, name) for name in _TOLD}
+            about["held_out"] = None if found.held_out is None else found.held_out.figures()
+            return KeptProfile(packed, about)
+        if new.manifest.onboarding is None:
+            return None
+        packed, _ = packed_onboarding(new, examples, texts, explain=False, threads=self._threads)
+        return KeptProfile(packed, about | {"texts": len(texts)})
+
+    def _left(self, new: Release, proof: Proof, state: str) -> Updated:
+        """Remembers that a release is not as good, so that it is not tried again on the same examples."""
+        verdict = {"release": new.release_id, "used": self._used, "state": state, "proof": proof.as_json()}
+        told = event("kept", release=self._used, offered=new.release_id, **proof.as_json())
+        self._store.switch({_VERDICT: verdict}, {}, told)
+        self._tidy(self._used, new.release_id, self._store.setting(_PREVIOUS))
+        return Updated("kept", self._used, new.release_id, 0, proof)
+
+    def _verdict(self, offered: str, state: str) -> Mapping[str, Any] | None:
+        """Returns what is known of an offered release from an earlier try on the same examples."""
+        kept: Mapping[str, Any] | None = self._store.setting(_VERDICT)
+        same = {"release": offered, "used": self._used, "state": state}
+        return kept if kept is not None and same.items() <= kept.items() else None
+
+    def _back(self) -> Updated:
+        """Goes back to the release before, and does not come back to the one in use by itself."""
+        previous = self._store.setting(_PREVIOUS)
+        if previous is None:
+            raise ReleaseError("there is no release before the one in use")
+        old, before = installed(self._releases, previous), (self._store.state(), self._store.erasures())
+        _check_labels(self._known()[0], Offer(old.release_id, old.manifest))
+        verdict = {"release": self._used, "used": previous, "state": before[0], "proof": None}
+        self._store.switch(
+            {RELEASE: previous, _PREVIOUS: self._used, _VERDICT: verdict},
+            {},
+            event("went back", release=previous, before=self._used),
+            erasures=before[1],
+        )
+        return Updated("back", previous, self._used)
+
+    def _known(self) -> tuple[list[Example], list[str]]:
+        entries = self._store.entries()
+        examples = [Example("owner", own.text, own.label) for own in entries if own.label is not None]
+        return examples, [own.text for own in entries if own.label is None]
+
+    def _tidy(self, *releases: str | None) -> None:
+        """Removes other releases' files; what cannot be removed now is by the next update."""
+        with suppress(BusyError, OSError):
+            keep_only(self._releases, {name for name in releases if name})
+
+
+def _begin(old: Release, new: Release, kept: KeptProfile) -> dict[str, FloatArray] | None:
+    """Returns the old profile to begin from, where the private tensors are the same."""
+    if old.manifest.profile != new.manifest.profile:
+        return None
+    return unpack_profile(old.manifest.profile, kept.packed, old.release_id)
+
+
+def _check_labels(examples: Sequence[Example], offer: Offer) -> None:
+    known = set(offer.manifest.labels)
+    strange = sum(example.label not in known for example in examples)
+    if strange:
+        raise ReleaseError(
+            "the release does not know all of your labels, so it was not taken over",
+            [f"{strange} of your {len(examples)} examples have another label than it knows"],
+            "What this device has goes on working. Relabel or forget those examples to take that release.",
+        )
+
+
+def _known_of(verdict: Mapping[str, Any] | None) -> tuple[Proof | None, bool]:
+    if verdict is None:
+        return None, False
+    return None if verdict["proof"] is None else Proof.from_json(verdict["proof"]), True

@@ -1,0 +1,333 @@
+"""A device exchanges its release: what it compares, what it keeps, and what a crash leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.builders import random_examples
+from tests.channels import Publisher
+
+from umbel import cli
+from umbel.device_client.device import cross_validate, packed_learning
+from umbel.device_client.held_out import text_folds
+from umbel.device_client.owner import Device
+from umbel.device_client.releases import updating
+from umbel.device_client.releases.proving import FOLDS, Proof, proven
+from umbel.device_client.releases.trust import Pin
+from umbel.device_client.releases.updating import Wanted
+from umbel.shared.errors import BusyError, ReleaseError, StoreError
+from umbel.shared.examples import Example
+from umbel.shared.files import sole_use
+from umbel.shared.release import Release, write_release
+from umbel.shared.rng import generator
+
+pytestmark = pytest.mark.full  # releases are made, by torch
+
+MINE = random_examples(3, "owner", 10)
+OnlyWhen = Callable[[str], bool]
+
+
+@pytest.fixture(scope="module")
+def first(onboarding_release: Release) -> Release:
+    """The release that devices begin with."""
+    return onboarding_release
+
+
+@pytest.fixture(scope="module")
+def others(first: Release, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Release]:
+    """Releases that follow the first: "same" answers alike, "worse" has a head that is sure of nonsense."""
+    from safetensors.numpy import load_file
+
+    from umbel.coordinator.publish import publish_update
+
+    folder = tmp_path_factory.mktemp("others")
+    weights = load_file(first.blob_path("shared.safetensors"))
+    values = {name: weights[name] for name in first.manifest.trainables}
+    wrong = {
+        name: value + generator(0, 0, "", name).normal(0, 5, value.shape).astype(np.float32)
+        if name.startswith("task.")
+        else value
+        for name, value in values.items()
+    }
+    return {
+        "same": publish_update(first, values, folder / "same"),
+        "worse": publish_update(first, wrong, folder / "worse"),
+    }
+
+
+@pytest.fixture
+def device(first: Release, tmp_path: Path) -> Iterator[Device]:
+    """A device with examples and a profile."""
+    with Device.enroll(tmp_path / "home", first.folder) as device:
+        device.add(MINE)
+        device.learn()
+        yield device
+
+
+def given(release: Release, **more: Any) -> Wanted:
+    return Wanted(release=release.folder, **more)
+
+
+def test_a_release_that_is_as_good_takes_over(
+    device: Device, first: Release, others: dict[str, Release]
+) -> None:
+    before = device.predict(["good film", "bad book"])
+    found = device.update(given(others["same"]))
+    assert (found.outcome, found.release, found.other) == (
+        "adopted",
+        others["same"].release_id,
+        first.release_id,
+    )
+    assert found.proof is not None
+    assert (found.proof.examples, found.proof.nll_new) == (10, found.proof.nll_old)
+    status = device.status()
+    assert status["release"] == device.release.release_id == others["same"].release_id
+    assert (status["profile"]["how"], status["profile"]["current"]) == ("learned", True)
+    # Begun from where the old one ended, six steps lead a little further; the answers are close, not equal.
+    after = device.predict(["good film", "bad book"])
+    assert [row.label for row in after] == [row.label for row in before]
+    assert device.log()[-1]["what"] == "updated"
+    assert device.update(given(others["same"])).outcome == "current"
+
+
+def test_figures_are_those_of_cross_validation(first: Release, others: dict[str, Release]) -> None:
+    """Folds go by text: examples of the same text are never on both sides."""
+    rows = [*MINE, replace(MINE[0])]
+    found = proven(first, others["worse"], "learned", rows, [], 1)
+    folds = text_folds([row.text for row in rows], FOLDS)
+    assert folds[0] == folds[-1]
+    sides = [cross_validate(release, rows, folds) for release in (first, others["worse"])]
+    assert found is not None
+    assert [found.nll_old, found.nll_new] == [side.nll_personal.mean() for side in sides if side is not None]
+
+
+def test_a_release_that_is_worse_does_not(
+    device: Device, first: Release, others: dict[str, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = device.predict(["good film"])
+    found = device.update(given(others["worse"]))
+    assert (found.outcome, found.release, found.tried_before) == ("kept", first.release_id, False)
+    assert found.proof is not None
+    assert found.proof.nll_new > found.proof.nll_old
+    assert device.predict(["good film"]) == before
+    with monkeypatch.context() as context:
+        context.setattr(updating, "proven", None)  # nothing is tried again
+        again = device.update(given(others["worse"]))
+        assert (again.outcome, again.tried_before, again.proof) == ("kept", True, found.proof)
+        check = device.update(given(others["worse"], check=True))
+        assert (check.outcome, check.proof) == ("available", found.proof)
+    device.add([Example("owner", "a tender book", "yes")])
+    changed = device.update(given(others["worse"]))
+    assert (changed.outcome, changed.tried_before) == ("kept", False)
+    forced = device.update(given(others["worse"], force=True))
+    assert (forced.outcome, device.release.release_id) == ("adopted", others["worse"].release_id)
+
+
+def test_back_and_not_forth_by_itself(device: Device, first: Release, others: dict[str, Release]) -> None:
+    with pytest.raises(ReleaseError, match="no release before"):
+        device.update(Wanted(back=True))
+    before = device.predict(["good film"])
+    device.update(given(others["same"]))
+    found = device.update(Wanted(back=True))
+    assert (found.outcome, found.release, found.other) == (
+        "back",
+        first.release_id,
+        others["same"].release_id,
+    )
+    assert device.predict(["good film"]) == before
+    assert device.update(given(others["same"])).outcome == "kept"
+    assert device.update(given(others["same"], force=True)).outcome == "adopted"
+
+
+def test_the_previous_release_stays_and_older_ones_go(
+    device: Device, first: Release, others: dict[str, Release]
+) -> None:
+    device.update(given(others["same"]))
+    device.update(given(others["worse"], force=True))
+    here = {path.name for path in (device.home / "releases").iterdir()}
+    assert here == {others["same"].release_id, others["worse"].release_id}
+    assert device.profile(first) is None
+
+
+def test_without_a_profile_the_generic_models_are_compared(
+    first: Release, others: dict[str, Release], tmp_path: Path
+) -> None:
+    with Device.enroll(tmp_path / "home", first.folder) as device:
+        found = device.update(given(others["worse"]))
+        assert (found.outcome, found.proof) == ("adopted", None)  # there is nothing to try it on
+        device.add(MINE)
+        found = device.update(given(first))
+        assert found.outcome == "adopted"
+        assert device.profile() is None
+        assert found.proof is not None
+        assert found.proof.nll_new < found.proof.nll_old
+        device.add([MINE[0]])
+
+
+def test_one_text_alone_is_still_a_comparison(first: Release, others: dict[str, Release]) -> None:
+    found = proven(first, others["same"], "learned", [MINE[0]], [], 1)
+    assert found is not None
+    assert found.nll_old == found.nll_new > 0
+
+
+def test_an_onboarded_profile_is_onboarded_anew(first: Release, tmp_path: Path) -> None:
+    manifest = replace(first.manifest, parent=first.release_id)
+    blobs = {name: first.blob_path(name).read_bytes() for name in manifest.blobs}
+    follower = write_release(tmp_path / "follower", manifest, blobs)
+    with Device.enroll(tmp_path / "home", first.folder) as device:
+        device.add(MINE, ["a very slow film"])
+        device.onboard(explain=False)
+        before = device.profile()
+        found = device.update(given(follower))
+        after = device.profile()
+        assert device.status()["profile"]["how"] == "onboarded"
+    assert found.outcome == "adopted"
+    assert found.proof is not None
+    assert found.proof.nll_new == found.proof.nll_old
+    assert before is not None
+    assert after is not None
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_labels_that_a_release_lacks(device: Device, first: Release, tmp_path: Path) -> None:
+    manifest = replace(first.manifest, labels=("no", "maybe"))
+    blobs = {name: first.blob_path(name).read_bytes() for name in manifest.blobs}
+    other = write_release(tmp_path / "other", manifest, blobs)
+    count = sum(row.label == "yes" for row in MINE)
+    assert 0 < count < len(MINE)
+    with pytest.raises(ReleaseError, match=f"{count} of your 10 examples have another label"):
+        device.update(given(other, force=True))
+    assert device.release.release_id == first.release_id
+
+
+def test_what_is_forgotten_meanwhile_is_not_brought_back(
+    device: Device, first: Release, others: dict[str, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetting(*args: Any, **options: Any) -> Any:
+        found = packed_learning(*args, **options)
+        device.forget([device.entries()[0].number])
+        return found
+
+    monkeypatch.setattr(updating, "packed_learning", forgetting)
+    with pytest.raises(StoreError, match="has been forgotten"):
+        device.update(given(others["same"]))
+    status = device.status()
+    assert (status["release"], status["profile"], status["examples"]) == (first.release_id, None, 9)
+
+
+def test_two_at_once(device: Device, others: dict[str, Release]) -> None:
+    with sole_use(device.home / "trust"), pytest.raises(BusyError):
+        device.update(given(others["same"]))
+
+
+def test_nowhere_to_look(device: Device) -> None:
+    with pytest.raises(ReleaseError, match="follows no channel"):
+        device.update()
+    with pytest.raises(ReleaseError, match="do not go together"):
+        Wanted(back=True, check=True)
+
+
+def test_from_a_channel(device: Device, others: dict[str, Release], tmp_path: Path) -> None:
+    """A device that began with a folder trusts a channel later on; nothing is fetched that it has."""
+    publisher = Publisher(tmp_path / "channel", tmp_path / "keys")
+    publisher.channel.create()
+    publisher.channel.add(others["worse"])
+    pin = Pin(sha256=publisher.channel.status()["pin"])
+    found = device.update(Wanted(check=True, source=str(publisher.folder), pin=pin))
+    assert (found.outcome, found.other) == ("available", others["worse"].release_id)
+    assert found.to_fetch == others["worse"].manifest.blobs["shared.safetensors"].size_bytes
+    assert device.status()["channel"] == str(publisher.folder)
+    publisher.channel.add(others["same"])
+    phases: list[str] = []
+    found = device.update(hears=updating.Hears(on_phase=phases.append))
+    assert found.outcome == "adopted"
+    assert phases == ["looking", "fetching", "trying it on your examples", "learning your profile for it"]
+    publisher.channel.add(others["worse"])
+    moved = publisher.folder.rename(tmp_path / "mirror")
+    with pytest.raises(ReleaseError):
+        device.update()
+    assert device.update(Wanted(source=str(moved))).outcome == "kept"
+    other = Publisher(tmp_path / "other", tmp_path / "other-keys")
+    other.channel.create()
+    other.channel.add(others["worse"])
+    with pytest.raises(ReleaseError, match="not signed by the keys"):
+        device.update(Wanted(source=str(other.folder)))
+
+
+def test_the_command(
+    device: Device,
+    others: dict[str, Release],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("UMBEL_HOME", str(device.home))
+
+    def said(*words: object) -> str:
+        assert cli.main(["device", "update", *map(str, words)]) == 0
+        return capsys.readouterr().out
+
+    same, worse = others["same"].folder, others["worse"].folder
+    assert "Take it over: umbel device update" in said("--check", "-r", same)
+    found = json.loads(said("-r", worse, "--json"))
+    assert (found["outcome"], found["proof"]["examples"]) == ("kept", 10)
+    assert "goes on. On your 10 examples, each held out once, the loss is" in said("-r", worse)
+    assert "has taken over from" in said("-r", same)
+    assert "Nothing new" in said("-r", same)
+    assert "is in use again" in said("--back")
+    assert "You went back from the other one" in said("-r", same)
+
+
+def test_a_tie_is_as_good_and_a_little_worse_is_not() -> None:
+    assert Proof(8, 0.5, 0.5).as_good
+    assert Proof(8, 0.5, 0.4).as_good
+    assert not Proof(8, 0.5, 0.501).as_good
+    assert not Proof(8, 0.5, float("nan")).as_good
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from umbel.device_client.owner import Device
+from umbel.device_client.releases.updating import Wanted
+with Device.open(Path(sys.argv[1])) as device:
+    print("began", flush=True)
+    device.update(Wanted(release=Path(sys.argv[2])))
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_is_the_old_one_or_the_new_one(
+    device: Device, first: Release, others: dict[str, Release]
+) -> None:
+    """Killed later and later, until an update is done before it is killed; each time the home is whole."""
+    wait, outcomes = 0.0, set()
+    while True:
+        command = [sys.executable, "-c", KILLED, str(device.home), str(others["same"].folder)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "began\n"
+            time.sleep(wait)
+            os.kill(process.pid, signal.SIGKILL)
+            done = "done" in process.stdout.read()
+        with Device.open(device.home) as opened:
+            release = opened.release.release_id
+            assert release in (first.release_id, others["same"].release_id)
+            assert opened.profile() is not None
+            assert len(opened.predict(["good film"])) == 1
+        outcomes.add(release)
+        if done or release == others["same"].release_id:
+            break
+        wait += 0.08
+    assert outcomes == {first.release_id, others["same"].release_id}
