@@ -179,7 +179,7 @@ class Update:
     ) -> Updated:
         """Compares the new release with the one in use, and takes it over or leaves it."""
         old, kept = installed(self._releases, self._used), self._store.profile(self._used)
-        how = None if kept is None else str(kept.about["how"])
+        how = None if kept is None else _kind(kept)
         self._hears.on_phase("trying it on your examples")
         proof = proven(old, new, how, examples, texts, self._threads)
         if proof is not None and not proof.as_good and not self._wanted.force:
@@ -208,12 +208,12 @@ class Update:
     ) -> KeptProfile | None:
         """Returns the profile for a new release; None where that can make none of what there is."""
         about: dict[str, Any] = {
-            "how": kept.about["how"],
+            "how": _kind(kept),
             "at": now(),
             "state": state,
             "examples": len(examples),
         }
-        if examples and kept.about["how"] == "learned":
+        if examples and _kind(kept) == "learned":
             begin = _begin(old, new, kept)
             packed, found = packed_learning(new, examples, texts=texts, begin=begin, threads=self._threads)
             about |= {name: getattr(found, name) for name in _TOLD}
@@ -263,6 +263,11 @@ class Update:
         """Removes other releases' files; what cannot be removed now is by the next update."""
         with suppress(BusyError, OSError):
             keep_only(self._releases, {name for name in releases if name})
+
+
+def _kind(kept: KeptProfile) -> str:
+    """Returns how a profile came about: learned, at home or in a round, or onboarded."""
+    return "onboarded" if kept.about["how"] == "onboarded" else "learned"
 
 
 def _begin(old: Release, new: Release, kept: KeptProfile) -> dict[str, FloatArray] | None:
