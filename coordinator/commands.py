@@ -6,11 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from umbel.coordinator.channel.commands import app as channel_app
+
+if TYPE_CHECKING:
+    from umbel.shared.answers import Int8
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,6 +85,14 @@ def publish(
     training: Annotated[Path, typer.Argument(metavar="TRAINING", help="Folder of a finished training.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the release.")],
     parent: Annotated[str | None, typer.Option(help="Id of the release that this one follows.")] = None,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8/--no-int8", help="Also a graph that predicts with the encoder in 8 bits."),
+    ] = True,
+    examples: Annotated[
+        Path | None,
+        typer.Option("--examples", "-e", help="Examples on whose texts 8 bits are compared with float32."),
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Write a release: plain ONNX graphs, weights, tokenizer and manifest.
@@ -93,10 +104,12 @@ def publish(
     """
     from umbel.coordinator.artifacts import load_trained
     from umbel.coordinator.publish import publish as run
+    from umbel.shared.examples import read_examples
 
     trained = load_trained(training)
+    texts = [] if examples is None else list(dict.fromkeys(row.text for row in read_examples(examples)))
     with _status(as_json) as on_phase:
-        release = run(trained, out, parent=parent, on_phase=on_phase)
+        release = run(trained, out, parent=parent, int8=int8, texts=texts, on_phase=on_phase)
     manifest = release.manifest
     worst = max(manifest.parity.values())
     found = {
@@ -104,6 +117,7 @@ def publish(
         "id": release.release_id,
         "profile_bytes": manifest.profile.packed_bytes,
         "worst_relative_difference": worst,
+        "int8": None if manifest.int8 is None else manifest.int8.as_json(),
         "blobs": {name: blob.size_bytes for name, blob in sorted(manifest.blobs.items())},
     }
     _tell(
@@ -112,8 +126,18 @@ def publish(
         f"{sum(blob.size_bytes for blob in manifest.blobs.values()) / 1e6:.1f} MB; a profile takes "
         f"{manifest.profile.packed_bytes} bytes.\n"
         f"torch and onnxruntime agree within {worst:.1e} on logits, loss and every gradient.\n"
+        f"{_int8_words(manifest.int8)}"
         f"On a device: umbel device learn --release {out} --examples mine.jsonl",
         as_json,
+    )
+
+
+def _int8_words(found: Int8 | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f"In 8 bits, probabilities move by {found.moved:.2%} on average and {found.changed:.1%} of the most "
+        f"likely labels are other ones ({found.texts} texts).\n"
     )
 
 

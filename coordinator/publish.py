@@ -18,6 +18,7 @@ from umbel.coordinator.graphs import onboard
 from umbel.coordinator.graphs.embedded import embedded_graphs, measure_embedded
 from umbel.coordinator.graphs.joint import export_joint, parameter_arrays
 from umbel.coordinator.graphs.parity import check_parity, measure_parity
+from umbel.coordinator.graphs.quantized import int8_blobs, sample_tokens
 from umbel.coordinator.graphs.split import by_content, in_no_file, split_graphs, weights_file
 from umbel.coordinator.model import PersonalModel
 from umbel.coordinator.onboarding.shown import shown_anew
@@ -47,7 +48,13 @@ def _silent(phase: str) -> None:
 
 
 def publish(
-    trained: TrainedModel, folder: Path, *, parent: str | None = None, on_phase: OnPhase = _silent
+    trained: TrainedModel,
+    folder: Path,
+    *,
+    parent: str | None = None,
+    int8: bool = True,
+    texts: Sequence[str] = (),
+    on_phase: OnPhase = _silent,
 ) -> Release:
     """Writes a release of a finished training.
 
@@ -55,12 +62,14 @@ def publish(
         trained: The training.
         folder: Where the release goes; blobs that are there already are kept.
         parent: Id of the release that this one follows.
+        int8: Whether it also has the graph that predicts with the encoder's matrices in 8 bits.
+        texts: Texts on which that is compared with float32; without any, random tokens are.
         on_phase: Hears which phase begins.
 
     Raises:
         BusyError: Another process writes to the folder.
-        ReleaseError: `parent` is no release id, a tensor is not what its seed makes, or torch and onnxruntime
-            do not agree; nothing was written.
+        ReleaseError: `parent` is no release id, a tensor is not what its seed makes, torch and onnxruntime
+            do not agree, or 8 bits move answers far; nothing was written.
         BackboneError: The backbone is not the one that was trained on.
         ConfigError: A pattern of `trainables` names nothing.
     """
@@ -68,7 +77,9 @@ def publish(
     on_phase("load")
     with sole_use(folder):
         backbone, model = rebuild(trained)
-        return publish_model(model, backbone, trained, folder, parent=parent, on_phase=on_phase)
+        return publish_model(
+            model, backbone, trained, folder, parent=parent, int8=int8, texts=texts, on_phase=on_phase
+        )
 
 
 def check_parent(parent: str | None) -> None:
@@ -88,6 +99,8 @@ def publish_model(
     folder: Path,
     *,
     parent: str | None = None,
+    int8: bool = True,
+    texts: Sequence[str] = (),
     on_phase: OnPhase = _silent,
 ) -> Release:
     """Writes a release of a model that is in memory; see `publish`."""
@@ -126,8 +139,14 @@ def publish_model(
     if network is not None:
         parity |= onboard.measure_onboarding(network, own, written)
     check_parity(parity)
+    small: dict[str, bytes] = {}
+    found = None
+    if int8:
+        on_phase("int8")
+        tokens = sample_tokens(backbone, texts, max_tokens)
+        small, found = int8_blobs(graphs["predict"], written, tokens, model.profile_spec())
     on_phase("write")
-    blobs = {f"{name}.onnx": data for name, data in (graphs | behind | own).items()}
+    blobs = {f"{name}.onnx": data for name, data in (graphs | behind | own).items()} | small
     blobs |= {name: file.data for name, file in files.items()} | {TOKENIZER: backbone.tokenizer_json}
     manifest = Manifest(
         parent=parent,
@@ -144,6 +163,7 @@ def publish_model(
         rebuilt=rebuilt,
         storage=storage,
         onboarding=None if network is None else _onboarding(trained),
+        int8=found,
     )
     return write_release(folder, manifest, blobs)
 

@@ -237,6 +237,9 @@ def predict(
     file: Annotated[Path | None, typer.Option("--texts", "-t", help="File with one text a line.")] = None,
     profile: _Profile = None,
     generic: Annotated[bool, typer.Option("--generic", help="Predict without a profile.")] = False,
+    precision: Annotated[
+        str, typer.Option(help="int8: read texts in 8 bits where the release can. float32: do not.")
+    ] = "int8",
     home: Home = HOME,
     threads: _Threads = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
@@ -250,7 +253,7 @@ def predict(
     """
     wanted = given_texts(texts or [], file)
     with _work(release, home, None, None, profile) as work:
-        found = work.predict(wanted, generic, threads)
+        found = work.predict(wanted, generic, precision, threads)
     if as_json:
         for row in found:
             typer.echo(json.dumps(row.as_json()))
@@ -291,11 +294,12 @@ def _table(texts: list[str], rows: list[Prediction]) -> None:
         table.add_column(name)
     console = Console()
     # On a narrow terminal the texts are cut, not the answers.
-    longest = max(cell_len(label) for row in rows for label in (row.label, row.generic_label, "generic"))
+    labels = [(row.label, row.generic_label or "") for row in rows]
+    longest = max(cell_len(label) for row in labels for label in (*row, "generic"))
     room = max(console.width - 2 * longest - len("probability") - 6, 8)
     table.add_column("text", overflow="ellipsis", no_wrap=True, max_width=room)
     for text, row in zip(texts, rows, strict=True):
-        cells = (row.label, f"{row.probability:.3f}", row.generic_label, tamed(text))
+        cells = (row.label, f"{row.probability:.3f}", row.generic_label or "", tamed(text))
         table.add_row(*map(escape, cells))
     console.print(table)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -24,7 +25,15 @@ from umbel.shared.onboarding import (
     WEIGHTS,
 )
 from umbel.shared.profile import FloatArray
-from umbel.shared.release import BACKBONE_WEIGHTS, EMBEDDED, TOKENIZER, Manifest, Release
+from umbel.shared.release import (
+    BACKBONE_WEIGHTS,
+    EMBEDDED,
+    INT8_GRAPH,
+    INT8_WEIGHTS,
+    TOKENIZER,
+    Manifest,
+    Release,
+)
 from umbel.shared.text import IntArray, TextEncoder, TokenBatch
 
 GRADIENT = "grad."
@@ -45,7 +54,7 @@ class Engine:
     """
 
     def __init__(self, release: Release, *, threads: int = 1):
-        """Opens the tokenizer and the weights.
+        """Opens the tokenizer and the weights; texts are read in float32.
 
         Args:
             release: A checked release.
@@ -60,6 +69,33 @@ class Engine:
         self._weights = load_weights(release)
         self._placed = placed_names(release)
         self._sessions: dict[str, Any] = {}
+        self._reads = "predict"
+
+    @property
+    def precision(self) -> str:
+        """How texts are read: "float32" or "int8"."""
+        return "int8" if self._reads == INT8_GRAPH else "float32"
+
+    def quick(self) -> Engine:
+        """Returns an engine over the same weights and sessions that reads texts in 8 bits.
+
+        It is this one where the release has no such graph. What learns computes in float32 with both.
+        """
+        if not self.has_int8:
+            return self
+        twin = copy(self)
+        twin._reads = INT8_GRAPH
+        return twin
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether the release reads texts in 8 bits, too."""
+        names = (BACKBONE_WEIGHTS, INT8_WEIGHTS)
+        return self.release.manifest.int8 is not None and all(
+            # A graph finds a blob by its own name only.
+            self.release.blob_path(name).resolve().name == self.release.blob_path(name).name
+            for name in names
+        )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -89,7 +125,7 @@ class Engine:
             profile: Private tensors (users, *shape).
             shared: Other values for trainable shared tensors; empty for the release's own.
         """
-        return self._run("predict", ["logits"], _feed(tokens, owner, profile, shared))["logits"]
+        return self._run(self._reads, ["logits"], _feed(tokens, owner, profile, shared))["logits"]
 
     def read(self, tokens: TokenBatch, shared: Mapping[str, FloatArray]) -> tuple[FloatArray, FloatArray]:
         """Returns what texts are to a person about whom nothing is known; arguments as in `predict`.
@@ -99,7 +135,7 @@ class Engine:
         """
         nobody = self.release.manifest.profile.zeros(1)
         feed = _feed(tokens, np.zeros(len(tokens), np.int64), nobody, shared)
-        found = self._run("predict", ["logits", "text_embedding"], feed)
+        found = self._run(self._reads, ["logits", "text_embedding"], feed)
         return found["logits"], found["text_embedding"]
 
     @property
@@ -107,7 +143,7 @@ class Engine:
         """Width of an embedding."""
         (width,) = (
             value.shape[1]
-            for value in self._session("predict").get_outputs()
+            for value in self._session(self._reads).get_outputs()
             if value.name == "text_embedding"
         )
         return int(width)

@@ -15,11 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+import numpy as np
+
 from umbel.device_client.device import Learned, Onboarded, packed_learning, packed_onboarding
 from umbel.device_client.egress.policy import Policy
+from umbel.device_client.engine import Engine
 from umbel.device_client.events import event as _event
 from umbel.device_client.events import now as _now
-from umbel.device_client.prediction import Prediction, predict_with
+from umbel.device_client.prediction import INT8, Prediction, predict_owners, reader
 from umbel.device_client.releases.installed import installed
 from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Passphrase
 from umbel.device_client.vault.portable import Exported, read_export, write_export
@@ -77,6 +80,7 @@ class Device:
     def __init__(self, home: Path, store: Store):
         self.home = home
         self._store = store
+        self._engine: Engine | None = None
 
     @classmethod
     def enroll(
@@ -207,10 +211,37 @@ class Device:
         self._keep(release, packed, before, "learned", examples, began, told)
         return found
 
-    def predict(self, texts: Sequence[str], *, generic: bool = False, threads: int = 1) -> list[Prediction]:
-        """Predicts with the owner's profile; without one, or if so wanted, as for everybody."""
-        release = self.release
-        return predict_with(release, texts, None if generic else self.profile(release), threads=threads)
+    def predict(
+        self,
+        texts: Sequence[str],
+        *,
+        generic: bool = False,
+        compare: bool = True,
+        precision: str = INT8,
+        threads: int = 1,
+    ) -> list[Prediction]:
+        """Predicts with the owner's profile; without one, or if so wanted, as for everybody.
+
+        Args:
+            texts: The texts.
+            generic: Leave the profile aside.
+            compare: Also find the label for everybody; see `predict_owners`.
+            precision: "int8" reads texts in 8 bits where the release can; "float32" does not.
+            threads: Threads of a graph run.
+
+        Raises:
+            ConfigError: There is no such precision.
+            ProfileError: The profile is damaged.
+        """
+        engine = reader(self.engine(threads), precision)
+        profile = None if generic else self.profile()
+        return predict_owners(engine, texts, np.zeros(len(texts), np.int64), [profile], compare=compare)
+
+    def engine(self, threads: int = 1) -> Engine:
+        """Returns the release's graphs; they stay open for the next call, with one copy of the weights."""
+        if self._engine is None or self._engine.release != self.release or self._engine.threads != threads:
+            self._engine = Engine(self.release, threads=threads)
+        return self._engine
 
     def profile(self, release: Release | None = None) -> dict[str, FloatArray] | None:
         """Returns the profile for the release in use, name -> (1, *shape); None if there is none.

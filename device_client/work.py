@@ -63,7 +63,7 @@ class Work(ABC):
         """Writes a first profile and keeps it."""
 
     @abstractmethod
-    def predict(self, texts: Sequence[str], generic: bool, threads: int) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], generic: bool, precision: str, threads: int) -> list[Prediction]:
         """Predicts with the profile, or without."""
 
 
@@ -110,9 +110,10 @@ class FileWork(Work):
         examples, texts = self.known()
         return onboard_profile(self.release, examples, texts, self._profile, explain=explain, threads=threads)
 
-    def predict(self, texts: Sequence[str], generic: bool, threads: int) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], generic: bool, precision: str, threads: int) -> list[Prediction]:
         """Predicts with the profile's file."""
-        return predict_texts(self.release, texts, None if generic else self._profile, threads=threads)
+        own = None if generic else self._profile
+        return predict_texts(self.release, texts, own, threads=threads, precision=precision)
 
 
 @final
@@ -146,6 +147,6 @@ class HomeWork(Work):
         """Onboards from the store."""
         return self.device.onboard(explain=explain, threads=threads)
 
-    def predict(self, texts: Sequence[str], generic: bool, threads: int) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], generic: bool, precision: str, threads: int) -> list[Prediction]:
         """Predicts with the profile in the store; without one, as for everybody."""
-        return self.device.predict(texts, generic=generic, threads=threads)
+        return self.device.predict(texts, generic=generic, precision=precision, threads=threads)

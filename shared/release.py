@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, final
 
+from umbel.shared.answers import Calibration, Int8
 from umbel.shared.checks import has_controls, is_sha256, shown
 from umbel.shared.errors import ReleaseError, UmbelError
 from umbel.shared.examples import MAX_NAME_CHARACTERS
@@ -31,12 +32,16 @@ MANIFEST = "manifest.json"
 GRAPHS = ("predict", "learn", "contribute")
 EMBEDDED = ("predict_embedded", "learn_embedded")
 """The same behind a text's embedding, in releases whose methods act on nothing else."""
+INT8_GRAPH = "predict_int8"
+"""`predict` with the encoder's matrices in 8 bits, in releases that have it."""
 BACKBONE_WEIGHTS = "backbone.safetensors"
+INT8_WEIGHTS = "backbone_int8.safetensors"
 SHARED_WEIGHTS = "shared.safetensors"
 TOKENIZER = "tokenizer.json"
 _BLOBS = (*(f"{graph}.onnx" for graph in GRAPHS), BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER)
 _ONBOARDING_BLOB, _TEACHING_BLOB = f"{ONBOARDING_GRAPH}.onnx", f"{TEACH}.onnx"
 _EMBEDDED_BLOBS = {f"{graph}.onnx" for graph in EMBEDDED}
+_INT8_BLOBS = {f"{INT8_GRAPH}.onnx", INT8_WEIGHTS}
 _KEYS = (
     "format",
     "parent",
@@ -50,7 +55,7 @@ _KEYS = (
     "trainables",
 )
 _ALL_KEYS = (*_KEYS, "parity", "blobs")
-_OPTIONAL = ("rebuilt", "storage", "onboarding")
+_OPTIONAL = ("rebuilt", "storage", "onboarding", "int8", "calibration")
 MAX_MANIFEST_BYTES = 16 << 20
 _MAX_TOKENS = 1 << 16
 _Part = TypeVar("_Part")
@@ -86,6 +91,8 @@ class Manifest:
         rebuilt: Shared tensor name -> the seed that it is rebuilt from: it is in no blob.
         storage: Shared tensor name -> how a blob holds it, where that is not as float32.
         onboarding: What its prototypes stand for; None where it has no onboarding.
+        int8: How far `predict_int8` is from `predict`; None where it has no such graph.
+        calibration: The temperatures of what people are shown; None: they see what the graphs give.
     """
 
     parent: str | None
@@ -102,6 +109,8 @@ class Manifest:
     rebuilt: Mapping[str, Rebuilt] = field(default_factory=dict)
     storage: Mapping[str, str] = field(default_factory=dict)
     onboarding: Onboarding | None = None
+    int8: Int8 | None = None
+    calibration: Calibration | None = None
 
     def to_bytes(self) -> bytes:
         """Returns the manifest as JSON; the same manifest gives the same bytes."""
@@ -125,6 +134,10 @@ class Manifest:
             row["storage"] = dict(self.storage)
         if self.onboarding is not None:
             row["onboarding"] = self.onboarding.as_json()
+        if self.int8 is not None:
+            row["int8"] = self.int8.as_json()
+        if self.calibration is not None:
+            row["calibration"] = self.calibration.as_json()
         return _canonical(row)
 
     @property
@@ -274,6 +287,8 @@ def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
     rebuilt = _section(row, "rebuilt", read_rebuilt, problems) or {}
     storage = _section(row, "storage", read_storage, problems) or {}
     onboarding = _section(row, "onboarding", Onboarding.from_json, problems)
+    int8 = _section(row, "int8", Int8.from_json, problems)
+    calibration = _section(row, "calibration", Calibration.from_json, problems)
     trainables = set(row["trainables"]) if isinstance(row.get("trainables"), dict) else set()
     problems += [
         f"manifest: '{shown(name)}' is rebuilt from a seed and a trainable"
@@ -286,6 +301,8 @@ def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
     blobs = row["blobs"] if isinstance(row.get("blobs"), dict) else {}
     if ("onboarding" in row) != (_ONBOARDING_BLOB in blobs):
         problems.append("manifest: onboarding is there without its graph, or that without it")
+    if ("int8" in row) != (set(blobs) >= _INT8_BLOBS):
+        problems.append("manifest: int8 is there without its graph, or that without it")
     if any(name.startswith(PREFIX) for name in trainables) != (_TEACHING_BLOB in blobs):
         problems.append(
             "manifest: rounds train onboarding without its graph, or that is there and they do not"
@@ -307,6 +324,8 @@ def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
         rebuilt=rebuilt,
         storage=storage,
         onboarding=onboarding,
+        int8=int8,
+        calibration=calibration,
     )
 
 
@@ -384,7 +403,8 @@ def _are_blobs(value: Any) -> bool:
     if not isinstance(value, dict) or not all(map(_is_blob, value.values())):
         return False
     more = set(value) - set(_BLOBS)
-    more = more - _EMBEDDED_BLOBS if more >= _EMBEDDED_BLOBS else more
+    for pair in (_EMBEDDED_BLOBS, _INT8_BLOBS):
+        more = more - pair if more >= pair else more
     onboarding = ({_ONBOARDING_BLOB}, {_ONBOARDING_BLOB, _TEACHING_BLOB})
     return (not more or more in onboarding) and set(_BLOBS) <= set(value)
 
@@ -407,7 +427,8 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         _are_blobs,
         f"an object that gives sha256 and bytes of each of: {', '.join(_BLOBS)}; with onboarding also of "
         f"{_ONBOARDING_BLOB}, and of {_TEACHING_BLOB} where rounds train it; where methods act on embeddings "
-        f"alone, also of {' and '.join(sorted(_EMBEDDED_BLOBS))}",
+        f"alone, also of {' and '.join(sorted(_EMBEDDED_BLOBS))}; with int8 also of "
+        f"{' and '.join(sorted(_INT8_BLOBS))}",
     ),
 }
 
@@ -415,7 +436,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 def _blob_problems(folder: Path, blobs: Any) -> list[str]:
     """Checks every blob that is described at all, whatever else is wrong."""
     described = blobs if isinstance(blobs, dict) else {}
-    known = {*_BLOBS, *_EMBEDDED_BLOBS, _ONBOARDING_BLOB, _TEACHING_BLOB}
+    known = {*_BLOBS, *_EMBEDDED_BLOBS, *_INT8_BLOBS, _ONBOARDING_BLOB, _TEACHING_BLOB}
     found = [_blob_problem(folder, n, b) for n, b in sorted(described.items()) if n in known and _is_blob(b)]
     return [problem for problem in found if problem]
 

@@ -43,6 +43,7 @@ def tiny_release(
     taught: bool = False,
     methods: dict[str, Any] = PLORA,
     recipe: LearningRecipe | None = None,
+    int8: bool = False,
 ) -> Release:
     """Publishes a release around a random BERT of width 32 and 2 layers, and returns it. Needs torch.
 
@@ -52,11 +53,12 @@ def tiny_release(
         taught: Whether rounds train that, too.
         methods: Its methods, with their options.
         recipe: How devices learn.
+        int8: Whether it has the graph that reads texts in 8 bits.
     """
     from umbel.coordinator.publish import publish_model
 
     made = tiny_training(folder, onboarding, taught, methods, recipe)
-    return publish_model(*made, folder / "release")
+    return publish_model(*made, folder / "release", int8=int8)
 
 
 def tiny_training(

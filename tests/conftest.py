@@ -64,6 +64,14 @@ def embedded_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 
 @pytest.fixture(scope="session")
+def int8_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The small release with the graph that reads texts in 8 bits."""
+    from tests.builders import tiny_release as build
+
+    return build(tmp_path_factory.mktemp("int8-release"), int8=True)
+
+
+@pytest.fixture(scope="session")
 def taught_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     """The same, and rounds train the network, too."""
     from tests.builders import tiny_release as build

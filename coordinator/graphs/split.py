@@ -34,7 +34,7 @@ class WeightsFile:
 
 
 def weights_file(location: str, arrays: Arrays) -> WeightsFile:
-    """Packs float32 arrays as safetensors; the same arrays give the same bytes."""
+    """Packs arrays as safetensors; the same arrays give the same bytes."""
     from safetensors.numpy import save
 
     data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
@@ -159,6 +159,12 @@ def _inputs(node: NodeProto) -> Iterator[str]:
         for graph in (*attribute.graphs, attribute.g):
             for inner in graph.node:
                 yield from _inputs(inner)
+
+
+def placed_in(file: WeightsFile, tensors: Iterable[TensorProto]) -> list[TensorProto]:
+    """Points tensors that are declared by name only at their bytes in a file."""
+    places = {name: (file.location, *place) for name, place in file.places.items()}
+    return [_placed(tensor, places) for tensor in tensors]
 
 
 def _placed(tensor: TensorProto, places: Mapping[str, tuple[str, int, int]]) -> TensorProto:

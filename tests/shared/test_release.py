@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from umbel.shared.answers import Calibration, Int8
 from umbel.shared.errors import ReleaseError
 from umbel.shared.files import sha256_bytes
 from umbel.shared.profile import ProfileSpec, TensorSpec
@@ -218,6 +219,38 @@ def test_graphs_behind_the_embedding_come_together(release: Release) -> None:
             assert len(problems_of(release.folder)) == problems
         else:
             assert set(read_release(release.folder).manifest.blobs) > {f"{name}.onnx" for name in names}
+
+
+INT8_BLOBS = {"predict_int8.onnx": b"graph 8", "backbone_int8.safetensors": b"small numbers"}
+
+
+def test_what_is_said_of_answers_is_read_back(tmp_path: Path) -> None:
+    blobs = BLOBS | INT8_BLOBS
+    own = replace(manifest(blobs), int8=Int8(9, 0.01, 0.5), calibration=Calibration(0.5, 2.0))
+    assert read_release(write_release(tmp_path, own, blobs).folder).manifest == own
+
+
+@pytest.mark.parametrize(
+    ("blobs", "change"),
+    [
+        (INT8_BLOBS, {}),
+        ({}, {"int8": {"texts": 9, "moved": 0.01, "changed": 0.0}}),
+        ({}, {"int8": {"texts": 0, "moved": 0.01, "changed": 0.0}}),
+        ({}, {"calibration": {"generic": 0.0, "personal": 1.0}}),
+        ({}, {"calibration": {"generic": 1.0}}),
+        ({}, {"calibration": []}),
+        ({"predict_int8.onnx": b"graph 8"}, {}),
+    ],
+)
+def test_what_is_said_of_answers_and_is_not_so(
+    release: Release, blobs: dict[str, bytes], change: dict[str, Any]
+) -> None:
+    row = json.loads((release.folder / MANIFEST).read_bytes())
+    for name, data in blobs.items():
+        (release.folder / "blobs" / sha256_bytes(data)).write_bytes(data)
+        row["blobs"][name] = {"sha256": sha256_bytes(data), "bytes": len(data)}
+    rewrite(release.folder, {"blobs": row["blobs"], **change})
+    assert problems_of(release.folder)
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:

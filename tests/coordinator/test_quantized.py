@@ -1,0 +1,157 @@
+"""The graph in 8 bits is what its equations say, in plain ONNX, and answers each text by itself."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load
+from tests.builders import tiny_training
+from tests.coordinator.conftest import VOCABULARY, TinyBackbone
+from tests.coordinator.personal import Joint, random_batch, random_profile, trained_with
+from tests.coordinator.test_every_method import NAMES, small
+from tests.numeric import relative_error
+from tests.oracles.int8 import linear
+from torch import Tensor, nn
+
+from umbel.coordinator.graphs import quantized
+from umbel.coordinator.graphs.joint import export_joint
+from umbel.coordinator.graphs.parity import open_session
+from umbel.coordinator.graphs.quantized import LEVELS, quantized_graph, quantized_matrix
+from umbel.coordinator.publish import publish_model, publish_update
+from umbel.shared.errors import ReleaseError
+from umbel.shared.release import Release, read_release
+from umbel.shared.rng import generator
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+def _logits(graph: bytes, weights: Arrays, feed: Arrays) -> np.ndarray[Any, Any]:
+    wanted = {tensor.name for tensor in onnx.ModelProto.FromString(graph).graph.initializer}
+    session = open_session("it", graph, {n: array for n, array in weights.items() if n in wanted})
+    found: np.ndarray[Any, Any] = session.run(["logits"], dict(feed))[0]
+    return found
+
+
+def _in_oracle_numbers(encoder: nn.Module) -> None:
+    """Makes every linear layer of an encoder answer what the oracle says."""
+
+    def answer(layer: Any, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+        x, weight, bias = (tensor.detach().numpy() for tensor in (inputs[0], layer.weight, layer.bias))
+        rows = linear(x.reshape(-1, x.shape[-1]), weight, bias)
+        return torch.from_numpy(rows.reshape(*x.shape[:-1], -1))
+
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(answer)
+
+
+def _assert_as_the_equations_say(joint: Joint) -> None:
+    """Compares the graph with torch whose encoder's linear layers answer in the oracle's numbers.
+
+    Where a quotient lies next to a half, the two round it to neighbours now and then. What float32 answers is
+    several times further away.
+    """
+    model = copy.deepcopy(joint.model)
+    graphs, files = joint.graphs()
+    weights = {name: array for data in files.values() for name, array in load(data).items()}
+    data, file = quantized_graph(graphs["predict"], weights)
+    batch = random_batch(1, 3, 9, 2, len(VOCABULARY))
+    profile = random_profile(1, 2, model.profile_spec())
+    feed = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "owner": batch.owner}
+    found = _logits(data, {**weights, **load(file.data)}, {**feed, **profile})
+    plain = _logits(graphs["predict"], weights, {**feed, **profile})
+    _in_oracle_numbers(model.encoder)
+    with torch.no_grad():
+        wanted = model(*batch.tensors(), {n: torch.tensor(v) for n, v in profile.items()}).numpy()
+    assert relative_error(found, wanted) < 0.3 * relative_error(plain, wanted)
+
+
+def test_it_is_what_the_equations_say(tiny_joint: Joint) -> None:
+    _assert_as_the_equations_say(tiny_joint)
+
+
+@pytest.mark.slow
+def test_with_every_method_it_is_what_the_equations_say(tiny_backbone: TinyBackbone) -> None:
+    backbone = tiny_backbone("bert")
+    model = trained_with(backbone, {name: small(name) for name in NAMES})
+    _assert_as_the_equations_say(Joint(backbone, model, (), export_joint(model, [], backbone.shape)))
+
+
+def test_every_matrix_of_the_encoder_is_in_it_and_nothing_else(tiny_joint: Joint) -> None:
+    """Two layers of six matrices; what is left of them in float32 is no matrix product's any more."""
+    graphs, files = tiny_joint.graphs()
+    weights = {name: array for data in files.values() for name, array in load(data).items()}
+    data, file = quantized_graph(graphs["predict"], weights)
+    assert sorted(array.dtype.name for array in load(file.data).values()) == ["float32"] * 12 + ["int8"] * 12
+    graph = onnx.ModelProto.FromString(data)
+    assert {node.domain for node in graph.graph.node} == {""}
+    assert [entry.domain for entry in graph.opset_import] == [""]
+    sizes = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}
+    left = [name for name in sizes if name.startswith("encoder.") and "embeddings" not in name]
+    assert all(len(sizes[name]) == 1 or name.endswith(".int8") for name in left)
+
+
+@given(
+    rows=st.integers(1, 6),
+    columns=st.integers(1, 9),
+    seed=st.integers(0, 2**32),
+    size=st.sampled_from([0.0, 1e-30, 1e-3, 1.0, 1e6]),
+)
+def test_a_matrix_is_within_half_a_step(rows: int, columns: int, seed: int, size: float) -> None:
+    """Rows of zeros included; a relative 1e-5 is for float32."""
+    weight = (generator(seed, 0, "", "test").standard_normal((rows, columns)) * size).astype(np.float32)
+    found, scale = quantized_matrix(weight)
+    assert found.dtype == np.int8
+    assert np.abs(found.astype(int)).max(initial=0) <= LEVELS
+    back = found.T.astype(np.float64) * scale[:, None]
+    assert (np.abs(back - weight) <= 0.5 * scale[:, None] * (1 + 1e-5)).all()
+
+
+def test_a_text_is_answered_by_itself(int8_release: Release) -> None:
+    """Beside a text of far larger states the answer is the same but for float32's rounding."""
+    from umbel.device_client.engine import Engine
+
+    engine = Engine(int8_release).quick()
+    profile = int8_release.manifest.profile.zeros(1)
+    texts = ["good film", "slow tender book we like", "bad", "not very bad film"]
+    tokens, nobody = engine.encode(texts), np.zeros(len(texts), np.int64)
+    together = engine.predict(tokens, nobody, profile, {})
+    for n, text in enumerate(texts):
+        alone = engine.predict(engine.encode([text]), nobody[:1], profile, {})
+        assert alone[0] == pytest.approx(together[n], abs=1e-5)
+
+
+def test_a_release_says_how_near_it_comes(int8_release: Release) -> None:
+    found = read_release(int8_release.folder).manifest.int8
+    assert found is not None
+    assert (found.texts, 0 < found.moved < 0.1, 0 <= found.changed < 0.2) == (256, True, True)
+
+
+def test_it_is_left_out_if_so_wanted(tmp_path: Path, tiny_release: Release) -> None:
+    assert tiny_release.manifest.int8 is None
+    assert "predict_int8.onnx" not in tiny_release.manifest.blobs
+
+
+def test_what_is_too_far_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "MOST_MOVED", 1e-9)
+    made = tiny_training(tmp_path, onboarding=False, taught=False)
+    with pytest.raises(ReleaseError, match="8 bits is too far") as caught:
+        publish_model(*made, tmp_path / "release", texts=["good film"])
+    assert caught.value.problems[0].startswith("on 1 texts probabilities move by ")
+    assert not (tmp_path / "release" / "manifest.json").exists()
+
+
+def test_after_rounds_it_is_the_same(int8_release: Release, tmp_path: Path) -> None:
+    """Rounds change no matrix of the encoder."""
+    values = {name: np.ones(shape, np.float32) for name, shape in int8_release.manifest.trainables.items()}
+    after = publish_update(int8_release, values, tmp_path / "after")
+    assert after.manifest.int8 == int8_release.manifest.int8
+    for name in ("predict_int8.onnx", "backbone_int8.safetensors"):
+        assert after.manifest.blobs[name] == int8_release.manifest.blobs[name]
