@@ -34,11 +34,12 @@ from umbel.device_client.vault.store import (
     KeptProfile,
     Store,
     destroy,
+    is_taken,
     taken_place,
 )
 from umbel.shared.errors import ConfigError, ExampleError, StoreError
 from umbel.shared.examples import Example, text_problems
-from umbel.shared.files import sha256_bytes
+from umbel.shared.files import clear_unfinished, sha256_bytes
 from umbel.shared.profile import FloatArray, unpack_profile
 from umbel.shared.release import Release
 
@@ -111,7 +112,7 @@ class Device:
         from umbel.device_client.releases.origin import begin
 
         _check_key(key)
-        if (home / STORE).is_file() and (home / STORE).stat().st_size:
+        if is_taken(home / STORE):
             raise taken_place(home / STORE)  # before a release is copied
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         taken, channel = begin(str(release), pin, home, on_bytes)
@@ -129,6 +130,7 @@ class Device:
         Raises:
             StoreError: There is none, or it does not open.
         """
+        clear_unfinished(home)
         return cls(home, Store.open(home / STORE, _holders(home, ask)))
 
     def close(self) -> None:
@@ -389,6 +391,8 @@ class Device:
         if key == self._store.holder != Passphrase.kind:
             raise ConfigError(f"the store's key is held that way already: {key}")
         self._store.rekey(_holders(self.home, ask)(key, self._store.number), _event("rekeyed", key=key))
+        if key != KeyFile.kind:
+            KeyFile(self.home / _KEY).erase()  # one may lie there still, if this was interrupted before
 
     def export(self, path: Path, ask: Ask) -> int:
         """Writes all of it, sealed by a passphrase of its own, into one file for another device.

@@ -1,16 +1,20 @@
 """Files that are either wholly there or not at all."""
 
 import errno
+import glob
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from umbel.shared.errors import BusyError, ConfigError
 
 _CHUNK_BYTES = 1 << 20
+_UNFINISHED = ".unfinished"
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -25,7 +29,7 @@ def sha256_file(path: Path) -> str:
         OSError: The file cannot be read.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with plain_file(path) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -82,6 +86,25 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
+def plain_file(path: Path) -> IO[bytes]:
+    """Opens a plain file to read it; what is there instead, such as a pipe, is not waited for.
+
+    Raises:
+        OSError: It is no plain file, or cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "Not a plain file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
 def first_bytes(path: Path, count: int) -> bytes | None:
     """Returns what a file begins with; None where there is nothing, or what no file can replace.
 
@@ -90,7 +113,7 @@ def first_bytes(path: Path, count: int) -> bytes | None:
     """
     if not path.is_file():
         return None
-    with path.open("rb") as stream:
+    with plain_file(path) as stream:
         return stream.read(count)
 
 
@@ -145,8 +168,45 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+def clear_unfinished(folder: Path, name: str = "") -> None:
+    """Removes what writers that were killed have left in a folder; what is being written stays.
+
+    Args:
+        folder: The folder.
+        name: The file that they were writing; any if empty.
+    """
+    for left in folder.glob(f".{glob.escape(name) or '*'}.*{_UNFINISHED}"):
+        with suppress(OSError), left.open("rb") as stream:
+            if _hold(stream.fileno()):
+                left.unlink()
+
+
+def _hold(handle: int) -> bool | None:
+    """Holds a file until it is closed; says whether that worked, None where there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def _unfinished(path: Path) -> tuple[int, str]:
+    """Returns a new file beside a path, held, so that nobody takes it for a leftover."""
+    while True:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
+        held = _hold(handle)
+        if held is None or (held and os.fstat(handle).st_nlink):
+            return handle, temporary
+        os.close(handle)  # another process has cleared it away before it was held
+
+
 def _replace(path: Path, data: bytes, mode: int) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    clear_unfinished(path.parent, path.name)
+    handle, temporary = _unfinished(path)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)

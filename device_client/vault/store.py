@@ -476,6 +476,20 @@ class Store:
             yield
 
 
+def is_taken(path: Path) -> bool:
+    """Says whether a store, or something that is none, lies where one is to be made.
+
+    What an interrupted beginning has left does not count: a file that has no tables yet.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with _explained(path), closing(_connected(path)) as connection:
+        return version_of(connection) > 0
+
+
 def taken_place(path: Path) -> StoreError:
     """Returns what is said where a store is that is to be made."""
     return StoreError(f"there is a store at {path}", hint="Use it, or name another home: --home FOLDER.")
