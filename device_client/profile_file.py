@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from umbel.shared.errors import ProfileError
-from umbel.shared.files import first_bytes
+from umbel.shared.files import first_bytes, plain_bytes
 from umbel.shared.profile import MAGIC, MAX_FILE_BYTES, FloatArray, unpack_profile
 from umbel.shared.release import Release
 
@@ -30,8 +30,7 @@ def read_profile(release: Release, path: Path) -> dict[str, FloatArray]:
         ProfileError: There is none, or it is damaged or belongs to another release.
     """
     try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)  # no profile is longer, and a wrong file may be endless
+        data = plain_bytes(path, MAX_FILE_BYTES)  # no profile is longer, and a wrong file may be endless
     except FileNotFoundError:
         raise ProfileError(
             f"there is no profile at {path}",

@@ -10,8 +10,8 @@ from typing import final
 from umbel.device_client.egress.gate import Departure
 from umbel.shared.errors import ProfileError
 from umbel.shared.examples import Example, read_examples
-from umbel.shared.files import atomic_write
-from umbel.shared.profile import FloatArray, pack_profile, unpack_profile
+from umbel.shared.files import atomic_write, plain_bytes
+from umbel.shared.profile import MAX_FILE_BYTES, FloatArray, pack_profile, unpack_profile
 from umbel.shared.release import Release
 
 EXAMPLES = "examples.jsonl"
@@ -74,7 +74,7 @@ class SimulatedHome:
         """
         path = self.profile_path(release)
         try:
-            data = path.read_bytes()
+            data = plain_bytes(path, MAX_FILE_BYTES)  # no profile is longer, and a wrong file may be endless
         except FileNotFoundError:
             return None
         except OSError as error:

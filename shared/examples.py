@@ -12,11 +12,12 @@ from typing import IO, Any, TypeVar, final
 
 from umbel.shared.checks import NestingError, has_controls, listed, parsed_json
 from umbel.shared.errors import ExampleError, MissingExtraError
-from umbel.shared.files import atomic_write
+from umbel.shared.files import atomic_write, plain_file
 
 MAX_TEXT_CHARACTERS = 20_000
 MAX_NAME_CHARACTERS = 200
 _MAX_LINE_BYTES = 1 << 20
+_MALFORMED_CSV = "malformed CSV (a quote that is not closed or not doubled); not read further"
 _COLUMNS = ("user", "text", "label", "time")
 _HINT = "Each example needs user, text and label; time (a number) may be given. Mend these and try again."
 
@@ -250,7 +251,7 @@ def _lines(stream: IO[bytes], problems: list[str]) -> Iterator[tuple[int, str]]:
 
 def _read_jsonl(path: Path, has_user: bool, problems: list[str]) -> Iterator[_Row]:
     del has_user  # a row that names no user is found row by row
-    with path.open("rb") as stream:
+    with plain_file(path) as stream:
         for number, line in _lines(stream, problems):
             if not line.strip():
                 continue
@@ -282,15 +283,23 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _read_csv(path: Path, has_user: bool, problems: list[str]) -> Iterator[_Row]:
-    with path.open("rb") as stream:
+    with plain_file(path) as stream:
         reader = csv.reader((text for _, text in _lines(stream, problems)), strict=True)
         before = len(problems)
-        header = [name.strip() for name in next(reader, [])]
+        header = [name.strip() for name in _first_row(reader, problems)]
         if not header and len(problems) == before:
             problems.append("line 1: the file is empty; a header such as user,text,label is expected")
         problems += _header_problems("line 1", header, has_user) if header else []
         if len(problems) == before:
             yield from _csv_rows(reader, header, problems)
+
+
+def _first_row(reader: Any, problems: list[str]) -> list[str]:
+    try:
+        return list(next(reader, []))
+    except csv.Error:
+        problems.append(f"line 1: {_MALFORMED_CSV}")
+        return []
 
 
 def _csv_rows(reader: Any, header: list[str], problems: list[str]) -> Iterator[_Row]:
@@ -302,9 +311,7 @@ def _csv_rows(reader: Any, header: list[str], problems: list[str]) -> Iterator[_
         except StopIteration:
             return
         except csv.Error:
-            problems.append(
-                f"{place}: malformed CSV (a quote that is not closed or not doubled); not read further"
-            )
+            problems.append(f"{place}: {_MALFORMED_CSV}")
             return
         if not cells or len(problems) > before:  # a blank line, or one that is already reported
             continue

@@ -105,6 +105,17 @@ def plain_file(path: Path) -> IO[bytes]:
         raise
 
 
+def plain_bytes(path: Path, most: int) -> bytes:
+    """Returns what a plain file holds; of a longer one, one byte more than `most`.
+
+    Raises:
+        OSError: It is no plain file, or cannot be read.
+    """
+    with plain_file(path) as stream:
+        # The number is how much memory is taken first, however little there is to read.
+        return stream.read(min(os.fstat(stream.fileno()).st_size, most) + 1)[: most + 1]
+
+
 def first_bytes(path: Path, count: int) -> bytes | None:
     """Returns what a file begins with; None where there is nothing, or what no file can replace.
 

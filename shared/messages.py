@@ -64,7 +64,7 @@ class Wire:
         for name, array in arrays.items():
             try:
                 decoded[name] = array.numpy()
-            except (ValueError, TypeError, EOFError, OSError) as error:
+            except Exception as error:  # numpy's reader fails in many ways, down to Python's tokenizer
                 problems.append(f"array '{shown(name)}' cannot be decoded ({type(error).__name__})")
         if problems:
             raise MessageError("a round message is damaged", problems, _HINT)

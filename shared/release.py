@@ -19,7 +19,7 @@ from umbel.shared.answers import Calibration, Int8
 from umbel.shared.checks import has_controls, is_sha256, shown
 from umbel.shared.errors import ReleaseError, UmbelError
 from umbel.shared.examples import MAX_NAME_CHARACTERS
-from umbel.shared.files import atomic_write, sha256_bytes, sha256_file
+from umbel.shared.files import atomic_write, plain_bytes, sha256_bytes, sha256_file
 from umbel.shared.onboarding import GRAPH as ONBOARDING_GRAPH
 from umbel.shared.onboarding import PREFIX, TEACH, Onboarding
 from umbel.shared.profile import ProfileSpec
@@ -231,17 +231,18 @@ def _checked(row: Mapping[str, Any], data: bytes) -> tuple[Manifest | None, list
 
 def _manifest_bytes(folder: Path, path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ReleaseError(
-                f"{path} is not a manifest", [f"it has more than {MAX_MANIFEST_BYTES:,} bytes"], _AGAIN
-            )
-        return path.read_bytes()
+        data = plain_bytes(path, MAX_MANIFEST_BYTES)
     except OSError as error:
         raise ReleaseError(
             f"no release at {folder}",
             [f"{path}: {error.strerror or type(error).__name__}"],
             "Give the folder that 'umbel coordinator publish' wrote.",
         ) from error
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ReleaseError(
+            f"{path} is not a manifest", [f"it has more than {MAX_MANIFEST_BYTES:,} bytes"], _AGAIN
+        )
+    return data
 
 
 def _parse(path: str, data: bytes) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from umbel.device_client.vault.sealing import KEY_BYTES, Sealer, new_key
 from umbel.shared.errors import StoreError
-from umbel.shared.files import atomic_write
+from umbel.shared.files import atomic_write, plain_file
 
 Ask = Callable[[], str]
 """Gives the passphrase when it is needed."""
@@ -87,8 +87,9 @@ class KeyFile(KeyHolder):
     def read(self, told: Mapping[str, Any]) -> bytes:
         """Reads the key; refuses a file that others may read."""
         try:
-            mode = self.path.stat().st_mode & 0o777
-            key = self.path.read_bytes()[: KEY_BYTES + 1]
+            with plain_file(self.path) as stream:
+                mode = os.fstat(stream.fileno()).st_mode & 0o777
+                key = stream.read(KEY_BYTES + 1)
         except OSError as error:
             raise StoreError(
                 f"the store's key cannot be read from {self.path}",

@@ -13,7 +13,7 @@ from umbel.device_client.vault.sealing import Sealer, new_key
 from umbel.device_client.vault.store import Entry, KeptProfile
 from umbel.shared.checks import NestingError, parsed_json
 from umbel.shared.errors import StoreError
-from umbel.shared.files import atomic_write, first_bytes
+from umbel.shared.files import atomic_write, first_bytes, plain_bytes
 
 _FORMAT = "umbel.export/1"
 _MAGIC = b"UMBX"
@@ -70,9 +70,9 @@ def read_export(path: Path, ask: Ask) -> Exported:
     if header.get("format") != _FORMAT or not isinstance(number, str) or not isinstance(kept, dict):
         raise _no_export(path)
     key = unwrap(kept, Passphrase(ask), number)
-    row = json.loads(Sealer(key).open(sealed, f"export/{number}"))
+    piece = Sealer(key).open(sealed, f"export/{number}")
     try:
-        return _exported(number, row)
+        return _exported(number, parsed_json(piece))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise StoreError(f"what {path} holds is not what an export holds") from None
 
@@ -92,8 +92,7 @@ def _exported(number: str, row: Any) -> Exported:
 
 def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_MAX_BYTES + 1)
+        data = plain_bytes(path, _MAX_BYTES)
     except OSError as error:
         raise StoreError(f"cannot read the export {path}", [error.strerror or type(error).__name__]) from None
     length = int.from_bytes(data[4:8], "big")

@@ -221,7 +221,8 @@ class Store:
         """Returns how many entries have a label, and how many have none; nothing is opened for it."""
         with self._reading():
             row = self._connection.execute("SELECT TOTAL(labelled), COUNT(*) FROM entries").fetchone()
-        return int(row[0]), int(row[1]) - int(row[0])
+        labelled = _whole(row[0])
+        return labelled, int(row[1]) - labelled
 
     def state(self) -> str:
         """Returns a hash of all entries, by which one sees whether a profile was learned from these."""
@@ -239,7 +240,7 @@ class Store:
 
     def _erasures(self) -> int:
         row = self._connection.execute("SELECT value FROM meta WHERE name = 'erasures'").fetchone()
-        return 0 if row is None else int(row[0])
+        return 0 if row is None else _whole(row[0])
 
     def remove(self, numbers: Sequence[int], event: Event = None) -> int:
         """Erases entries by number, and every profile, for they were learned from them; returns how many.
@@ -547,6 +548,13 @@ def _meta(connection: sqlite3.Connection, path: Path) -> tuple[str, dict[str, An
     if not isinstance(kept, dict):
         raise StoreError(f"the store {path} is damaged", ["its key is malformed"], _DAMAGED)
     return number, kept
+
+
+def _whole(cell: object) -> int:
+    """Returns a count that stands in a cell."""
+    if not isinstance(cell, int | float) or not 0 <= cell < 1 << 53:
+        raise StoreError("the store is damaged", ["a count is no whole number"], _DAMAGED)
+    return int(cell)
 
 
 def _update(connection: sqlite3.Connection, path: Path) -> None:

@@ -156,7 +156,7 @@ def _changing(info: _Info) -> str:
     number, args = int(info.nr), info.args
     if number in _WRITES:
         return "" if args[0] == _Pipe.end else _WRITES[number]
-    if number == _OPEN and args[1] & _CREATE or number == _OPENAT and args[2] & _CREATE:
+    if (number == _OPEN and args[1] & _CREATE) or (number == _OPENAT and args[2] & _CREATE):
         return "create"
     return _CHANGES.get(number, "")
 

@@ -3,8 +3,9 @@
     python -m tests.robustness.kills --count 500 --out runs/kills
 
 First every step of an owner is killed before each system call that changes a file, from the first to the
-last. The rest of the kills meet a device that does one thing after another, at a random call or time, and one
-in ten the real `umbel device` command. Stopped, it goes on where it was. Each finding is a line of findings.jsonl.
+last. The rest of the kills meet a device that does one thing after another, at a random call or time, and
+one in ten the real `umbel device` command. Stopped, it goes on where it was. Each finding is a line of
+findings.jsonl.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from tests.robustness.owner_life import (
     seen,
     undead,
 )
+
 from umbel.shared.errors import UmbelError
 from umbel.shared.files import atomic_write
 from umbel.shared.rng import generator
@@ -145,9 +147,7 @@ def verified(life: Life, step: Step | None) -> tuple[list[str], bool]:
         problems.append(f"it holds what nobody acknowledged: {_difference(wanted, now)}")
     done = len(wanted) == 2 and (not match or match[-1] is wanted[1]) and wanted[0] != wanted[1]
     profile = found.get("profile", "")
-    now = replace(now, profile=profile, words=wanted[-1].words if done else life.held.words)
-    now = replace(now, exports=life.held.exports)
-    life.held = now
+    life.held = replace(now, profile=profile, exports=life.held.exports)
     problems += _erased(life, set(found.get("pieces", ())))
     if step is not None:
         problems += _again(life, step, done)
@@ -170,14 +170,19 @@ def _looked(place: Place, held: Held, other: str, there: bool) -> dict[str, Any]
 def _same(wanted: Held, found: Held) -> bool:
     if not wanted.store or not found.store:
         return wanted.store == found.store
-    return (wanted.entries, wanted.profile, wanted.key) == (found.entries, found.profile, found.key)
+    names = ["entries", "profile", "key"] + (["words"] if found.key == "passphrase" else [])
+    return all(getattr(wanted, name) == getattr(found, name) for name in names)
 
 
 def _difference(wanted: list[Held], found: Held) -> str:
     names = [
-        name for name in ("store", "entries", "profile", "key") if getattr(wanted[0], name) != getattr(found, name)
+        name
+        for name in ("store", "entries", "profile", "key")
+        if getattr(wanted[0], name) != getattr(found, name)
     ]
-    return f"{', '.join(names)}; {len(found.entries)} entries, expected {[len(own.entries) for own in wanted]}"
+    return (
+        f"{', '.join(names)}; {len(found.entries)} entries, expected {[len(own.entries) for own in wanted]}"
+    )
 
 
 def _erased(life: Life, there: set[str]) -> list[str]:
@@ -222,8 +227,10 @@ def before(step: Step) -> tuple[Step, ...]:
     return own
 
 
-def each_call(folder: Path, release: Path, step: Step, start: int = 1) -> Iterator[tuple[int, Ended, list[str]]]:
-    """Kills a step before each of its calls that change files; yields the call's number and what was found."""
+def each_call(
+    folder: Path, release: Path, step: Step, start: int = 1
+) -> Iterator[tuple[int, Ended, list[str]]]:
+    """Kills a step before each of its calls that change files; yields the call's number and what is wrong."""
     template = begun(folder / "template", release)
     lived(template, before(step))
     number = start
@@ -364,12 +371,12 @@ class Run:
         self.tally = Tally(**json.loads(self._file.read_text())) if self._file.exists() else Tally(seed)
         self._began = time.monotonic() - self.tally.seconds
 
-    def enumerate(self, count: int) -> None:
-        """Kills each step before each of its calls."""
+    def each(self, count: int, only: str) -> None:
+        """Kills steps before each of their calls; all steps, or those of one name."""
         for position, step in enumerate(STEPS):
             name = f"{position} {step.what}"
             done = self.tally.enumerated.get(name, 0)
-            if done < 0 or self.tally.kills >= count:
+            if done < 0 or self.tally.kills >= count or only not in ("", step.what):
                 continue
             for number, ended, problems in each_call(self.out / "work", self.release, step, done + 1):
                 self.tally.enumerated[name] = number
@@ -412,7 +419,9 @@ class Run:
         self.tally.seconds = round(time.monotonic() - self._began, 1)
         atomic_write(self._file, json.dumps(asdict(self.tally), indent=2).encode())
         if self.tally.kills % 50 == 0:
-            self._told(f"{self.tally.kills} kills, {self.tally.findings} findings, {self.tally.seconds:.0f} s")
+            self._told(
+                f"{self.tally.kills} kills, {self.tally.findings} findings, {self.tally.seconds:.0f} s"
+            )
 
     def _keep_evidence(self) -> None:
         target = self.out / f"finding-{self.tally.findings}"
@@ -422,16 +431,24 @@ class Run:
 
 def main() -> int:
     """Runs the kills that the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=500, help="Kills in all.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/kills"), help="It goes on with what is there.")
     parser.add_argument("--release", type=Path, help="A release with onboarding; else a tiny one is made.")
+    parser.add_argument("--each", default="", help="The one step that is killed call by call; else all are.")
     parser.add_argument("--json", action="store_true", help="Print what was done as JSON.")
     given = parser.parse_args()
-    run = Run(given.out, given.release or made_release(given.out), given.seed, lambda words: print(words, file=sys.stderr))
+    run = Run(
+        given.out,
+        given.release or made_release(given.out),
+        given.seed,
+        lambda words: print(words, file=sys.stderr),
+    )
     if not can_trace():
-        run.enumerate(given.count)
+        run.each(given.count, given.each)
     run.random(given.count)
     shutil.rmtree(given.out / "work", ignore_errors=True)
     print(json.dumps(asdict(run.tally), indent=2) if given.json else _summary(run.tally))
@@ -441,7 +458,9 @@ def main() -> int:
 def _summary(tally: Tally) -> str:
     steps = ", ".join(f"{name} {count}" for name, count in sorted(tally.by_step.items()))
     ways = ", ".join(f"{name} {count}" for name, count in sorted(tally.by_way.items()))
-    return f"{tally.kills} kills ({ways}) in {tally.seconds:.0f} s, {tally.findings} findings.\nDuring: {steps}."
+    return (
+        f"{tally.kills} kills ({ways}) in {tally.seconds:.0f} s, {tally.findings} findings.\nDuring: {steps}."
+    )
 
 
 def made_release(folder: Path) -> Path:

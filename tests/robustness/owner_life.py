@@ -15,7 +15,7 @@ import numpy as np
 from umbel.device_client.device import packed_learning, packed_onboarding
 from umbel.device_client.owner import Device, erase
 from umbel.device_client.vault.portable import read_export
-from umbel.shared.errors import StoreError, UmbelError
+from umbel.shared.errors import StoreError
 from umbel.shared.examples import Example
 
 WORDS = ("correct horse battery", "purple monkey dishwasher")
@@ -112,7 +112,10 @@ def after(held: Held, step: Step, profile: str = "new") -> Held:
     if step.what in ("learn", "onboard"):
         return replace(held, profile=profile)
     if step.what == "rekey":
-        return replace(held, key="file" if step.name == "file" else "passphrase", words=step.name)
+        to_file = step.name == "file"
+        return replace(
+            held, key="file" if to_file else "passphrase", words=held.words if to_file else step.name
+        )
     if step.what == "export":
         others = tuple(own for own in held.exports if own[0] != step.name)
         return replace(held, exports=(*others, (step.name, held.entries, held.profile)))
@@ -159,7 +162,7 @@ def _rows(what: str, held: Held, rng: np.random.Generator) -> tuple[Row, ...]:
 
 def _name(what: str, held: Held, rng: np.random.Generator) -> str:
     if what == "rekey":
-        others = [name for name in ("file", *WORDS) if name != (held.words if held.key != "file" else "file")]
+        others = [name for name in ("file", *WORDS) if name != ("file" if held.key == "file" else held.words)]
         return others[int(rng.integers(len(others)))]
     if what == "export":
         return f"{int(rng.integers(2))}.umbel"
@@ -168,14 +171,19 @@ def _name(what: str, held: Held, rng: np.random.Generator) -> str:
     return ""
 
 
-def opened(place: Place, held: Held, other: str = "") -> Device:
-    """Opens the device; under another passphrase too, where a new one may be kept already."""
+def opened(place: Place, held: Held) -> Device:
+    """Opens the device."""
+    return Device.open(place.home, ask=lambda: held.words)
+
+
+def _opened_by(place: Place, held: Held, other: str) -> tuple[Device, str]:
+    """Opens it under another passphrase, too, where a new one may be kept already; returns which it was."""
     try:
-        return Device.open(place.home, ask=lambda: held.words)
+        return opened(place, held), held.words
     except StoreError:
         if not other:
             raise
-        return Device.open(place.home, ask=lambda: other)
+        return Device.open(place.home, ask=lambda: other), other
 
 
 def do(place: Place, held: Held, step: Step) -> str:
@@ -219,7 +227,10 @@ def _digest(device: Device) -> str:
 
 def pieces(home: Path) -> list[str]:
     """Returns what the sealed pieces of a store begin with, in hex; nothing where there is no store."""
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{home / 'store.sqlite'}?mode=rw", uri=True)) as raw:
+    with (
+        suppress(sqlite3.Error),
+        closing(sqlite3.connect(f"file:{home / 'store.sqlite'}?mode=rw", uri=True)) as raw,
+    ):
         rows = raw.execute("SELECT sealed FROM entries UNION ALL SELECT sealed FROM profiles").fetchall()
         return [bytes(row[0][:_PREFIX]).hex() for row in rows]
     return []
@@ -237,11 +248,15 @@ def seen(place: Place, held: Held, other: str = "") -> dict[str, Any]:
         UmbelError: Something does not open.
         AssertionError: Something is half there.
     """
-    with opened(place, held, other) as device:
+    device, words = _opened_by(place, held, other)
+    with device:
         check = device._store._connection.execute("PRAGMA integrity_check").fetchall()
         assert check == [("ok",)], f"integrity check: {check}"
         rows = [(own.text, own.label) for own in device.entries()]
-        assert device.counts() == (sum(label is not None for _, label in rows), sum(t[1] is None for t in rows))
+        assert device.counts() == (
+            sum(label is not None for _, label in rows),
+            sum(t[1] is None for t in rows),
+        )
         for event in device.log():
             assert {"at", "what"} <= set(event), "an event is half there"
         device.profile()  # unpacks it
@@ -250,6 +265,7 @@ def seen(place: Place, held: Held, other: str = "") -> dict[str, Any]:
             "rows": rows,
             "profile": own,
             "key": device.status()["key"],
+            "words": words,
             "release": device.release.release_id,
             "learned": own not in ("", held.profile) and _learned(device),
         }
@@ -272,7 +288,8 @@ def as_held(held: Held, found: dict[str, Any]) -> Held:
     """Returns what was found, in the form of what was expected."""
     rows = tuple((text, label) for text, label in found["rows"])
     profile = "new" if found["learned"] else found["profile"]
-    return replace(held, store=True, entries=rows, profile=profile, key=found["key"])
+    words = found["words"] if found["key"] == "passphrase" else held.words
+    return replace(held, store=True, entries=rows, profile=profile, key=found["key"], words=words)
 
 
 def leftovers(place: Place, held: Held) -> list[str]:
@@ -314,6 +331,3 @@ def exports_open(place: Place, names: Sequence[str]) -> None:
     for name in names:
         if place.export(name).exists():
             read_export(place.export(name), lambda: EXPORT_WORDS)
-
-
-__all__ = ["UmbelError"]

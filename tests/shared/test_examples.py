@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import os
 import sys
 import tracemalloc
 from pathlib import Path
@@ -318,3 +319,17 @@ def test_a_parquet_file_with_a_damaged_foot(tmp_path: Path) -> None:
     """pyarrow reports it as an error of the system, whose words could quote the file."""
     content = b"PAR1" + b"\xff" * 16 + (16).to_bytes(4, "little") + b"PAR1"
     assert problems_of(write(tmp_path, "examples.parquet", content)) == ["not a readable Parquet file"]
+
+
+@pytest.mark.parametrize("data", [b'"user', b"us\rer,text,label\n", b'"a"b,text,label\nann,x,y\n'])
+def test_a_header_that_is_no_csv_is_one_typed_error(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_bytes(data)
+    with pytest.raises(ExampleError):
+        read_examples(tmp_path / "mine.csv")
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_a_pipe_is_no_file_of_examples(ending: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f"mine{ending}")
+    with pytest.raises(ExampleError, match="Not a plain file"):
+        read_examples(tmp_path / f"mine{ending}")

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import stat
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,16 @@ import pytest
 
 from umbel.shared import files
 from umbel.shared.errors import BusyError
-from umbel.shared.files import atomic_write, sha256_bytes, sha256_file, sole_use
+from umbel.shared.files import (
+    atomic_write,
+    clear_unfinished,
+    first_bytes,
+    plain_bytes,
+    plain_file,
+    sha256_bytes,
+    sha256_file,
+    sole_use,
+)
 
 
 def mode_of(path: Path) -> int:
@@ -184,3 +194,58 @@ def test_sha256_of_nothing_is_the_well_known_one() -> None:
 def test_sha256_of_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         sha256_file(tmp_path / "nowhere")
+
+
+def test_what_a_killed_writer_left_is_cleared_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    left, other = tmp_path / ".mine.abcdefgh.unfinished", tmp_path / ".yours.abcdefgh.unfinished"
+    own = tmp_path / ".mine.original"
+    for path in (left, other, own):
+        path.write_bytes(b"half")
+    handle, busy = files._unfinished(tmp_path / "mine")
+    atomic_write(tmp_path / "mine", b"whole")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "mine", other, own, Path(busy)])
+    os.close(handle)
+    clear_unfinished(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "mine", own])
+
+
+def test_a_writer_whose_new_file_is_cleared_away_takes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleared: list[int] = []
+
+    def hold(handle: int, held: Callable[[int], bool | None] = files._hold) -> bool | None:
+        if not cleared:
+            cleared.append(handle)
+            next(tmp_path.glob(".mine.*")).unlink()
+        return held(handle)
+
+    monkeypatch.setattr(files, "_hold", hold)
+    atomic_write(tmp_path / "mine", b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert cleared
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for read in (plain_file, sha256_file, lambda path: plain_bytes(path, 9)):
+        with pytest.raises(OSError, match="Not a plain file"):
+            read(tmp_path / "pipe")
+    with pytest.raises(IsADirectoryError):
+        plain_file(tmp_path)
+    with pytest.raises(OSError, match="Not a plain file"):
+        plain_file(Path("/dev/zero"))
+    assert first_bytes(tmp_path / "pipe", 4) is None
+
+
+def test_reading_a_small_file_takes_little_memory_however_much_it_might_be(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(b"12345")
+    tracemalloc.start()
+    try:
+        assert plain_bytes(tmp_path / "mine", 1 << 30) == b"12345"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert plain_bytes(tmp_path / "mine", 5) == b"12345"
+    assert plain_bytes(tmp_path / "mine", 3) == b"1234"
+    assert plain_bytes(tmp_path / "mine", 0) == b"1"

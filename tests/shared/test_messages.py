@@ -1,5 +1,6 @@
 """Round messages: exact through the wire, and every way of being wrong is told, all at once."""
 
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -236,3 +237,22 @@ def test_what_is_clipped_passes_the_check() -> None:
     contribution(change=clipped(change, 2.0)).check(MANIFEST, task())
     with pytest.raises(MessageError, match="the change has norm"):
         contribution(change=clipped(change, 2.001)).check(MANIFEST, task())
+
+
+def test_whatever_an_array_fails_by_is_a_message_error() -> None:
+    """numpy's reader of its own format ends in Python's tokenizer, and may ask for any memory."""
+    stream = io.BytesIO()
+    np.save(stream, np.zeros((2, 3), np.float32))
+    good = stream.getvalue()
+    for bad in (
+        good.replace(b"(2, 3)", b"(2, 3("),
+        good.replace(b"(2, 3)", b"(2**9"),
+        good.replace(b"(2, 3), ", b"(9" + b"9" * 6),
+    ):
+
+        class Sent:
+            def numpy(self, data: bytes = bad) -> Any:
+                return np.load(io.BytesIO(data), allow_pickle=False)
+
+        with pytest.raises(MessageError, match="cannot be decoded"):
+            Wire.of({"head.bias": Sent()}, {})

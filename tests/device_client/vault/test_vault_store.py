@@ -20,7 +20,7 @@ from umbel.device_client.vault import schema
 from umbel.device_client.vault.keys import KeyFile, KeyHolder, Passphrase, wrap
 from umbel.device_client.vault.portable import Exported, read_export, write_export
 from umbel.device_client.vault.sealing import Sealer, new_key
-from umbel.device_client.vault.store import Added, Entry, Holders, KeptProfile, Store, destroy
+from umbel.device_client.vault.store import Added, Entry, Holders, KeptProfile, Store, destroy, is_taken
 from umbel.shared.errors import StoreError
 from umbel.shared.rng import generator
 
@@ -200,6 +200,36 @@ def test_a_damaged_key_is_said(name: str, value: object, tmp_path: Path) -> None
     raw.close()
     with pytest.raises(StoreError):
         reopened(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["", "x", b"", float("inf"), -1, 2**63 - 1, 1e300])
+def test_counts_that_are_none_are_damage(value: object, tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.add([entry("one")])
+    with sqlite3.connect(tmp_path / "store.sqlite") as raw:
+        raw.execute("INSERT OR REPLACE INTO meta VALUES ('erasures', ?)", (value,))
+        raw.execute("UPDATE entries SET labelled = ?", (value,))
+    raw.close()
+    with reopened(tmp_path) as store:
+        with pytest.raises(StoreError, match="damaged"):
+            store.erasures()
+        if not isinstance(value, str | bytes):  # SQLite counts words as 0
+            with pytest.raises(StoreError, match="damaged"):
+                store.counts()
+
+
+def test_a_beginning_that_was_killed_is_no_store(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    assert not is_taken(path)
+    path.touch()
+    assert not is_taken(path)
+    with sqlite3.connect(path) as raw:
+        raw.execute("PRAGMA journal_mode = WAL").fetchall()  # what is written first
+    raw.close()
+    assert path.stat().st_size > 0
+    assert not is_taken(path)
+    made(tmp_path).close()
+    assert is_taken(path)
 
 
 def test_a_closed_store_is_not_called_damaged(tmp_path: Path) -> None:
@@ -482,6 +512,9 @@ def test_nothing_but_an_export_is_written_over(tmp_path: Path) -> None:
         {"entries": [[1, None, "2026"]], "profiles": {}},
         {"entries": [], "profiles": {"r": {"packed": "zz", "about": ABOUT}}},
         {"entries": [], "profiles": {"r": {"packed": "00", "about": {}}}},
+        b"[" * 100_000,
+        b"\xff",
+        b"no JSON",
     ],
 )
 def test_an_export_that_holds_something_else_is_refused(row: object, tmp_path: Path) -> None:
@@ -489,7 +522,7 @@ def test_an_export_that_holds_something_else_is_refused(row: object, tmp_path: P
     header = json.dumps(
         {"format": "umbel.export/1", "store": "number", "key": wrap(key, Passphrase(words), "number")}
     )
-    sealed = Sealer(key).seal(json.dumps(row).encode(), "export/number")
+    sealed = Sealer(key).seal(row if isinstance(row, bytes) else json.dumps(row).encode(), "export/number")
     data = b"UMBX" + len(header).to_bytes(4, "big") + header.encode() + sealed
     (tmp_path / "export").write_bytes(data)
     with pytest.raises(StoreError, match="not what an export holds"):
@@ -513,3 +546,18 @@ def test_a_changed_export_is_refused(tmp_path: Path) -> None:
             read_export(path, words)
     with pytest.raises(StoreError, match="cannot read"):
         read_export(tmp_path, words)
+
+
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "export")
+    with pytest.raises(StoreError, match="cannot read"):
+        read_export(tmp_path / "export", words)
+    made(tmp_path).close()
+    (tmp_path / "key").unlink()
+    os.mkfifo(tmp_path / "key", 0o600)
+    with pytest.raises(StoreError, match="cannot be read"):
+        reopened(tmp_path)
+    (tmp_path / "store.sqlite").unlink()
+    os.mkfifo(tmp_path / "store.sqlite")
+    with pytest.raises(StoreError, match="no store"):
+        reopened(tmp_path)
