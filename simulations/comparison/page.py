@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from umbel.simulations.comparison.harm import harm
 from umbel.simulations.comparison.results import Comparison
 from umbel.simulations.comparison.studies import Study, study_of
 from umbel.simulations.comparison.summary import BIAS, DRAWS, GENERIC, Entry, Figures, Summary
+from umbel.simulations.report.markdown import prose, table
 from umbel.simulations.report.words import NBSP, interval, percent, points, size
 from umbel.simulations.results import Machine
 
-_WIDTH = 130
 _NONE = "–"
 _METHOD = (
     "Every contestant learns from the same first k examples of the same people and predicts the same "
@@ -114,13 +113,13 @@ def _head(comparison: Comparison, summary: Summary, study: Study, command: str) 
     )
     return [
         f"# {study.title}",
-        _prose(what),
-        _prose(_machine(comparison.machine) + _precision(summary) + _work(summary)),
-        *(_prose(note) for note in summary.notes),
+        prose(what),
+        prose(_machine(comparison.machine) + _precision(summary) + _work(summary)),
+        *(prose(note) for note in summary.notes),
         "These commands run what is missing and write this page:",
         f"```bash\n{command}\n```",
         *_incomplete(summary),
-        _table(
+        table(
             ("data set", "labels", "people per seed", "further people", "k", "seeds"),
             [_data_row(summary, data) for data in summary.data_sets],
         ),
@@ -166,7 +165,7 @@ def _incomplete(summary: Summary) -> list[str]:
         f"seed) have not been run. A dash stands for what is not measured, and the column *seeds* says how "
         "many are in. Differences use the seeds that both sides have."
     )
-    return [_prose(words)]
+    return [prose(words)]
 
 
 def _data_row(summary: Summary, data: str) -> list[str]:
@@ -206,7 +205,7 @@ def _short(summary: Summary) -> list[str]:
         "by the very figures that are shown, which flatters both sides."
     )
     head = ("data set", "k", "generic model", "best of the others", "best of umbel's")
-    return ["## In short", _prose(words), _table(head, rows)]
+    return ["## In short", prose(words), table(head, rows)]
 
 
 def _best(summary: Summary, data: str, entries: Sequence[Entry], k: int) -> str:
@@ -239,9 +238,9 @@ def _claims(claims: Sequence[Claim], reasons: Mapping[str, str]) -> list[str]:
     notes = dict.fromkeys(claim.note for claim in claims if claim.note)
     return [
         "## Claims",
-        _prose(words),
-        _table(("", "claim", "data set", "verdict", "measured"), _once(rows), right=()),
-        *(_prose(note) for note in notes),
+        prose(words),
+        table(("", "claim", "data set", "verdict", "measured"), _once(rows), right=()),
+        *(prose(note) for note in notes),
         *_reasons(claims, reasons),
     ]
 
@@ -249,7 +248,7 @@ def _claims(claims: Sequence[Claim], reasons: Mapping[str, str]) -> list[str]:
 def _reasons(claims: Sequence[Claim], reasons: Mapping[str, str]) -> list[str]:
     """Says of the claims that do not hold everywhere what was found behind that."""
     open_ = [claim.name for claim in claims if any(f.verdict != "holds" for f in claim.findings)]
-    told = [_prose(f"**{name}.** {reasons[name]}") for name in open_ if name in reasons]
+    told = [prose(f"**{name}.** {reasons[name]}") for name in open_ if name in reasons]
     return ["### What was found where a claim does not hold", *told] if told else []
 
 
@@ -315,10 +314,10 @@ def _people(summary: Summary, study: Study, data: str, entries: Sequence[Entry])
         "that it learned for them: "
     )
     return [
-        _prose(words),
-        _table(["worse / by chance / better", *(f"k = {k}" for k in ks)], rows),
+        prose(words),
+        table(["worse / by chance / better", *(f"k = {k}" for k in ks)], rows),
         f"![Gain over generic by person on {data}]({_figure_name(study, data, 'people')})",
-        *([_prose(seen + "; ".join(ceilings) + ".")] if ceilings else []),
+        *([prose(seen + "; ".join(ceilings) + ".")] if ceilings else []),
     ]
 
 
@@ -353,7 +352,7 @@ def _main_table(summary: Summary, data: str, entries: Sequence[Entry], k: int) -
                 _NONE if at_k is None else f"{at_k.seconds:.3g}",
             ]
         )
-    return _table(headings, rows)
+    return table(headings, rows)
 
 
 def _gains(summary: Summary, data: str, entries: Sequence[Entry]) -> str:
@@ -365,7 +364,7 @@ def _gains(summary: Summary, data: str, entries: Sequence[Entry]) -> str:
         ]
         for entry in entries
     ]
-    return _table(["over generic, points [95 %]", *(f"k = {k}" for k in ks)], rows)
+    return table(["over generic, points [95 %]", *(f"k = {k}" for k in ks)], rows)
 
 
 def _further(summary: Summary, data: str, entries: Sequence[Entry], k: int) -> str:
@@ -396,7 +395,7 @@ def _further(summary: Summary, data: str, entries: Sequence[Entry], k: int) -> s
                 _NONE if entry.train_seconds is None else f"{entry.train_seconds:.3g}",
             ]
         )
-    return _table(headings, rows)
+    return table(headings, rows)
 
 
 def _title(entry: Entry) -> str:
@@ -433,17 +432,4 @@ def _method(summary: Summary, study: Study) -> list[str]:
     )
     chosen = _METHOD if known else _METHOD[:-1]
     first, *rest = chosen
-    return ["## How it was measured", *(_prose(text) for text in (first, *study.prose, *rest))]
-
-
-def _prose(text: str) -> str:
-    flat = text.replace(NBSP, " ")
-    return textwrap.fill(flat, _WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] | None = None) -> str:
-    """A Markdown table; columns go to the right but the first, or as `right` says."""
-    aligned = range(1, len(headings)) if right is None else right
-    rule = ["---:" if column in aligned else "---" for column in range(len(headings))]
-    lines = [headings, rule, *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return ["## How it was measured", *(prose(text) for text in (first, *study.prose, *rest))]

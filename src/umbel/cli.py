@@ -88,6 +88,10 @@ PARTS: Mapping[str, Part] = {
         "umbel.simulations.data.commands:app", "", "simulation", _TRY,
         "Turn public data sets into umbel's example files, or generate people.",
     ),
+    "bench": Part(
+        "umbel.simulations.bench.commands:app", "", "simulation", _TRY,
+        "Measure what a device and serving cost, beside torch, transformers and PEFT.",
+    ),
     "device": Part(
         "umbel.device_client.commands:app", "", "device", _DEVICE,
         "Learn a private profile from a few examples, and predict with it. Needs no torch.",

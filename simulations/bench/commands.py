@@ -1,0 +1,182 @@
+"""`umbel bench`: what a device and serving many owners cost, beside torch, transformers and PEFT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from umbel.simulations.bench.rows import Measured
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure what a device costs, and what serving many owners costs, "
+    "beside torch, transformers and PEFT in the same run.",
+)
+
+_WIDE = 1000  # wider than any table
+_Model = Annotated[
+    list[str] | None,
+    typer.Option("--model", "-m", help="An encoder: minilm, bert-base or tiny; may be given repeatedly."),
+]
+_Out = Annotated[Path, typer.Option("--out", "-o", help="The work folder; what is in it is used again.")]
+_RivalEnv = Annotated[
+    Path | None,
+    typer.Option(help="An environment that has torch, transformers and peft; one is made otherwise."),
+]
+_Alone = Annotated[bool, typer.Option("--alone", help="Measure umbel alone: nothing is compared.")]
+_Threads = Annotated[str, typer.Option(help="Counts of threads, with commas.")]
+_Repetitions = Annotated[int, typer.Option(min=1, max=1000, help="Samples of a figure, taken in turns.")]
+_Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")]
+_Quick = Annotated[
+    bool, typer.Option("--quick", help="A tiny encoder, alone, once: shows that everything works.")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout instead of a table.")]
+_RUN = Path("runs/bench")
+
+
+@app.command()
+def device(
+    model: _Model = None,
+    out: _Out = _RUN,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this: environment, start, learn, step or onboard; may be given repeatedly."),
+    ] = None,
+    skip_env: Annotated[
+        bool, typer.Option("--skip-env", help="Do not make a device's environment to count its bytes.")
+    ] = False,
+    rival_env: _RivalEnv = None,
+    alone: _Alone = False,
+    threads: _Threads = "1,2",
+    repetitions: _Repetitions = 5,
+    fresh: _Fresh = False,
+    quick: _Quick = False,
+    as_json: _Json = False,
+) -> None:
+    """Measure one owner's device: installed bytes, start, memory, learning, onboarding.
+
+    The same work is done by torch and transformers, in an environment that this command makes, and both sides
+    must give the same answers before any time is told. What was measured is kept: a stopped run goes on.
+
+    For instance: umbel bench device
+
+    Or: umbel bench device --model minilm --only step --threads 1
+    """
+    skip = ("environment",) if skip_env or quick else ()
+    _bench("device", model, out, only, skip, rival_env, alone, threads, repetitions, fresh, quick, as_json)
+
+
+@app.command()
+def serving(
+    model: _Model = None,
+    out: _Out = _RUN,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this: latency, personalization, owners or memory; may be given repeatedly."),
+    ] = None,
+    rival_env: _RivalEnv = None,
+    alone: _Alone = False,
+    threads: _Threads = "1,2",
+    repetitions: _Repetitions = 5,
+    fresh: _Fresh = False,
+    quick: _Quick = False,
+    as_json: _Json = False,
+) -> None:
+    """Measure a process that answers one owner or many: latency, what a profile costs, mixed batches, memory.
+
+    For instance: umbel bench serving
+
+    Or: umbel bench serving --model minilm --only owners
+    """
+    skip = ("personalization",) if quick else ()
+    _bench("serving", model, out, only, skip, rival_env, alone, threads, repetitions, fresh, quick, as_json)
+
+
+@app.command()
+def page(
+    run: Annotated[Path, typer.Argument(metavar="FOLDER", help="The work folder of the benchmarks.")] = _RUN,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page and its figures.")] = Path(
+        "docs"
+    ),
+) -> None:
+    """Write performance.md from what was measured, with its figures beside it.
+
+    For instance: umbel bench page runs/bench --out docs
+    """
+    from umbel.simulations.bench.page import write_page
+
+    written = write_page(run, out)
+    typer.echo(f"Wrote {written[0]} and {len(written) - 1} figures.")
+
+
+def _bench(
+    command: str,
+    models: list[str] | None,
+    out: Path,
+    only: list[str] | None,
+    skip: tuple[str, ...],
+    rival_env: Path | None,
+    alone: bool,
+    threads: str,
+    repetitions: int,
+    fresh: bool,
+    quick: bool,
+    as_json: bool,
+) -> None:
+    from umbel.simulations.bench.benches import Request, run_bench
+    from umbel.simulations.bench.encoders import BASE, MINILM, TINY
+    from umbel.simulations.bench.rows import rendered
+    from umbel.simulations.bench.sides import Settings
+    from umbel.simulations.progress import Progress
+
+    usual = (TINY,) if quick else (MINILM, BASE)
+    settings = Settings(
+        models=tuple(models or usual),
+        threads=(1,) if quick else _counts(threads),
+        repetitions=1 if quick else repetitions,
+        quick=quick,
+    )
+    request = Request(
+        command=command,
+        folder=out,
+        settings=settings,
+        rival_env=rival_env,
+        alone=alone or quick,
+        only=only or (),
+        skip=skip,
+        fresh=fresh,
+    )
+    found = run_bench(request, Progress(quiet=as_json))
+    if as_json:
+        typer.echo(rendered(found))
+        return
+    _show(found)
+    typer.echo(f"Measured in {found.seconds:.0f} s; every figure is in {out / command / 'result.json'}.")
+
+
+def _show(found: Measured) -> None:
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    from umbel.simulations.bench.terminal import terminal_table
+
+    console, table = Console(width=_WIDE), terminal_table(found)
+    # As wide as its figures want: a narrow terminal wraps the lines, which costs no column.
+    console.print(table, width=Measurement.get(console, console.options, table).maximum)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    from umbel.shared.errors import ConfigError
+
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [
+        part for part in parts if not (part.isascii() and part.isdecimal() and 1 <= int(part[:4]) <= 256)
+    ]
+    if wrong:
+        raise ConfigError(
+            "--threads cannot be read", [f"'{part}' is not a count" for part in wrong], "Write: --threads 1,2"
+        )
+    return tuple(sorted({int(part) for part in parts}))

@@ -1,0 +1,191 @@
+"""docs/performance.md: what was measured, beside what must hold, with its figures as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from umbel.shared.files import atomic_write
+from umbel.simulations.bench import plots
+from umbel.simulations.bench.encoders import TITLES
+from umbel.simulations.bench.releases import RECIPE
+from umbel.simulations.bench.rows import RESULT, BenchError, Measured, Row, read_measured
+from umbel.simulations.bench.terminal import bound, figure, ratio, span
+from umbel.simulations.report.markdown import prose, table
+from umbel.simulations.report.words import NBSP
+
+PAGE = "performance.md"
+_FIGURES = {"performance-ratios.svg": plots.advantages, "performance-owners.svg": plots.many_owners}
+_COMMANDS = ("device", "serving")
+_NONE = "–"
+_METHOD = (
+    "Both sides work on the same texts with the same weights in float32, at the thread counts that "
+    "are stated (those of "
+    "every pool of threads). Before any time is taken, logits, the gradient of a step and learned "
+    "profiles of both "
+    "sides are compared; where they differ, nothing is told. Medians are shown, and ratios of "
+    "medians. Both sides "
+    "are measured in turns, so that a machine that slows down slows both.",
+    "Whole processes are fresh ones whose files lie in memory: seconds from their start to their "
+    "end, and the most "
+    "memory that this very process held. What runs per step or per batch is timed in a running "
+    "process after two "
+    "warm-up runs; a sample is the mean over about a quarter of a second.",
+    "The other side is written for speed: torch eager with sdpa attention and inference mode, "
+    "weights mapped from "
+    "safetensors, transformers' BertModel without its pooler, what people share merged into the "
+    "weights, and, where "
+    "one person is served, the person too. PEFT's adapters are the smallest that give the same "
+    "answers: rank 1, "
+    "with a bias. umbel computes the shared low-rank part in every run.",
+    f"Learning is by the default recipe: {RECIPE.steps} steps on all examples, and a cross-validation in "
+    f"{RECIPE.folds} folds, which the other side does as well. Weights of the larger encoder and of "
+    f"the methods are "
+    "random: they change no time.",
+    "The environment's bytes are those of files, of umbel with the device extra and all that it "
+    "requires; Python, "
+    "pip and setuptools are not counted. It was installed with `pip install --no-compile`, and "
+    "counted after the "
+    "device's commands had run once: Python keeps the bytecode of what is imported. Without "
+    "`--no-compile`, pip "
+    "compiles every module of every package, which takes about 40 MB more.",
+)
+
+
+def write_page(run: Path, out: Path) -> list[Path]:
+    """Writes the page of what lies in a work folder, and its figures, and returns their paths.
+
+    Raises:
+        BenchError: Nothing was measured there.
+    """
+    found = [
+        read_measured(run / command / RESULT) for command in _COMMANDS if (run / command / RESULT).is_file()
+    ]
+    if not found:
+        raise BenchError(
+            f"nothing was measured in {run}", hint="Run: umbel bench device, umbel bench serving."
+        )
+    rows = [row for measured in found for row in measured.rows]
+    out.mkdir(parents=True, exist_ok=True)
+    written = [out / PAGE]
+    figures = []
+    for name, draw in _FIGURES.items():
+        wanted = [row for row in rows if row.bound is not None] if draw is plots.advantages else rows
+        if any(row.theirs for row in wanted if draw is plots.advantages or row.part == "many owners"):
+            atomic_write(out / name, draw(wanted).encode())
+            written.append(out / name)
+            figures.append(name)
+    atomic_write(out / PAGE, page(found, figures).encode())
+    return written
+
+
+def page(found: Sequence[Measured], figures: Sequence[str] = ()) -> str:
+    """Returns the page as Markdown."""
+    rows = [row for measured in found for row in measured.rows]
+    parts = [
+        "# Performance",
+        prose(
+            "What an owner's device costs, and what one process costs that answers for many owners, beside "
+            "torch, transformers and PEFT on the same machine in the same run."
+        ),
+        prose(_machine(found[0])),
+        *(prose(note) for measured in found for note in measured.notes),
+        "These commands measure what is missing and write this page:",
+        "```bash\numbel bench device\numbel bench serving\numbel bench page runs/bench --out docs\n```",
+        *_bounds(rows),
+        *(f"![{_ALT[name]}]({name})" for name in figures),
+        *(part for measured in found for part in _all_rows(measured)),
+        "## How it was measured",
+        *(prose(text) for text in _METHOD),
+    ]
+    return "\n\n".join(parts).replace(NBSP, " ") + "\n"
+
+
+_ALT = {
+    "performance-ratios.svg": "How many times less each bounded figure is than what it is compared with",
+    "performance-owners.svg": "Milliseconds for a text of each of many owners, by every way",
+}
+_TITLES = {"device": "One owner's device", "serving": "One process, one owner or many"}
+
+
+def _machine(found: Measured) -> str:
+    told = dict(found.machine)
+    libraries = [f"{name} {told[name]}" for name in ("umbel", "onnxruntime", "numpy") if name in told]
+    rival = [
+        f"{name.removeprefix('rival ')} {value}" for name, value in told.items() if name.startswith("rival ")
+    ]
+    return (
+        f"Measured on {told.get('processor')} ({told.get('cores')} cores; {told.get('instructions')}), "
+        f"{told.get('system')}, Python {told.get('python')}, {', '.join(libraries)}"
+        + (f"; beside {', '.join(rival)}." if rival else ".")
+    )
+
+
+def _bounds(rows: Sequence[Row]) -> list[str]:
+    """Says of each bound whether it holds, in the fewest lines."""
+    bounded = [row for row in rows if row.bound is not None]
+    if not bounded:
+        return []
+    kept = sum(row.holds is True for row in bounded)
+    compared = sum(row.holds is not None for row in bounded)
+    words = (
+        f"Of {compared} bounds that could be compared, {kept} hold. A ratio with × says how many "
+        f"times as fast, "
+        "one without what share of the other's."
+    )
+    lines = [
+        (
+            row.part,
+            row.setting,
+            _NONE if not row.encoder else row.encoder,
+            _threads(row),
+            _shown(row),
+            _verdict(row),
+        )
+        for row in bounded
+    ]
+    head = ("what", "setting", "encoder", "threads", "ratio", "must be")
+    return ["## What must hold", prose(words), table(head, lines, right=(3, 4))]
+
+
+def _all_rows(found: Measured) -> list[str]:
+    parts = [f"## {_TITLES[found.command]}"]
+    for encoder in dict.fromkeys(row.encoder for row in found.rows):
+        own = [row for row in found.rows if row.encoder == encoder]
+        lines = [
+            (
+                row.part,
+                row.setting,
+                _threads(row),
+                _told(row, ours=True),
+                _told(row, ours=False),
+                _shown(row),
+                row.against,
+            )
+            for row in own
+        ]
+        head = ("what", "setting", "threads", "umbel", "other", "ratio", "the other is")
+        parts += [f"### {TITLES[encoder]}"] if encoder else []
+        parts.append(table(head, lines, right=(2, 3, 4, 5)))
+    return parts
+
+
+def _told(row: Row, *, ours: bool) -> str:
+    sample = row.ours if ours else row.theirs
+    if sample is None:
+        return _NONE
+    ends = span(row, sample)
+    return figure(row, sample.median) + (f" ({ends})" if ends else "")
+
+
+def _threads(row: Row) -> str:
+    return str(row.threads) if row.threads else _NONE
+
+
+def _shown(row: Row) -> str:
+    return ratio(row).replace("x", "×") or _NONE
+
+
+def _verdict(row: Row) -> str:
+    words, _, held = bound(row).partition(": ")
+    return f"{words}: **{held}**" if held else words
