@@ -95,7 +95,7 @@ $(VENV)/ready: $(LOCKS)
 $(DEVICE_VENV)/ready: $(LOCKS)
 	$(call make_venv,$(DEVICE_VENV))
 	@echo "installing a device's libraries only"
-	@$(DEVICE_BIN)/python $(PIP_INSTALL) --editable '.[device]' pytest hypothesis
+	@$(DEVICE_BIN)/python $(PIP_INSTALL) --no-compile --editable '.[device]' pytest hypothesis
 	@touch $@
 
 clean:

@@ -40,6 +40,15 @@ METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 RECIPE = LearningRecipe(folds=4)
 """What `umbel coordinator train` gives by default: 16 steps, and a cross-validation in 4 folds."""
 
+_GRAPHS = (
+    "graphs/*.py",
+    "methods/*.py",
+    "tasks/*.py",
+    "onboarding/network.py",
+    "model.py",
+    "publish.py",
+    "sites.py",
+)
 _STIR = 0.02
 _MADE = "made.json"
 
@@ -65,7 +74,8 @@ def release_of(encoder: str, kind: str, folder: Path, on_phase: Callable[[str], 
 
 def _identity(encoder: str, kind: str) -> bytes:
     """Returns what a release is made from: it is made anew if its options or umbel's graphs have changed."""
-    sources = sorted((Path(umbel.__file__).parent / "coordinator").rglob("*.py"))
+    root = Path(umbel.__file__).parent / "coordinator"
+    sources = sorted(path for part in _GRAPHS for path in root.glob(part))
     code = sha256_bytes(b"".join(path.read_bytes() for path in sources))
     row = [encoder, kind, METHODS[kind], RECIPE.as_json(), MAX_TOKENS, LABELS, code]
     return json.dumps(row, default=dict, sort_keys=True).encode()

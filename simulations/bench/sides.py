@@ -145,7 +145,7 @@ def check_same(what: str, ours: Sequence[Any], theirs: Sequence[Any], tolerance:
         what: What is compared, for people.
         ours: Numbers, in rows of any depth.
         theirs: As many.
-        tolerance: Largest difference, relative to the largest number of theirs where that is above 1.
+        tolerance: Largest difference, relative to the largest number of theirs.
 
     Raises:
         BenchError: They differ.
@@ -153,7 +153,7 @@ def check_same(what: str, ours: Sequence[Any], theirs: Sequence[Any], tolerance:
     mine, other = (np.asarray(numbers, np.float64) for numbers in (ours, theirs))
     if mine.shape != other.shape:
         raise BenchError(f"{what}: the two sides answer in other shapes", [f"{mine.shape} and {other.shape}"])
-    worst = float(np.abs(mine - other).max()) / max(1.0, float(np.abs(other).max()))
+    worst = float(np.abs(mine - other).max()) / (float(np.abs(other).max()) or 1.0)
     if not worst <= tolerance:
         raise BenchError(
             f"{what}: the two sides give other answers, so no times are told",

@@ -1,0 +1,114 @@
+"""The commands: a quick run of each, what is kept, what is refused, and the page."""
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from tests.simulations.bench.test_rows import a_row, measured
+from typer.testing import CliRunner
+
+from umbel.shared.errors import ConfigError
+from umbel.simulations.bench import benches
+from umbel.simulations.bench.benches import Request, run_bench
+from umbel.simulations.bench.commands import app
+from umbel.simulations.bench.page import write_page
+from umbel.simulations.bench.rows import BenchError, Measured, Sample, write_measured
+from umbel.simulations.bench.sides import Settings, Sides
+from umbel.simulations.progress import Progress
+
+QUIET = Progress(quiet=True)
+
+
+def request(sides: Sides, command: str, **changes: object) -> Request:
+    plain = {"command": command, "folder": sides.folder, "settings": sides.settings, "alone": True}
+    return Request(**{**plain, **changes})  # type: ignore[arg-type]
+
+
+def test_a_device_is_measured_and_what_was_measured_is_kept(sides: Sides) -> None:
+    wanted = request(sides, "device", only=("start", "learn", "step"))
+    found = run_bench(wanted, QUIET)
+    parts = {row.part for row in found.rows}
+    assert {
+        "start to first prediction",
+        "predict, peak memory",
+        "learn, whole process",
+        "learn, per step",
+    } <= parts
+    assert all(value > 0 for row in found.rows for value in row.ours.values)
+    assert all(row.ratio is None and row.holds is None for row in found.rows)
+    assert run_bench(wanted, QUIET) == found
+    again = run_bench(request(sides, "device", only=("step",), fresh=True), QUIET)
+    assert again.rows[0].ours != found.rows[-1].ours
+
+
+def test_serving_is_measured_by_the_command(sides: Sides) -> None:
+    words = [
+        "serving",
+        "--quick",
+        "--only",
+        "owners",
+        "--only",
+        "latency",
+        "--out",
+        str(sides.folder),
+        "--json",
+    ]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert [row["part"] for row in told["rows"]] == ["predict", "many owners"]
+    assert told["rows"][1]["ratio"] > 0
+    assert json.loads((sides.folder / "serving" / "result.json").read_bytes()) == told
+
+
+def test_what_is_not_known_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    plain = {"command": "device", "folder": tmp_path / "run", "alone": True}
+    with pytest.raises(ConfigError, match="does not measure that") as error:
+        run_bench(Request(**plain, settings=Settings(), only=("speed", "step", "size")), QUIET)  # type: ignore[arg-type]
+    assert len(error.value.problems) == 2
+    with pytest.raises(ConfigError, match="there is no encoder 'gpt'"):
+        run_bench(Request(**plain, settings=Settings(models=("gpt",))), QUIET)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("threads", ["", "0", "1,x", "-1", "1000"])
+def test_threads_that_are_no_counts_are_refused(threads: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["device", "--threads", threads, "--out", str(tmp_path)])
+    assert isinstance(result.exception, ConfigError)
+
+
+def test_an_environment_that_is_none_is_refused(sides: Sides, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="the rival's environment cannot be used"):
+        run_bench(request(sides, "device", alone=False, rival_env=tmp_path), QUIET)
+
+
+def test_every_measurement_has_a_name_of_its_own_in_the_help() -> None:
+    for command, known in benches.MEASUREMENTS.items():
+        text = CliRunner().invoke(app, [command, "--help"]).output
+        assert all(name in text for name in known), command
+
+
+def test_the_page_has_every_row_its_verdicts_and_figures(tmp_path: Path) -> None:
+    kept = a_row(part="learn, per step", theirs=Sample((4.0,)), bound=1.0, against="torch")
+    missed = a_row(part="start", theirs=Sample((4.0,)), bound=0.1, sense="share", against="torch")
+    many = a_row(part="many owners", theirs=Sample((9.0,)), bound=3.0, against="PEFT", setting="128 owners")
+    write_measured(tmp_path / "device" / "result.json", measured(kept, missed))
+    serving = Measured(command="serving", settings={}, machine={"cores": "2"}, seconds=1.0, rows=(many,))
+    write_measured(tmp_path / "serving" / "result.json", serving)
+    page, *figures = write_page(tmp_path, tmp_path / "docs")
+    text = page.read_text()
+    assert "Of 3 bounds that could be compared, 2 hold." in text
+    assert "| learn, per step | 1 x 8 | tiny | 1 | 2.00× | at least 1: **holds** |" in text
+    assert "| start | 1 x 8 | tiny | 1 | 0.50 | at most 0.1: **does not hold** |" in text
+    assert "4.50×" in text
+    assert [figure.name for figure in figures] == ["performance-ratios.svg", "performance-owners.svg"]
+    for figure in figures:
+        ET.parse(figure)
+        assert f"]({figure.name})" in text
+
+
+def test_a_page_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="nothing was measured"):
+        write_page(tmp_path, tmp_path / "docs")
+    assert not (tmp_path / "docs").exists()
