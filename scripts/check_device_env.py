@@ -75,7 +75,7 @@ def _command_problems() -> list[str]:
 
 
 def _size_problems() -> list[str]:
-    """Returns what is wrong with the bytes of what the device extra brings, and says them where nothing is."""
+    """Returns what is wrong with the size of what the device extra brings; says the size where nothing is."""
     from umbel.simulations.bench.footprint import LIMIT_BYTES, device_sizes
 
     sizes, bytecode = device_sizes(), _bytecode_of_use()

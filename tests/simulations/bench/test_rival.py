@@ -70,7 +70,12 @@ def test_a_step_has_the_same_loss_and_gradient(sides: Sides, staged: Path) -> No
     release = sides.release("tiny")
     texts, labels = texts_of(release, 6, 10), labels_of(6, 2)
     mine = ours.stepping(1)(str(release.folder), texts, labels)[1]
-    asked = {"folder": str(staged), "texts": texts, "max_tokens": MAX_TOKENS, "labels": labels}
+    asked: dict[str, Any] = {
+        "folder": str(staged),
+        "texts": texts,
+        "max_tokens": MAX_TOKENS,
+        "labels": labels,
+    }
     theirs = worker.step(**asked, recipe=dict(release.manifest.recipe.as_json()))[1]
     check_same("nll", mine[0], theirs[0])
     check_same("gradient", mine[1], theirs[1])
