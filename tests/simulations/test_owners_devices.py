@@ -1,0 +1,65 @@
+"""Rounds of owners' devices in one process, each with a sealed home and a policy: what a coordinator gets."""
+
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context, RecordDict
+from tests.builders import random_examples
+
+from umbel.coordinator.federation.journal import RoundsResult
+from umbel.coordinator.server_app import serve
+from umbel.device_client.egress.policy import Policy
+from umbel.device_client.owner import Device
+from umbel.shared.examples import write_examples
+from umbel.shared.release import Release
+from umbel.simulations.engines import RoundSettings
+from umbel.simulations.engines.serial import SerialGrid
+
+Node = dict[str, str | int]
+SETTINGS = RoundSettings(rounds=2, clients_per_round=3, seed=5, local_rate=0.5, clip=0.5)
+
+
+def rounds(
+    release: Release, nodes: list[dict[str, str | int]], out: Path, run: dict[str, str]
+) -> RoundsResult:
+    """Runs rounds with devices of these node configs; the last one need not take part."""
+    config = {**SETTINGS.as_run_config(), "release": str(release.folder), "out": str(out), **run}
+    config["population"] = 2
+    out.mkdir()
+    grid = SerialGrid(config, 0)
+    for number, node in enumerate(nodes):
+        grid._contexts[1000 + number] = Context(
+            run_id=1, node_id=1000 + number, node_config=node, state=RecordDict(), run_config=config
+        )
+    return serve(grid, config)
+
+
+def test_owners_devices_take_part_as_their_policy_says(tiny_release: Release, tmp_path: Path) -> None:
+    for number, rule in enumerate(["always", "always", "never"]):
+        with Device.enroll(tmp_path / f"home{number}", tiny_release.folder) as device:
+            device.add(random_examples(0, str(number), 5))
+            device.keep_policy(Policy(rule))
+            device.client_number(number)  # that of its simulated twin
+    found = rounds(
+        tiny_release, [{"home": str(tmp_path / f"home{n}")} for n in range(3)], tmp_path / "out", {}
+    )
+    assert [(record.clients, record.failures) for record in found.rounds] == [(2, 0)] * 2
+
+    for number in range(2):
+        examples = random_examples(0, str(number), 5)
+        write_examples(tmp_path / "devices" / f"{number:06d}" / "examples.jsonl", examples)
+    simulated: list[Node] = [{"partition-id": number} for number in range(2)]
+    wanted = rounds(tiny_release, simulated, tmp_path / "simulated", devices=str(tmp_path / "devices"))
+    for name, values in wanted.trainables.items():
+        np.testing.assert_array_equal(found.trainables[name], values)
+
+    for number in range(3):
+        with Device.open(tmp_path / f"home{number}") as device:
+            rows = [(row["kind"], row["outcome"], row["round"]) for row in device.egress()]
+            kept = device.profile()
+        if number < 2:
+            assert rows == [("query", "sent", None), ("train", "sent", 1), ("train", "sent", 2)]
+            assert kept is not None
+        else:
+            assert set(rows) == {("query", "refused", None), ("error", "sent", None)}
+            assert kept is None
