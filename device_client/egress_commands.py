@@ -143,7 +143,9 @@ def _policy_words(policy: Policy, against: list[str]) -> str:
         f"Network: {policy.network}",
         f"Norm:    at most {policy.most_norm:g}",
     ]
-    if policy.rule == "ask" and given is not None:
+    if policy.rule == "ask" and given is None:
+        words.append("Consent: none. Give it for some rounds: umbel device consent --rounds 10")
+    elif policy.rule == "ask" and given is not None:
         words.append(f"Consent: {given.rounds} rounds, until {given.until}, release {given.release[:12]}")
     now = ["Now:     what is asked may leave."] if not against else ["Now:     nothing would leave."]
     return "\n".join([*words, *now, *(f"         {line}" for line in against)])

@@ -4,16 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from umbel import cli
-from umbel.device_client.egress.allowed import allowed_hello
+from umbel.device_client.egress.allowed import allowed_contribution, allowed_hello
 from umbel.device_client.egress.gate import Asker, Departure, leave
 from umbel.device_client.egress.policy import Policy, Surroundings
 from umbel.device_client.enrolled import EnrolledHome
 from umbel.device_client.owner import Device
-from umbel.shared.errors import StoreError
-from umbel.shared.messages import Hello
+from umbel.shared.errors import EgressError, StoreError
+from umbel.shared.messages import Hello, LocalSettings, RoundTask, Wire
 from umbel.shared.release import Release
 
 pytestmark = pytest.mark.full  # a release is made, by torch
@@ -125,6 +126,23 @@ def test_what_left_and_what_did_not_is_shown(home: Path, capsys: pytest.CaptureF
     assert "round 4  norm 0.25  to library, run 1\n    policy never: nothing may leave" in out
     assert out.endswith("\n1,234 bytes left in 1 messages.\n")
     assert told(capsys, "status")["egress"]["bytes"] == 1234
+
+
+def test_what_is_refused_is_in_the_log_without_a_word_of_it(home: Path, tiny_release: Release) -> None:
+    canary = "a canary sang in the mine at noon"
+    manifest = tiny_release.manifest
+    values = {name: np.zeros(shape, np.float32) for name, shape in manifest.trainables.items()}
+    ask = RoundTask(tiny_release.release_id, 4, 0, "train", LocalSettings(), values)
+    wire = Wire({canary: np.ones(2, np.float32)}, {"schema": canary, canary: canary, "examples": canary})
+    with Device.open(home) as device:
+        device.keep_policy(Policy("always"))
+        with pytest.raises(EgressError) as caught:
+            leave(wire, allowed_contribution(manifest, ask), EnrolledHome(device), Asker())
+        (row,) = device.egress()
+    assert row["why"] == list(caught.value.problems)
+    # More of both, five scalars, a norm of 1.4, and no tensor of the list.
+    assert len(row["why"]) == 2 + 5 + 1 + len(manifest.trainables)
+    assert canary not in json.dumps(row) + str(caught.value)
 
 
 def test_the_log_of_what_left_lies_sealed(home: Path) -> None:
