@@ -1,6 +1,7 @@
 """Rounds of owners' devices in one process, each with a sealed home and a policy: what a coordinator gets."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Context, RecordDict
@@ -15,16 +16,14 @@ from umbel.shared.release import Release
 from umbel.simulations.engines import RoundSettings
 from umbel.simulations.engines.serial import SerialGrid
 
-Node = dict[str, str | int]
+Node = dict[str, bool | float | int | str]
 SETTINGS = RoundSettings(rounds=2, clients_per_round=3, seed=5, local_rate=0.5, clip=0.5)
 
 
-def rounds(
-    release: Release, nodes: list[dict[str, str | int]], out: Path, run: dict[str, str]
-) -> RoundsResult:
+def rounds(release: Release, nodes: list[Node], out: Path, **run: str) -> RoundsResult:
     """Runs rounds with devices of these node configs; the last one need not take part."""
-    config = {**SETTINGS.as_run_config(), "release": str(release.folder), "out": str(out), **run}
-    config["population"] = 2
+    config: dict[str, Any] = {**SETTINGS.as_run_config(), "population": 2, **run}
+    config |= {"release": str(release.folder), "out": str(out)}
     out.mkdir()
     grid = SerialGrid(config, 0)
     for number, node in enumerate(nodes):
@@ -40,9 +39,8 @@ def test_owners_devices_take_part_as_their_policy_says(tiny_release: Release, tm
             device.add(random_examples(0, str(number), 5))
             device.keep_policy(Policy(rule))
             device.client_number(number)  # that of its simulated twin
-    found = rounds(
-        tiny_release, [{"home": str(tmp_path / f"home{n}")} for n in range(3)], tmp_path / "out", {}
-    )
+    owned: list[Node] = [{"home": str(tmp_path / f"home{number}")} for number in range(3)]
+    found = rounds(tiny_release, owned, tmp_path / "out")
     assert [(record.clients, record.failures) for record in found.rounds] == [(2, 0)] * 2
 
     for number in range(2):
