@@ -10,8 +10,9 @@ import numpy as np
 from umbel.device_client.cross_validation import CrossValidation, Split, times
 from umbel.device_client.engine import Engine
 from umbel.device_client.held_out import HeldOut
-from umbel.device_client.learning import NO_SHARED, Encoded, ProfileLearning, read_once, stored
+from umbel.device_client.learning import NO_SHARED, Encoded, ProfileLearning, State, read_once, stored
 from umbel.device_client.onboarding import Starter
+from umbel.device_client.states import put, taken
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.strength import STRENGTHS, expected_strength, fold_rows
@@ -74,6 +75,7 @@ class CautiousLearning:
         begin: Mapping[str, FloatArray] | None = None,
         shared: Mapping[str, FloatArray] = NO_SHARED,
         measured: bool = False,
+        rows: int | None = None,
     ):
         """Prepares it; arguments as in `cautious_profiles`.
 
@@ -85,16 +87,19 @@ class CautiousLearning:
             begin: Where the learning from all examples begins.
             shared: As in `learn_profiles`.
             measured: Whether to find what held-out examples say of the profile in use; see `held_out`.
+            rows: Examples of a graph run at most; see `ProfileLearning`.
         """
         self._engine, self._recipe = engine, recipe
         self._supports = read_once(engine, supports, shared)
         everything = [(user, np.arange(len(own))) for user, own in enumerate(self._supports)]
         origin = None if start is None else start(everything)
-        self._all = ProfileLearning(engine, self._supports, recipe, start=origin, begin=begin, shared=shared)
+        self._all = ProfileLearning(
+            engine, self._supports, recipe, start=origin, begin=begin, shared=shared, rows=rows
+        )
         self._alone = recipe.steps == 0 and start is None  # nothing is learned, so nothing need be weighed
         splits = [] if self._alone else _splits(self._supports, recipe.folds)
         self._folds = CrossValidation(
-            engine, self._supports, recipe, splits, start=start, shared=shared, measured=measured
+            engine, self._supports, recipe, splits, start=start, shared=shared, measured=measured, rows=rows
         )
 
     @property
@@ -113,6 +118,28 @@ class CautiousLearning:
             return self._all.advance()
         self._folds.advance()
         return None
+
+    def told(self) -> tuple[str, int, int]:
+        """Returns how far it is: what it does, how much of that is done, and how much there is in all."""
+        if not self._all.finished:
+            return "learning", self.steps, self._recipe.steps
+        return self._folds.told()
+
+    def state(self) -> State:
+        """Returns what it takes to go on from here to the same numbers."""
+        found: State = {}
+        put(found, "all", self._all.state())
+        put(found, "folds", self._folds.state())
+        return found
+
+    def restore(self, state: State) -> None:
+        """Goes on from what `state` gave, of the same learning.
+
+        Raises:
+            KeyError: Something is missing in it.
+        """
+        self._all.restore(taken(state, "all"))
+        self._folds.restore(taken(state, "folds"))
 
     def strengths(self) -> FloatArray:
         """Returns each user's strength (users,), when it is finished."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,7 @@ from umbel.device_client.releases.commands import update
 from umbel.device_client.texts import given_texts
 
 if TYPE_CHECKING:
-    from umbel.device_client.device import Learned, Onboarded
+    from umbel.device_client.device import Onboarded
     from umbel.device_client.prediction import Prediction
     from umbel.device_client.work import Work
     from umbel.shared.onboarding import Onboarding
@@ -63,59 +62,52 @@ def learn(
     profile: _Profile = None,
     home: Home = HOME,
     threads: _Threads = 2,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=0, help="Stop in time, keep what there is, and go on the next time.")
+    ] = None,
+    max_memory: Annotated[
+        int | None, typer.Option(min=1, metavar="MIB", help="What the process may have in memory at most.")
+    ] = None,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Learn from the beginning, even if nothing has changed.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Learn your profile from the examples that your device has.
 
-    A handful is enough. The new profile is there wholly or not at all. With --release it is learned from a
-    file, each line of which is one example, such as {"text": "A slow, quiet story.", "label": "yes"}.
+    A handful is enough. The new profile is there wholly or not at all; until then the old one is in use.
+    Stopped by Ctrl-C or --max-seconds, learning is kept, and goes on with the next 'learn' to the same
+    profile. With --release it is learned from a file, each line of which is one example, such as
+    {"text": "A slow, quiet story.", "label": "yes"}.
 
-    For instance: umbel device learn
+    For instance: umbel device learn --max-seconds 30
 
     Or: umbel device learn --release release --examples mine.jsonl
     """
-    begun = time.perf_counter()
+    from contextlib import nullcontext
+
+    from umbel.device_client import learning_words
+    from umbel.device_client.runs import Budget
+
+    budget = Budget(threads, max_seconds, max_memory)
     with _work(release, home, examples, texts, profile) as work:
-        steps = work.release.manifest.recipe.steps
-        learned = work.learn(threads, _bar(steps, as_json))
-        count = len(work.known()[0])
-    found = {
-        "profile": work.where,
-        "bytes": learned.file_bytes,
-        "release": work.release.release_id,
-        "examples": count,
-        "steps": steps,
-        "nll_generic": round(learned.nll_generic, 6),
-        "nll_personal": round(learned.nll_personal, 6),
-        "strength": round(learned.strength, 6),
-        "seconds": round(time.perf_counter() - begun, 3),
-        "notes": list(learned.notes),
-    }
+        # What is learned from files is kept nowhere until it is done, so Ctrl-C ends it at once.
+        with learning_words.Stops() if release is None else nullcontext(lambda: False) as stops:
+            try:
+                found = work.learn(budget, anew, stops, learning_words.bar(as_json))
+            finally:
+                learning_words.end_bar(as_json)
+        told = {"profile": work.where, "release": work.release.release_id}
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(told | learning_words.as_json(found), indent=2))
         return
-    for note in learned.notes:
+    for note in found.notes:
         typer.echo(f"Note: {note}")
-    typer.echo(
-        f"Learned from {count} examples in {found['seconds']:.1f} s. On them the loss went from "
-        f"{learned.nll_generic:.3f} to {learned.nll_personal:.3f}.\n"
-        f"{_worse(learned)}{_strength(learned.strength)}"
-        f"The profile is in {work.where} ({learned.file_bytes} bytes). Use it: {work.use}"
-    )
-
-
-def _worse(learned: Learned) -> str:
-    if learned.nll_personal <= learned.nll_generic:
-        return ""
-    return "That is worse than without a profile: use --generic with predict, or give more examples.\n"
-
-
-def _strength(strength: float) -> str:
-    if strength == 1.0:
-        return ""
-    if strength == 0.0:
-        return "On examples held out it did not help, so predictions stay as they are for everybody.\n"
-    return f"By how it did on examples held out, {strength:.0%} of it is used.\n"
+    words = learning_words.as_words(found).rstrip()
+    if found.finished and found.about is not None:
+        size = found.about["bytes"]
+        words += f"\nThe profile is in {work.where} ({size} bytes). Use it: {work.use}"
+    typer.echo(words)
 
 
 @app.command()
@@ -302,19 +294,6 @@ def _table(texts: list[str], rows: list[Prediction]) -> None:
         cells = (row.label, f"{row.probability:.3f}", row.generic_label or "", tamed(text))
         table.add_row(*map(escape, cells))
     console.print(table)
-
-
-def _bar(steps: int, quiet: bool) -> Any:
-    """Returns a callback that draws a line of progress on stderr, where that is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        return None
-
-    def on_step(number: int, _nll: float) -> None:
-        end = "\r\x1b[K" if number == steps else ""
-        sys.stderr.write(f"\rlearning {number}/{steps}{end}")
-        sys.stderr.flush()
-
-    return on_step
 
 
 add_to(app)

@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from umbel.device_client.engine import Engine
 from umbel.device_client.held_out import HeldOut, compared, nll_of, others_strengths
-from umbel.device_client.learning import NO_SHARED, Answering, Encoded, ProfileLearning, stored, together
+from umbel.device_client.learning import NO_SHARED, Encoded, ProfileLearning, State, stored, together
 from umbel.device_client.onboarding import Starter
+from umbel.device_client.passes import Answering
+from umbel.device_client.states import put, taken
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.strength import STRENGTHS, Index, expected_strength
@@ -38,6 +40,7 @@ class CrossValidation:
         start: Starter | None = None,
         shared: Mapping[str, FloatArray] = NO_SHARED,
         measured: bool = False,
+        rows: int | None = None,
     ):
         """Takes the folds; nothing is run yet.
 
@@ -49,9 +52,11 @@ class CrossValidation:
             start: Gives the profiles to start from, without what is held out; zeros if None.
             shared: As in `learn_profiles`.
             measured: Whether to find what `held_out` tells.
+            rows: Examples of a graph run at most; see `ProfileLearning`.
         """
         self._engine, self._supports, self._recipe = engine, supports, recipe
         self._splits, self._start, self._shared = list(splits), start, shared
+        self._rows = rows
         held = [supports[user].rows(rows) for user, _, rows in splits]
         self._held = held
         self._asked = together(held) if held else None
@@ -81,10 +86,47 @@ class CrossValidation:
             self._answers.append(self._answering.logits)
             self._answering = None
 
+    def told(self) -> tuple[str, int, int]:
+        """Returns how far it is: what it does, how much of that is done, and how much there is in all."""
+        learning = self._learning
+        if learning is not None and learning.finished:
+            return "weighing it on held-out examples", len(self._answers), self._passes
+        return "learning without each fold", learning.steps if learning else 0, self._recipe.steps
+
+    def state(self) -> State:
+        """Returns what it takes to go on from here to the same numbers."""
+        found: State = {}
+        if self._learning is not None:
+            put(found, "learning", self._learning.state())
+        for number, logits in enumerate(self._answers):
+            found[f"answers {number}"] = {"logits": logits}
+        if self._answering is not None:
+            put(found, "answering", self._answering.state())
+        return found
+
+    def restore(self, state: State) -> None:
+        """Goes on from what `state` gave, of the same folds.
+
+        Raises:
+            KeyError: Something is missing in it.
+        """
+        learning, answering = taken(state, "learning"), taken(state, "answering")
+        if not learning:
+            return
+        self._learning = self._begun()
+        self._learning.restore(learning)
+        count = sum(name.startswith("answers ") for name in state)
+        self._answers = [state[f"answers {number}"]["logits"] for number in range(count)]
+        if answering:
+            self._answering = self._asked_at(self._next_shares(), self._learning.exact())
+            self._answering.restore(answering)
+
     def _begun(self) -> ProfileLearning:
         origin = None if self._start is None else self._start([(u, rest) for u, rest, _ in self._splits])
         parts = [self._supports[user].rows(rest) for user, rest, _ in self._splits]
-        return ProfileLearning(self._engine, parts, self._recipe, start=origin, shared=self._shared)
+        return ProfileLearning(
+            self._engine, parts, self._recipe, start=origin, shared=self._shared, rows=self._rows
+        )
 
     def _next_shares(self) -> FloatArray:
         """Returns how much of each fold's profile is used next: (folds,)."""
@@ -99,7 +141,7 @@ class CrossValidation:
         assert self._asked is not None
         scaled = {name: times(values, shares) for name, values in learned.items()}
         profile = stored(self._engine, scaled, self._held)
-        return Answering(self._engine, self._asked, profile, self._fold, self._shared)
+        return Answering(self._engine, self._asked, profile, self._fold, self._shared, self._rows)
 
     def evidence(self) -> npt.NDArray[np.float64]:
         """Returns the summed nll of what each fold holds out at every strength: (strengths, folds)."""

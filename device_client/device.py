@@ -9,48 +9,32 @@ from typing import final
 
 import numpy as np
 
-from umbel.device_client.caution import CautiousLearning
 from umbel.device_client.cross_validation import cross_validated
 from umbel.device_client.engine import Engine
 from umbel.device_client.held_out import HeldOut
-from umbel.device_client.learning import Encoded, encode_examples, example_logits, read_once
-from umbel.device_client.onboarding import Starter, influences, onboarded, read_known, starter
+from umbel.device_client.learning import Encoded, encode_examples, example_logits
+from umbel.device_client.memory import fitting_rows
+from umbel.device_client.onboarding import influences, onboarded, read_known
+from umbel.device_client.own_learning import (
+    Learned,
+    OwnLearning,
+    OwnTexts,
+    Progress,
+    check_one_owner,
+    example_notes,
+)
 from umbel.device_client.profile_file import check_profile_place
 from umbel.shared.bias import softmax
 from umbel.shared.errors import ExampleError
 from umbel.shared.examples import Example
 from umbel.shared.files import atomic_write
 from umbel.shared.profile import FloatArray, pack_profile
-from umbel.shared.recipe import LearningRecipe
 from umbel.shared.release import Release
 from umbel.shared.text import IntArray
 
 _LIKENESSES = 3
-_IDLE = "learning does not start from onboarding here, so texts without labels are not used."
 
-
-@final
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """What came of learning.
-
-    Attributes:
-        file_bytes: Size of the profile's file.
-        nll_generic: Mean negative log-likelihood of the owner's examples without a profile, in nats.
-        nll_personal: The same with the new profile.
-        strength: Share of what was learned that is used, from 0 (generic) to 1: by cross-validation on the
-            owner's examples, where the release asks for it.
-        notes: What the owner should know about their examples.
-        held_out: What examples say of profiles that were learned without them; None where there are too few,
-            or the release does not hold any out.
-    """
-
-    file_bytes: int
-    nll_generic: float
-    nll_personal: float
-    strength: float
-    notes: tuple[str, ...]
-    held_out: HeldOut | None = None
+OnProgress = Callable[[Progress], None]
 
 
 @final
@@ -136,7 +120,7 @@ def packed_onboarding(
             hint="Add texts of yours, with labels or without: umbel device add. With --release, give files: "
             "--texts, --examples.",
         )
-    _check_one_owner(examples)
+    check_one_owner(examples)
     engine = Engine(release, threads=threads)
     known = read_known(engine, encode_examples(engine, examples), engine.encode(texts))
     exact, weights = onboarded(engine, [known])
@@ -151,7 +135,7 @@ def packed_onboarding(
         float(0.5 * np.abs(after - before).sum(1).mean()),
         _likenesses(release, weights[0]),
         tuple(float(value) for value in influences(engine, known)) if explain else (),
-        _notes(examples),
+        example_notes(examples),
     )
 
 
@@ -171,7 +155,8 @@ def learn_profile(
     *,
     texts: Sequence[str] = (),
     threads: int = 1,
-    on_step: Callable[[int, float], None] | None = None,
+    memory_mib: int | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Learned:
     """Learns the owner's profile and keeps it in a file, by an atomic write that only the owner can read.
 
@@ -181,15 +166,19 @@ def learn_profile(
         path: Where the profile is kept; an older one there is replaced once the new one is whole.
         texts: Further texts of the owner, without labels; only onboarding makes use of them.
         threads: Threads of a graph run.
-        on_step: Called after every step with its number and the mean nll.
+        memory_mib: What the process may take at most, in MiB; None: as much as it takes.
+        on_progress: Called after every graph run.
 
     Raises:
+        ConfigError: One text at a time takes more memory than it may.
         ExampleError: There are none, they are of several people, or a label is not the release's.
         OSError: The profile cannot be written; an older one is untouched.
         ProfileError: Something else than a profile is there, or learning did not converge.
     """
     check_profile_place(path)
-    packed, found = packed_learning(release, examples, texts=texts, threads=threads, on_step=on_step)
+    packed, found = packed_learning(
+        release, examples, texts=texts, threads=threads, memory_mib=memory_mib, on_progress=on_progress
+    )
     atomic_write(path, packed, mode=0o600)
     return found
 
@@ -201,7 +190,8 @@ def packed_learning(
     texts: Sequence[str] = (),
     begin: Mapping[str, FloatArray] | None = None,
     threads: int = 1,
-    on_step: Callable[[int, float], None] | None = None,
+    memory_mib: int | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[bytes, Learned]:
     """Returns the packed profile that `learn_profile` keeps, and what came of it; see there.
 
@@ -209,24 +199,13 @@ def packed_learning(
     otherwise.
     """
     engine = Engine(release, threads=threads)
-    support, recipe, start = _prepared(engine, examples, texts)
-    learning = CautiousLearning(engine, [support], recipe, start=start, begin=begin, measured=True)
+    rows = None if memory_mib is None else fitting_rows(engine, examples, texts, memory_mib)
+    learning = OwnLearning(engine, examples, texts, begin=begin, rows=rows)
     while not learning.finished:
-        nll = learning.advance()
-        if nll is not None and on_step is not None:
-            on_step(learning.steps, nll)
-    profile = learning.profiles()
-    data = pack_profile(release.manifest.profile, profile, release.release_id)
-    before = example_logits(engine, support, release.manifest.profile.zeros(1))
-    after = example_logits(engine, support, profile)
-    return data, Learned(
-        len(data),
-        _nll(before, support.labels),
-        _nll(after, support.labels),
-        float(learning.strengths()[0]),
-        ((_IDLE,) if texts and start is None else ()) + _notes(examples),
-        learning.held_out(0),
-    )
+        learning.advance()
+        if on_progress is not None:
+            on_progress(learning.progress())
+    return learning.result()
 
 
 def cross_validate(
@@ -253,45 +232,8 @@ def cross_validate(
         ExampleError: The examples are of several people, or a label is not the release's.
         ProfileError: Learning did not converge.
     """
-    engine = Engine(release, threads=threads)
-    support, recipe, start = _prepared(engine, examples, texts)
-    return cross_validated(engine, support, recipe, folds, start=start)
-
-
-def _prepared(
-    engine: Engine, examples: Sequence[Example], texts: Sequence[str]
-) -> tuple[Encoded, LearningRecipe, Starter | None]:
-    """Returns the owner's examples, read once if they can be, the recipe for so many, and the start."""
-    _check_one_owner(examples)
-    (support,) = read_once(engine, [encode_examples(engine, examples)])
-    recipe = engine.release.manifest.recipe.at(len(support))
-    if not (engine.onboards and recipe.start):
-        return support, recipe, None
-    known = read_known(engine, support, engine.encode(texts))
-    return support, recipe, starter(engine, [known], [len(support)], recipe.start)
-
-
-def _check_one_owner(examples: Sequence[Example]) -> None:
-    users = len({example.user for example in examples})
-    if users > 1:
-        raise ExampleError(
-            "a profile is learned from one person's examples",
-            [f"found {users} users"],
-            "Give a file with one user, or without a user column.",
-        )
-
-
-def _notes(examples: Sequence[Example]) -> tuple[str, ...]:
-    notes = []
-    if len(examples) == 1:
-        notes.append("there is only one example, which says little of others. A few more will help.")
-    if len({example.label for example in examples}) == 1 and len(examples) > 1:
-        notes.append(
-            "all examples have the same label; add some with another one, or predictions will lean to it."
-        )
-    return tuple(notes)
-
-
-def _nll(logits: FloatArray, labels: IntArray) -> float:
-    probability = softmax(logits)[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(probability, 1e-12)).mean())
+    check_one_owner(examples)
+    own = OwnTexts(Engine(release, threads=threads), examples, texts)
+    while not own.reading.finished:
+        own.reading.advance()
+    return cross_validated(own.engine, own.support(), own.recipe, folds, start=own.starter())

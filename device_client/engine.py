@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from umbel.device_client.weights import REPORT, load_weights, placed_names
 from umbel.shared.errors import ReleaseError
+from umbel.shared.files import sha256_bytes
 from umbel.shared.onboarding import (
     GRAPH,
     INPUTS,
@@ -28,6 +29,7 @@ from umbel.shared.profile import FloatArray
 from umbel.shared.release import (
     BACKBONE_WEIGHTS,
     EMBEDDED,
+    GRAPHS,
     INT8_GRAPH,
     INT8_WEIGHTS,
     TOKENIZER,
@@ -152,6 +154,21 @@ class Engine:
     def embeds(self) -> bool:
         """Whether the release predicts and learns from texts that were read once."""
         return all(f"{graph}.onnx" in self.release.manifest.blobs for graph in EMBEDDED)
+
+    @property
+    def reader(self) -> str:
+        """What a text's embedding depends on, as 64 hex digits: the same for releases that share all of it.
+
+        Where a release `embeds`, neither profiles nor what rounds train are among it.
+        """
+        manifest = self.release.manifest
+        parts = [str(manifest.max_tokens).encode()]
+        blobs = (f"{GRAPHS[0]}.onnx", TOKENIZER, BACKBONE_WEIGHTS)
+        parts += [manifest.blobs[name].sha256.encode() for name in blobs]
+        for name in sorted(set(self._weights) - self._placed):
+            if name.startswith("encoder."):
+                parts += [name.encode(), sha256_bytes(self._weights[name].tobytes()).encode()]
+        return sha256_bytes(b"\n".join(parts))
 
     def predict_embedded(
         self,

@@ -16,7 +16,7 @@ from umbel.device_client.texts import file_texts
 
 if TYPE_CHECKING:
     from umbel.device_client.owner import Device
-    from umbel.device_client.vault.store import Entry
+    from umbel.device_client.vault.store import Entry, Erased
 
 Home = Annotated[
     Path,
@@ -183,21 +183,40 @@ def status(home: Home = HOME, as_json: _Json = False) -> None:
         f"Release:  {found['release'][:12]}\n"
         f"Examples: {found['examples']}, texts without a label: {found['texts']}"
         + (f", since {found['since']}" if found["since"] else "")
-        + f"\nProfile:  {_profile(found['profile'])}\nLeaves:   {_leaves(found['egress'])}"
+        + f"\nProfile:  {_profile(found['profile'])}{_learning(found)}\nLeaves:   {_leaves(found['egress'])}"
     )
     _told(found, words, as_json)
 
 
+_INDENT = "\n          "
+
+
 def _profile(own: dict[str, Any] | None) -> str:
+    from umbel.device_client.learning_words import gain, strength
+
     if own is None:
         return "none yet: answers are those for everybody. Make one: umbel device learn, or onboard."
-    told = f"{own['how']} {own['at']} from {own['examples']} examples, {own['bytes']} bytes"
+    lines = [f"{own['how']} {own['at']} from {own['examples']} examples, {own['bytes']} bytes"]
     if own["how"] == "learned":
-        told += (
-            f"\n          on them the loss went from {own['nll_generic']:.3f} to {own['nll_personal']:.3f}; "
-            f"{own['strength']:.0%} of what was learned is used"
-        )
-    return told if own["current"] else told + "\n          You have changed them since: umbel device learn."
+        unknown = "What it gains is not known: there are too few examples to tell, or the release tells none."
+        lines += [(gain(own) or unknown).rstrip(), strength(own["strength"]).rstrip()]
+    if not own["current"]:
+        lines.append("You have changed them since: umbel device learn.")
+    return _INDENT.join(line for line in lines if line)
+
+
+def _learning(found: dict[str, Any]) -> str:
+    """Returns the lines of a status on what was learned when, and what is not finished."""
+    own = found["unfinished"]
+    lines = [f"{row['at']}  {row['what']}, {row['seconds']:.1f} s{_where(row)}" for row in found["runs"]]
+    if own is not None:
+        goes_on = "goes on with" if own["current"] else "was of other examples; it begins anew with"
+        lines.append(f"Stopped while {own['doing']}{_where(own)}: it {goes_on} umbel device learn.")
+    return f"\nLearning: {_INDENT.join(lines)}" if lines else ""
+
+
+def _where(row: dict[str, Any]) -> str:
+    return f", {row['done']} of {row['total']} done" if "done" in row else ""
 
 
 def _leaves(left: dict[str, Any]) -> str:
@@ -305,12 +324,18 @@ def forget(
     ] = None,
     everything: Annotated[bool, typer.Option("--everything", help="The whole store and its key.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before.")] = False,
+    learn: Annotated[
+        bool, typer.Option("--learn/--no-learn", help="Learn a profile again from what is left, if one was.")
+    ] = True,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="Threads of learning again.")] = 2,
     home: Home = HOME,
     as_json: _Json = False,
 ) -> None:
     """Erase some of what is yours, or everything, and say what was erased.
 
-    The profile goes with the examples that it was learned from: learn it again from what is left.
+    With examples goes all that came of them: every profile, a learning under way, notes of texts that were
+    read. If there was a profile, it is then made again from what is left; stopped by Ctrl-C, that goes on
+    with 'umbel device learn'.
 
     For instance: umbel device forget --text "quiet story"
     """
@@ -328,12 +353,54 @@ def forget(
         own = [e for e in device.entries() if e.number in (number or ()) or (text and _within(text, e.text))]
         if own and not yes:
             _list(own, err=True)
-        _sure(yes or not own, f"Erase {len(own)} of yours, and the profile learned from them?")
+        _sure(yes or not own, f"Erase {len(own)} of yours, and all that was learned from them?")
+        before = device.how()
         found = device.forget([e.number for e in own])
-    words = f"{found} erased, and every profile. Learn again from what is left: umbel device learn"
-    _told(
-        {"erased": found}, words if found else "Nothing of yours is like that; nothing was erased.", as_json
-    )
+        if not as_json:
+            typer.echo(_erased(found))
+        again = _again(device, before, threads, as_json) if own and learn else None
+    if as_json:
+        typer.echo(json.dumps({"erased": asdict(found), "again": again}, indent=2))
+
+
+def _erased(found: Erased) -> str:
+    """Says what was erased."""
+    if not found.examples + found.texts:
+        return "Nothing of yours is like that; nothing was erased."
+    counts = {
+        "example": found.examples,
+        "text without a label": found.texts,
+        "profile": found.profiles,
+        "learning under way": found.runs,
+        "note of a text that was read": found.readings,
+    }
+    told = [f"{count} x {what}" for what, count in counts.items() if count]
+    return f"Erased: {', '.join(told)}."
+
+
+def _again(device: Device, before: str | None, threads: int, as_json: bool) -> dict[str, Any] | None:
+    """Makes the profile again that there was before, from what is left; returns what scripts are told."""
+    from umbel.device_client import learning_words
+
+    examples, texts = device.counts()
+    if before is None or not (examples or (before == "onboarded" and texts)):
+        return None
+    if before == "onboarded":
+        device.onboard(explain=False, threads=threads)
+        words, told = "A first profile was made again from what is left.", {"how": before}
+    else:
+        with learning_words.Stops() as stops:
+            try:
+                found = device.learn(threads=threads, stopped=stops, on_progress=learning_words.bar(as_json))
+            finally:
+                learning_words.end_bar(as_json)
+        words, told = (
+            learning_words.as_words(found).rstrip(),
+            {"how": before, **learning_words.as_json(found)},
+        )
+    if not as_json:
+        typer.echo(words)
+    return told
 
 
 def _sure(yes: bool, question: str) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
+import numpy.typing as npt
 
 from umbel.device_client.engine import Engine
 from umbel.shared.errors import ExampleError, ProfileError
@@ -18,6 +19,9 @@ from umbel.shared.text import IntArray, TokenBatch, join
 
 NO_SHARED: Mapping[str, FloatArray] = {}
 _ROWS = 32
+
+State = dict[str, dict[str, npt.NDArray[Any]]]
+"""What it takes to go on with something: parts by name, which mostly stay as they are once they are there."""
 
 
 @final
@@ -182,8 +186,19 @@ class ProfileLearning:
         start: Mapping[str, FloatArray] | None = None,
         begin: Mapping[str, FloatArray] | None = None,
         shared: Mapping[str, FloatArray] = NO_SHARED,
+        rows: int | None = None,
     ):
-        """Reads the examples, where the release wants them read once; arguments as in `learn_exactly`."""
+        """Reads the examples, where the release wants them read once; arguments as in `learn_exactly`.
+
+        Args:
+            engine: The release.
+            supports: Each user's examples.
+            recipe: Steps, rates, prior.
+            start: Where to start and what to be pulled to.
+            begin: Where to make the first step from instead.
+            shared: A round's values of trainable shared tensors.
+            rows: Examples of a graph run at most; 32 if None, and all where they have been read.
+        """
         self._engine, self._shared = engine, shared
         spec = engine.release.manifest.profile
         self._origin = dict(start) if start is not None else spec.zeros(len(supports))
@@ -194,7 +209,7 @@ class ProfileLearning:
         if not self._empty.all() and recipe.steps:
             known = together(read_once(engine, supports, shared))
             owner = np.repeat(np.arange(len(supports)), [len(support) for support in supports])
-            self._pieces = _pieces(known, owner)
+            self._pieces = _pieces(known, owner, rows)
 
     @property
     def steps(self) -> int:
@@ -230,6 +245,24 @@ class ProfileLearning:
         self._found = []
         return float(nll.mean())
 
+    def state(self) -> State:
+        """Returns what it takes to go on from here to the same numbers: the step, and the pieces since."""
+        pieces = {
+            f"piece {number}": {"nll": nll, **{f"gradient/{name}": own for name, own in gradients.items()}}
+            for number, (nll, gradients) in enumerate(self._found)
+        }
+        return {"step": self._descent.state(), **pieces}
+
+    def restore(self, state: State) -> None:
+        """Goes on from what `state` gave of the same learning.
+
+        Raises:
+            KeyError: Something is missing in it.
+        """
+        self._descent.restore(state["step"])
+        found = [state[f"piece {number}"] for number in range(len(state) - 1)]
+        self._found = [(own["nll"], {n: own[f"gradient/{n}"] for n in self._origin}) for own in found]
+
     def exact(self) -> dict[str, FloatArray]:
         """Returns what was learned, not rounded; users without examples keep what they started from."""
         return {
@@ -260,14 +293,19 @@ def stored(
     return {name: _kept(values, profile[name], empty) for name, values in rounded.items()}
 
 
-def _pieces(known: Encoded, owner: IntArray) -> list[tuple[Encoded, IntArray]]:
-    """Cuts everyone's examples into pieces of like length, `_ROWS` rows at most: (examples, owner).
+def _pieces(known: Encoded, owner: IntArray, rows: int | None) -> list[tuple[Encoded, IntArray]]:
+    """Cuts everyone's examples into pieces, `rows` at most: (examples, owner).
 
-    Examples that have been read are one piece.
+    Texts that are read each time are so many as `_ROWS` if nothing is said, those of like length together.
     """
-    if known.embedding is not None:
+    if known.embedding is None:
+        parts = known.tokens.like_length(rows or _ROWS)
+    else:
+        size = rows or len(known)
+        parts = [np.arange(at, min(at + size, len(known))) for at in range(0, len(known), size)]
+    if len(parts) == 1 and known.embedding is not None:
         return [(known, owner)]
-    return [(known.rows(part), owner[part]) for part in known.tokens.like_length(_ROWS)]
+    return [(known.rows(part), owner[part]) for part in parts]
 
 
 def _kept(
@@ -318,42 +356,3 @@ def example_logits(
     if not len(examples):
         return np.zeros((0, len(engine.labels)), np.float32)
     return engine.predict_embedded(examples.embedding, owners, profile, shared)
-
-
-@final
-class Answering:
-    """What examples are answered with under some profiles, a graph run at a time.
-
-    Attributes:
-        logits: (batch, labels), whole when it is finished.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        examples: Encoded,
-        profile: Mapping[str, FloatArray],
-        owner: IntArray,
-        shared: Mapping[str, FloatArray] = NO_SHARED,
-    ):
-        """Cuts the examples into pieces as `example_logits` does; arguments as there."""
-        self._engine, self._examples, self._shared = engine, examples, shared
-        self._profile, self._owner = profile, owner
-        self.logits: FloatArray = np.zeros((len(examples), len(engine.labels)), np.float32)
-        read = examples.embedding is not None
-        self._parts = [np.arange(len(examples))] if read else examples.tokens.like_length(_ROWS)
-        self._done = 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return self._done == len(self._parts)
-
-    def advance(self) -> None:
-        """Runs the graph on the next piece of the examples."""
-        part = self._parts[self._done]
-        rows, owner = self._examples.rows(part), self._owner[part]
-        self.logits[part] = example_logits(
-            self._engine, rows, self._profile, owner=owner, shared=self._shared
-        )
-        self._done += 1

@@ -17,19 +17,22 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from umbel.device_client.device import Learned, Onboarded, packed_learning, packed_onboarding
+from umbel.device_client.device import Onboarded, packed_onboarding
 from umbel.device_client.egress.policy import Policy
 from umbel.device_client.engine import Engine
 from umbel.device_client.events import event as _event
 from umbel.device_client.events import now as _now
+from umbel.device_client.own_learning import Progress
 from umbel.device_client.prediction import INT8, Prediction, predict_owners, reader
 from umbel.device_client.releases.installed import installed
+from umbel.device_client.runs import Budget, HomeLearning, Outcome
 from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Passphrase
 from umbel.device_client.vault.portable import Exported, read_export, write_export
 from umbel.device_client.vault.store import (
     CURRENT,
     Added,
     Entry,
+    Erased,
     Holders,
     KeptProfile,
     Store,
@@ -53,7 +56,8 @@ KEYS = ("file", "keyring", "passphrase")
 _KEY, _RELEASES = "key", "releases"
 _RELEASE, _CHANNEL, _POLICY, _CLIENT = "release", "channel", "policy", "client"
 _OWN = ("learned", "onboarded")
-_TOLD = ("nll_generic", "nll_personal", "strength")
+_RUNS = ("learned", "stopped learning", "onboarded")
+_SEARCHED, _TOLD_RUNS = 50, 3
 
 
 def unasked() -> str:
@@ -194,24 +198,37 @@ class Device:
         self._keep(release, packed, before, "onboarded", examples, began, {"texts": len(texts)})
         return found
 
-    def learn(self, *, threads: int = 1, on_step: Callable[[int, float], None] | None = None) -> Learned:
+    def learn(
+        self,
+        *,
+        threads: int = 1,
+        seconds: float | None = None,
+        memory_mib: int | None = None,
+        anew: bool = False,
+        stopped: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Outcome:
         """Learns the profile from all that was added, and keeps it.
 
+        If it stops before it is done, what it has is kept, and the next call goes on, to the same numbers.
+        Where the profile was learned from just these examples, nothing is done.
+
+        Args:
+            threads: Threads of a graph run.
+            seconds: How long it may take; None: until it is done.
+            memory_mib: What the process may have in memory at most, in MiB; None: as much as it takes.
+            anew: Whether to learn from the beginning, whatever is there.
+            stopped: Asked between graph runs whether to stop.
+            on_progress: Called after every graph run.
+
         Raises:
+            ConfigError: One text at a time takes more memory than it may.
             ExampleError: No example with a label was added yet.
             ProfileError: Learning did not converge; the old profile stays.
+            StoreError: Something was forgotten meanwhile; what was learned from it is not kept.
         """
-        began, release, before = time.perf_counter(), self.release, self.before()
-        examples, texts = self.known()
-        if not examples:
-            raise ExampleError(
-                "there are no examples to learn from", hint="Add some: umbel device add --examples FILE."
-            )
-        packed, found = packed_learning(release, examples, texts=texts, threads=threads, on_step=on_step)
-        told: dict[str, Any] = {name: getattr(found, name) for name in _TOLD}
-        told["held_out"] = None if found.held_out is None else found.held_out.figures()
-        self._keep(release, packed, before, "learned", examples, began, told)
-        return found
+        budget = Budget(threads, seconds, memory_mib)
+        return HomeLearning(self._store, self.release, budget, anew=anew).learn(stopped, on_progress)
 
     def predict(
         self,
@@ -289,15 +306,12 @@ class Device:
         labelled, others = self._store.counts()
         release = self.release_id
         kept = self._store.profile(release)
+        state = self._store.state()
         own = None
         if kept is not None:
-            own = {
-                "bytes": len(kept.packed),
-                **kept.about,
-                "current": kept.about["state"] == self._store.state(),
-            }
+            own = {"bytes": len(kept.packed), **kept.about, "current": kept.about["state"] == state}
             del own["state"]
-        entries, channel = self._store.entries(), self._store.setting(_CHANNEL)
+        channel = self._store.setting(_CHANNEL)
         return {
             "home": str(self.home),
             "store": self._store.number,
@@ -307,11 +321,21 @@ class Device:
             "pin": None if channel is None else sha256_bytes(channel["root"].encode()),
             "examples": labelled,
             "texts": others,
-            "since": entries[0].added if entries else None,
+            "since": self._store.first_added(),
             "profile": own,
             "egress": self._left(),
+            "unfinished": self._unfinished(release, state),
+            "runs": [row for row in self._store.log(_SEARCHED) if row["what"] in _RUNS][-_TOLD_RUNS:],
             "store_bytes": sum(file.stat().st_size for file in self.home.glob(f"{STORE}*")),
         }
+
+    def _unfinished(self, release: str, state: str) -> dict[str, Any] | None:
+        """Returns how far the learning is that was stopped, and whether it can be gone on with."""
+        about = self._store.run_about(release)
+        if about is None:
+            return None
+        told = {name: about[name] for name in ("began", "seconds", "doing", "done", "total")}
+        return {**told, "current": about["state"] == state}
 
     def log(self) -> list[dict[str, Any]]:
         """Returns what this device did, oldest first; no text and no number of a profile is in it."""
@@ -372,9 +396,18 @@ class Device:
         event = _event("took part", release=release.release_id, examples=examples)
         self._store.save_profile(release.release_id, kept, erasures, event, staying=_OWN)
 
-    def forget(self, numbers: Sequence[int]) -> int:
-        """Erases entries by their number, and the profile, for it was learned from them."""
-        return self._store.remove(numbers, _event("forgot", entries=len(numbers)))
+    def forget(self, numbers: Sequence[int]) -> Erased:
+        """Erases entries by their number, and all that came of them; `learn` learns without them.
+
+        Raises:
+            StoreError: It cannot be written; or it is erased, but its bytes are not overwritten yet.
+        """
+        return self._store.remove(numbers, _event("forgot"))
+
+    def how(self) -> str | None:
+        """Returns how the profile in use came about: "learned" or "onboarded"; None if there is none."""
+        kept = self._store.profile(self.release_id)
+        return None if kept is None else str(kept.about["how"])
 
     def rekey(self, key: str, ask: Ask = unasked) -> None:
         """Gives the store's key to another holder, or takes another passphrase; nothing is sealed again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -9,18 +10,20 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Self, final
 
-from umbel.device_client.device import Learned, Onboarded, learn_profile, onboard_profile
+from umbel.device_client.device import Onboarded, learn_profile, onboard_profile
 from umbel.device_client.home_commands import HOME
+from umbel.device_client.own_learning import Progress
 from umbel.device_client.prediction import Prediction, predict_texts
+from umbel.device_client.runs import Budget, Outcome, told_of
 from umbel.device_client.texts import file_texts
-from umbel.shared.errors import ExampleError
+from umbel.shared.errors import ConfigError, ExampleError
 from umbel.shared.examples import Example, read_examples
 from umbel.shared.release import Release, read_release
 
 if TYPE_CHECKING:
     from umbel.device_client.owner import Device
 
-OnStep = Callable[[int, float], None]
+OnProgress = Callable[[Progress], None]
 
 
 class Work(ABC):
@@ -55,7 +58,9 @@ class Work(ABC):
         """Says whether there is a profile."""
 
     @abstractmethod
-    def learn(self, threads: int, on_step: OnStep | None) -> Learned:
+    def learn(
+        self, budget: Budget, anew: bool, stopped: Callable[[], bool], on_progress: OnProgress | None
+    ) -> Outcome:
         """Learns the profile and keeps it."""
 
     @abstractmethod
@@ -96,14 +101,35 @@ class FileWork(Work):
         """Looks for the file."""
         return self._profile.exists()
 
-    def learn(self, threads: int, on_step: OnStep | None) -> Learned:
-        """Learns from the files."""
+    def learn(
+        self, budget: Budget, anew: bool, stopped: Callable[[], bool], on_progress: OnProgress | None
+    ) -> Outcome:
+        """Learns from the files, from the beginning to the end.
+
+        Raises:
+            ConfigError: It is to stop after some time, and nothing here keeps what it would have then.
+            ExampleError: There are no examples.
+        """
+        if budget.seconds is not None:
+            raise ConfigError(
+                "--max-seconds needs the device's home, which keeps what is not finished",
+                hint="Entrust your examples to it: umbel device enroll, then umbel device add.",
+            )
         if self._examples is None:
             raise ExampleError("there are no examples to learn from", hint="Give a file: --examples FILE.")
+        begun = time.perf_counter()
         examples, texts = self.known()
-        return learn_profile(
-            self.release, examples, self._profile, texts=texts, threads=threads, on_step=on_step
+        found = learn_profile(
+            self.release,
+            examples,
+            self._profile,
+            texts=texts,
+            threads=budget.threads,
+            memory_mib=budget.memory_mib,
+            on_progress=on_progress,
         )
+        about = {"examples": len(examples), **told_of(found, self.release.manifest.recipe.steps)}
+        return Outcome(True, seconds=time.perf_counter() - begun, about=about, notes=found.notes)
 
     def onboard(self, explain: bool, threads: int) -> Onboarded:
         """Onboards from the files."""
@@ -139,9 +165,18 @@ class HomeWork(Work):
         """Looks into the store."""
         return self.device.profile() is not None
 
-    def learn(self, threads: int, on_step: OnStep | None) -> Learned:
-        """Learns from the store."""
-        return self.device.learn(threads=threads, on_step=on_step)
+    def learn(
+        self, budget: Budget, anew: bool, stopped: Callable[[], bool], on_progress: OnProgress | None
+    ) -> Outcome:
+        """Learns from the store, or goes on with what was stopped."""
+        return self.device.learn(
+            threads=budget.threads,
+            seconds=budget.seconds,
+            memory_mib=budget.memory_mib,
+            anew=anew,
+            stopped=stopped,
+            on_progress=on_progress,
+        )
 
     def onboard(self, explain: bool, threads: int) -> Onboarded:
         """Onboards from the store."""

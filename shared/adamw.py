@@ -28,6 +28,17 @@ class AdamW:
         self._mean: dict[str, FloatArray] = {}
         self._square: dict[str, FloatArray] = {}
 
+    def state(self) -> dict[str, FloatArray]:
+        """Returns the moments of every tensor: "mean/<name>" and, where it has one, "square/<name>"."""
+        found = {f"mean/{name}": values for name, values in self._mean.items()}
+        return found | {f"square/{name}": values for name, values in self._square.items()}
+
+    def restore(self, step_count: int, state: Mapping[str, FloatArray]) -> None:
+        """Goes on after so many steps from what `state` gave then; other names in it are passed over."""
+        self.step_count = step_count
+        self._mean = {name[5:]: values for name, values in state.items() if name.startswith("mean/")}
+        self._square = {name[7:]: values for name, values in state.items() if name.startswith("square/")}
+
     def step(
         self, values: Mapping[str, FloatArray], gradients: Mapping[str, FloatArray]
     ) -> dict[str, FloatArray]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import final
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
 
 from umbel.shared.adamw import AdamW
 from umbel.shared.profile import FloatArray
@@ -41,6 +44,20 @@ class Descent:
     def finished(self) -> bool:
         """Whether the recipe's steps have been made."""
         return self.steps >= self.recipe.steps
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Returns what it takes to go on from here to the same numbers, each array by its name."""
+        own = {f"profile/{name}": values for name, values in self.profile.items()}
+        return {"steps": np.array([self.steps]), **own, **self._optimizer.state()}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Goes on from what `state` gave, of a learning with the same origin and recipe.
+
+        Raises:
+            KeyError: Something is missing in it.
+        """
+        self.profile = {name: state[f"profile/{name}"] for name in self._origin}
+        self._optimizer.restore(int(state["steps"][0]), state)
 
     def step(self, gradients: Mapping[str, FloatArray]) -> None:
         """Makes a step by the gradients of the summed nll, each (users, *shape)."""

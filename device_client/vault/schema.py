@@ -19,6 +19,10 @@ _MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE log (id INTEGER PRIMARY KEY AUTOINCREMENT, sealed BLOB NOT NULL);
     """,
     "CREATE TABLE egress (id INTEGER PRIMARY KEY AUTOINCREMENT, sealed BLOB NOT NULL);",
+    """
+    CREATE TABLE runs (release TEXT, part TEXT, sealed BLOB NOT NULL, PRIMARY KEY (release, part));
+    CREATE TABLE readings (entry INTEGER, reader TEXT, sealed BLOB NOT NULL, PRIMARY KEY (entry, reader));
+    """,
 )
 """What leads from each version to the next one; the first makes the tables."""
 

@@ -8,11 +8,12 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
 from umbel.device_client.vault.keys import KeyHolder, unwrap, wrap
+from umbel.device_client.vault.runs import HOLDER, KeptRun, Runs
 from umbel.device_client.vault.schema import VERSION, migrate, version_of
 from umbel.device_client.vault.sealing import Sealer, new_key
 from umbel.shared.checks import NestingError, parsed_json
@@ -67,6 +68,26 @@ class Added:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Erased:
+    """What was erased: entries with a label and without one, and what came of them.
+
+    Attributes:
+        examples: Texts that had a label.
+        texts: Texts that had none.
+        profiles: Profiles, of all releases: each was learned from all examples.
+        runs: Learnings that were under way.
+        readings: Notes of what texts had been read as.
+    """
+
+    examples: int = 0
+    texts: int = 0
+    profiles: int = 0
+    runs: int = 0
+    readings: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class KeptProfile:
     """A profile and what is known of its learning.
 
@@ -93,6 +114,7 @@ class Store:
         self._key = key
         self._sealer = Sealer(key)
         self._holder = holder
+        self._runs = Runs(connection, self._sealer)
         self.number = number
 
     @classmethod
@@ -217,6 +239,14 @@ class Store:
             rows = self._connection.execute("SELECT id, mark, sealed FROM entries ORDER BY id").fetchall()
         return [self._entry(*row) for row in rows]
 
+    def first_added(self) -> str | None:
+        """Returns when the oldest entry was entrusted; None if there is none."""
+        with self._reading():
+            row = self._connection.execute(
+                "SELECT id, mark, sealed FROM entries ORDER BY id LIMIT 1"
+            ).fetchone()
+        return None if row is None else self._entry(*row).added
+
     def counts(self) -> tuple[int, int]:
         """Returns how many entries have a label, and how many have none; nothing is opened for it."""
         with self._reading():
@@ -242,24 +272,36 @@ class Store:
         row = self._connection.execute("SELECT value FROM meta WHERE name = 'erasures'").fetchone()
         return 0 if row is None else _whole(row[0])
 
-    def remove(self, numbers: Sequence[int], event: Event = None) -> int:
-        """Erases entries by number, and every profile, for they were learned from them; returns how many.
+    def remove(self, numbers: Sequence[int], event: Event = None) -> Erased:
+        """Erases entries by number, and every profile and run, for they were learned from them.
+
+        Args:
+            numbers: Which ones; numbers that are no entry's are passed over.
+            event: What the log says of it, beside what was erased.
 
         Raises:
             StoreError: It cannot be written; or it is erased, but its bytes are not overwritten yet.
         """
         with self._writing():
-            found = sum(
-                self._connection.execute("DELETE FROM entries WHERE id = ?", (number,)).rowcount
-                for number in numbers
-            )
-            if found:
-                self._connection.execute("DELETE FROM profiles")
+            kinds = [kind for number in numbers if (kind := self._remove(number)) is not None]
+            found = Erased()
+            if kinds:
+                labelled, readings = (sum(kind[place] for kind in kinds) for place in range(2))
+                profiles = self._connection.execute("DELETE FROM profiles").rowcount
+                found = Erased(labelled, len(kinds) - labelled, profiles, self._runs.drop(), readings)
                 count = self._erasures() + 1
                 self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('erasures', ?)", (count,))
-                self._put_event(event)
+                self._put_event(None if event is None else {**event, **asdict(found)})
         self._scrub()
         return found
+
+    def _remove(self, number: int) -> tuple[int, int] | None:
+        """Returns whether the entry had a label, and its readings; None if there is none."""
+        row = self._connection.execute("SELECT labelled FROM entries WHERE id = ?", (number,)).fetchone()
+        if row is None:
+            return None
+        self._connection.execute("DELETE FROM entries WHERE id = ?", (number,))
+        return int(row[0]), self._runs.drop_reading(number)
 
     def save_profile(
         self,
@@ -269,6 +311,7 @@ class Store:
         event: Event = None,
         *,
         staying: Sequence[str] = (),
+        ends_run: bool = False,
     ) -> None:
         """Keeps the profile for a release in place of an older one.
 
@@ -278,6 +321,7 @@ class Store:
             erasures: What `erasures` said before it was learned; None: nothing was learned from entries.
             event: What the log says of it.
             staying: An older one that was made in one of these ways stays instead.
+            ends_run: Whether the release's run ends with it.
 
         Raises:
             StoreError: Something was erased meanwhile, from which it may have been learned; or see `add`.
@@ -287,6 +331,8 @@ class Store:
             old = self._profiles(release).get(release) if staying else None
             if old is None or old.about.get("how") not in staying:
                 self._put_profile(release, kept)
+            if ends_run:
+                self._runs.drop(release)
             self._put_event(event)
 
     def switch(
@@ -298,13 +344,13 @@ class Store:
         keep: Collection[str] | None = None,
         erasures: int | None = None,
     ) -> None:
-        """Keeps settings and profiles, and drops profiles of releases that are no longer here, all at once.
+        """Keeps settings and profiles, and drops what is of releases that are no longer here, all at once.
 
         Args:
             settings: What is kept under which name.
             profiles: New profiles by release.
             event: What the log says of it.
-            keep: Releases whose profiles stay, if they have one; None: all.
+            keep: Releases whose profiles and learning stay, if they have one; None: all.
             erasures: What `erasures` said before the profiles were learned; None: nothing was learned.
 
         Raises:
@@ -317,6 +363,8 @@ class Store:
             for (release,) in self._connection.execute("SELECT release FROM profiles").fetchall():
                 if keep is not None and release not in keep:
                     self._connection.execute("DELETE FROM profiles WHERE release = ?", (release,))
+            for release in () if keep is None else self._runs.releases() - set(keep):
+                self._runs.drop(release)
             for name, value in settings.items():
                 self._put_setting(name, value)
             self._put_event(event)
@@ -327,6 +375,61 @@ class Store:
                 "the profile was not kept: some of what it was learned from has been forgotten",
                 hint="Learn again from what is left: umbel device learn.",
             )
+
+    def keep_run(
+        self,
+        release: str,
+        about: Mapping[str, Any],
+        parts: Mapping[str, bytes | None],
+        erasures: int,
+        holder: str | None = None,
+        event: Event = None,
+    ) -> None:
+        """Keeps what has changed of a release's learning, wholly or not at all; what is None is gone.
+
+        Args:
+            release: The release's id.
+            about: What it is of, how far it is, its number (`RUN`), and who has it (`HOLDER`).
+            parts: Changed parts of its state.
+            erasures: What `erasures` said before it began.
+            holder: Who had it last; None: it begins, in place of another one.
+            event: What the log says of it.
+
+        Raises:
+            StoreError: Something was erased meanwhile, or somebody else goes on with it; or see `add`.
+        """
+        with self._writing():
+            self._check_erasures(erasures)
+            if holder is None:
+                self._runs.begin(release, about)
+                holder = str(about[HOLDER])
+            self._runs.put(release, holder, about, parts)
+            self._put_event(event)
+
+    def run(self, release: str) -> KeptRun | None:
+        """Returns a release's learning that was stopped, if there is one."""
+        with self._reading():
+            return self._runs.run(release)
+
+    def run_about(self, release: str) -> dict[str, Any] | None:
+        """Returns what a release's learning is of that was stopped, and how far it is."""
+        with self._reading():
+            return self._runs.about(release)
+
+    def keep_readings(self, reader: str, found: Mapping[int, bytes], erasures: int) -> bool:
+        """Keeps what entries were read as, by number, and forgets what others read; False: it is too much.
+
+        Raises:
+            StoreError: Something was erased since `erasures` was asked for; or see `add`.
+        """
+        with self._writing():
+            self._check_erasures(erasures)
+            return self._runs.put_readings(reader, found)
+
+    def readings(self, reader: str) -> dict[int, bytes]:
+        """Returns what entries were read as, by their number."""
+        with self._reading():
+            return self._runs.readings(reader)
 
     def _put_profile(self, release: str, kept: KeptProfile) -> None:
         piece = json.dumps({"about": dict(kept.about), "packed": kept.packed.hex()}).encode()
@@ -363,18 +466,19 @@ class Store:
         sealed = self._sealer.seal(json.dumps(dict(row)).encode(), f"{table}/{found[0]}")
         self._connection.execute(f"INSERT INTO {table} VALUES (?, ?)", (found[0], sealed))
 
-    def log(self) -> list[dict[str, Any]]:
-        """Returns the log, oldest first."""
-        return self._rows("log")
+    def log(self, last: int = -1) -> list[dict[str, Any]]:
+        """Returns the log, oldest first; all of it, or so many of its last events."""
+        return self._rows("log", last)
 
     def egress(self) -> list[dict[str, Any]]:
         """Returns the log of what left and what was refused, oldest first."""
         return self._rows("egress")
 
-    def _rows(self, table: str) -> list[dict[str, Any]]:
+    def _rows(self, table: str, last: int = -1) -> list[dict[str, Any]]:
+        query = f"SELECT id, sealed FROM {table} ORDER BY id DESC LIMIT ?"
         with self._reading():
-            rows = self._connection.execute(f"SELECT id, sealed FROM {table} ORDER BY id").fetchall()
-        return [self._opened(sealed, f"{table}/{number}") for number, sealed in rows]
+            rows = self._connection.execute(query, (last,)).fetchall()
+        return [self._opened(sealed, f"{table}/{number}") for number, sealed in reversed(rows)]
 
     def enter(
         self, name: str, judge: Callable[[Any, int], tuple[Any, Mapping[str, Any]]]
@@ -599,6 +703,8 @@ def _explained(path: Path | None) -> Iterator[None]:
         raise StoreError(f"{where} cannot be used", [_said(error)], _HINTS.get(code, _HINT)) from None
     except sqlite3.DatabaseError as error:
         raise StoreError(f"{where} is damaged", [_said(error)], _DAMAGED) from None
+    except UnicodeDecodeError:  # SQLite says what is wrong in the file's own words
+        raise StoreError(f"{where} is damaged", ["a name in it is no text"], _DAMAGED) from None
     except OSError as error:
         raise StoreError(
             f"{where} cannot be used",

@@ -70,6 +70,10 @@ def test_learn_and_predict_for_scripts(tiny_release: Release, capsys: pytest.Cap
         "examples": 4,
         "steps": 6,
         "strength": 1.0,
+        "held_out": None,
+        "finished": True,
+        "changed": True,
+        "resumed": False,
         "notes": [],
     }
     status, out, err = umbel(capsys, "predict", "-r", tiny_release.folder, "slow film", "good book", "--json")

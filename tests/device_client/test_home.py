@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from umbel import cli
-from umbel.device_client.device import packed_learning
+from umbel.device_client.own_learning import OwnLearning
 from umbel.device_client.owner import Device
 from umbel.device_client.profile_file import read_profile
 from umbel.device_client.releases.installed import install
@@ -79,7 +79,11 @@ def test_from_enrolment_to_forgetting(tiny_release: Release, capsys: pytest.Capt
     told(capsys, "add", "--text", "new since", "--label", "no")
     assert told(capsys, "status")["profile"]["current"] is False
     assert "umbel device learn" in umbel(capsys, "status")[1]
-    assert told(capsys, "forget", "--text", "CANARY", "--yes") == {"erased": 1}
+    erased = told(capsys, "forget", "--text", "CANARY", "--yes", "--no-learn")
+    assert erased == {
+        "erased": {"examples": 1, "texts": 0, "profiles": 1, "runs": 0, "readings": 0},
+        "again": None,
+    }
     status = told(capsys, "status")
     assert (status["examples"], status["profile"]) == (4, None)
     assert [row["what"] for row in told(capsys, "log")] == ["enrolled", "learned", "forgot"]
@@ -212,7 +216,7 @@ def test_what_makes_no_sense_is_refused(
 def test_what_is_learned_while_something_is_forgotten_is_not_kept(
     tiny_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = packed_learning
+    plain = OwnLearning.advance
     with enrolled(tiny_release, tmp_path / "home") as device:
         device.add([Example("owner", text, label) for text, label in MINE])
 
@@ -221,7 +225,7 @@ def test_what_is_learned_while_something_is_forgotten_is_not_kept(
                 other.forget([1])
             return plain(*words, **options)
 
-        monkeypatch.setattr("umbel.device_client.owner.packed_learning", meanwhile)
+        monkeypatch.setattr(OwnLearning, "advance", meanwhile)
         with pytest.raises(StoreError, match="forgotten"):
             device.learn()
         assert device.profile() is None

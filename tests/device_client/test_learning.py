@@ -226,7 +226,7 @@ def test_gradients_in_pieces_are_those_in_one(counts: list[int]) -> None:
     parts, values = spread(counts), shared()
     profile = {PRIVATE: generator(2, 0, "", "profile").normal(0, 1, (len(counts), 2)).astype(np.float32)}
     owner = np.repeat(np.arange(len(counts)), counts)
-    pieces = learning._pieces(learning.together(parts), owner)
+    pieces = learning._pieces(learning.together(parts), owner, None)
     tokens, labels = join([part.tokens for part in parts]), np.concatenate([part.labels for part in parts])
     nll, whole = ENGINE.learn(tokens, labels, owner, profile, values)
     found = [ENGINE.learn(own.tokens, own.labels, who, profile, values) for own, who in pieces]

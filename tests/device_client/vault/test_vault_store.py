@@ -19,8 +19,18 @@ from hypothesis import strategies as st
 from umbel.device_client.vault import schema
 from umbel.device_client.vault.keys import KeyFile, KeyHolder, Passphrase, wrap
 from umbel.device_client.vault.portable import Exported, read_export, write_export
+from umbel.device_client.vault.runs import KeptRun
 from umbel.device_client.vault.sealing import Sealer, new_key
-from umbel.device_client.vault.store import Added, Entry, Holders, KeptProfile, Store, destroy, is_taken
+from umbel.device_client.vault.store import (
+    Added,
+    Entry,
+    Erased,
+    Holders,
+    KeptProfile,
+    Store,
+    destroy,
+    is_taken,
+)
 from umbel.shared.errors import StoreError
 from umbel.shared.rng import generator
 
@@ -150,7 +160,7 @@ def test_what_is_forgotten_is_in_no_file_any_more(tmp_path: Path) -> None:
         assert len(sealed) == 2
         found = b"".join(file.read_bytes() for file in tmp_path.glob("store*"))
         assert all(piece[:40] in found for piece in sealed)
-        assert store.remove([2, 99]) == 1
+        assert store.remove([2, 99, 2]) == Erased(1, 0, 1)
         found = b"".join(file.read_bytes() for file in tmp_path.glob("store*"))
         assert not any(piece[:40] in found for piece in sealed)
         assert told(store) == [("one", LABEL), ("three", LABEL)]
@@ -303,7 +313,7 @@ def test_pieces_that_were_swapped_do_not_open(table: str, tmp_path: Path) -> Non
 
 def test_flipped_bits_give_a_clear_error_or_the_same_answer(tmp_path: Path) -> None:
     with made(tmp_path) as store:
-        store.add([entry(f"{CANARY} {n}") for n in range(30)])
+        store.add([entry(f"{CANARY} {n}") for n in range(90)])
         wanted = told(store)
     path = tmp_path / "store.sqlite"
     data = path.read_bytes()
@@ -560,4 +570,120 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "store.sqlite").unlink()
     os.mkfifo(tmp_path / "store.sqlite")
     with pytest.raises(StoreError, match="no store"):
+        reopened(tmp_path)
+
+
+RUN_ABOUT = {"run": "0123456789abcdef", "holder": "me", "state": "x"}
+STATE = {"all/step": bytes(range(256)) * 5, "all/piece 0": bytes(300)}
+
+
+def test_a_run_is_kept_by_its_parts_and_ends_with_the_learning(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.add([entry("one")])
+        assert store.run("r") is None
+        store.keep_run("r", RUN_ABOUT, STATE, 0)
+        store.keep_run("r", {**RUN_ABOUT, "done": 1}, {"all/step": b"new", "all/piece 0": None}, 0, "me")
+    with reopened(tmp_path) as store:
+        assert store.run("r") == KeptRun({**RUN_ABOUT, "done": 1}, {"all/step": b"new"})
+        assert store.run("s") is None
+        store.save_profile("r", PROFILE)
+        assert store.run_about("r") is not None
+        store.save_profile("r", PROFILE, ends_run=True)
+        assert store.run_about("r") is None
+
+
+def test_a_run_goes_with_its_release(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        for release in ("old", "new", "gone"):
+            store.keep_run(release, RUN_ABOUT, STATE, 0)
+        store.switch({}, {}, keep=("old", "new"))
+        assert [store.run_about(release) is None for release in ("old", "new", "gone")] == [
+            False,
+            False,
+            True,
+        ]
+
+
+def test_one_goes_on_with_a_run_at_a_time(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.keep_run("r", RUN_ABOUT, STATE, 0)
+        store.keep_run("r", {**RUN_ABOUT, "holder": "you"}, {}, 0, "me")
+        with pytest.raises(StoreError, match="another one has begun"):
+            store.keep_run("r", RUN_ABOUT, {"all/step": b"mine"}, 0, "me")
+        found = store.run("r")
+        assert found is not None
+        assert found.parts == STATE
+        store.keep_run("r", {**RUN_ABOUT, "run": "other"}, {"p": b"1"}, 0)  # who begins anew takes its place
+        assert store.run("r") == KeptRun({**RUN_ABOUT, "run": "other"}, {"p": b"1"})
+
+
+def test_runs_and_readings_go_with_what_is_forgotten(tmp_path: Path) -> None:
+    """The very bytes that held them are gone, and nothing that is learned meanwhile brings them back."""
+    with made(tmp_path) as store:
+        store.add([entry("one"), entry("two", None), entry("three")])
+        store.keep_run("r", RUN_ABOUT, STATE, 0)
+        assert store.keep_readings("reader", {1: b"one" * 50, 2: b"two" * 50, 3: b"three" * 50}, 0)
+        with sqlite3.connect(tmp_path / "store.sqlite") as raw:
+            rows = raw.execute(
+                "SELECT sealed FROM runs UNION ALL SELECT sealed FROM readings WHERE entry < 3"
+            )
+            sealed = [row[0] for row in rows]
+        raw.close()
+        held = b"".join(file.read_bytes() for file in tmp_path.glob("store*"))
+        assert all(piece[:40] in held for piece in sealed)
+        assert store.remove([1, 2], {"what": "forgot"}) == Erased(1, 1, 0, 1, 2)
+        held = b"".join(file.read_bytes() for file in tmp_path.glob("store*"))
+        assert not any(piece[:40] in held for piece in sealed)
+        assert store.readings("reader") == {3: b"three" * 50}
+        told = {"what": "forgot", "examples": 1, "texts": 1, "profiles": 0, "runs": 1, "readings": 2}
+        assert store.log() == [told]
+        with pytest.raises(StoreError, match="forgotten"):
+            store.keep_run("r", RUN_ABOUT, STATE, 0)
+        with pytest.raises(StoreError, match="forgotten"):
+            store.keep_readings("reader", {3: b"x"}, 0)
+        assert store.run("r") is None
+        assert store.remove([99], {"what": "forgot"}) == Erased()
+        assert store.log() == [told]
+
+
+def test_readings_are_of_one_reader_and_do_not_grow_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("umbel.device_client.vault.runs._MOST_READ_BYTES", 1000)
+    with made(tmp_path) as store:
+        assert store.keep_readings("old", {1: bytes(400)}, 0)
+        assert store.keep_readings("new", {1: bytes(400)}, 0)
+        assert store.readings("old") == {}
+        assert not store.keep_readings("new", {2: bytes(800)}, 0)
+        assert store.readings("new") == {1: bytes(400)}
+
+
+def test_a_part_of_another_run_does_not_open(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.keep_run("r", RUN_ABOUT, STATE, 0)
+        with sqlite3.connect(tmp_path / "store.sqlite") as raw:
+            (old,) = raw.execute("SELECT sealed FROM runs WHERE part = 'all/step'").fetchone()
+            store.keep_run("r", {**RUN_ABOUT, "run": "other"}, STATE, 0)
+            raw.execute("UPDATE runs SET sealed = ? WHERE part = 'all/step'", (old,))
+        raw.close()
+        with pytest.raises(StoreError, match="does not open"):
+            store.run("r")
+
+
+def test_the_last_of_the_log_and_the_first_of_the_entries(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        assert store.first_added() is None
+        store.add([Entry("one", None, "2025"), Entry("two", None, "2026")])
+        for number in range(4):
+            store.note({"what": str(number)})
+        assert store.first_added() == "2025"
+        assert [row["what"] for row in store.log(2)] == ["2", "3"]
+        assert len(store.log()) == 4
+
+
+def test_a_damage_that_sqlite_cannot_put_into_words_is_told(tmp_path: Path) -> None:
+    made(tmp_path).close()
+    path = tmp_path / "store.sqlite"
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE log", b"CREATE \xa0ABLE log"))
+    with pytest.raises(StoreError, match="damaged"):
         reopened(tmp_path)
