@@ -101,6 +101,10 @@ def page(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page and its figures.")] = Path(
         "docs"
     ),
+    accuracy: Annotated[
+        Path | None,
+        typer.Option(help='What 8 bits cost: {"DATA SET": {"float32": 0.64, "int8": 0.639}}, as JSON.'),
+    ] = None,
 ) -> None:
     """Write performance.md from what was measured, with its figures beside it.
 
@@ -108,7 +112,7 @@ def page(
     """
     from umbel.simulations.bench.page import write_page
 
-    written = write_page(run, out)
+    written = write_page(run, out, accuracy)
     typer.echo(f"Wrote {written[0]} and {len(written) - 1} figures.")
 
 

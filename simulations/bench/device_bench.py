@@ -37,7 +37,8 @@ def start(sides: Sides, encoder: str) -> list[Row]:
     by_files = _umbel(threads, "predict", text, *named, "--json")
     theirs = _rival_predict(sides, encoder, [text], threads)
     if theirs is not None:
-        found = json.loads(by_files().printed)["probabilities"]
+        exact = _umbel(threads, "predict", text, *named, "--precision", "float32", "--json")
+        found = json.loads(exact().printed)["probabilities"]
         check_same("first prediction", [list(found.values())], json.loads(theirs().printed)["probabilities"])
     mine, other = _whole(sides.settings.repetitions, by_files, theirs)
     at_home = _umbel(threads, "predict", text, "--home", str(_home(release, place, threads)), "--json")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from umbel.shared.checks import number_problems, parsed_json
 from umbel.shared.files import atomic_write
 from umbel.simulations.bench import plots
 from umbel.simulations.bench.encoders import TITLES
@@ -12,12 +13,13 @@ from umbel.simulations.bench.releases import RECIPE
 from umbel.simulations.bench.rows import RESULT, BenchError, Measured, Row, read_measured
 from umbel.simulations.bench.terminal import bound, figure, ratio, span
 from umbel.simulations.report.markdown import prose, table
-from umbel.simulations.report.words import NBSP
+from umbel.simulations.report.words import NBSP, percent, points
 
 PAGE = "performance.md"
 _FIGURES = {"performance-ratios.svg": plots.advantages, "performance-owners.svg": plots.many_owners}
 _COMMANDS = ("device", "serving")
 _NONE = "–"
+_MOST_LOST = 0.005
 _METHOD = (
     "Both sides work on the same texts with the same weights in float32, at the thread counts that "
     "are stated (those of "
@@ -52,12 +54,18 @@ _METHOD = (
 )
 
 
-def write_page(run: Path, out: Path) -> list[Path]:
+def write_page(run: Path, out: Path, accuracy: Path | None = None) -> list[Path]:
     """Writes the page of what lies in a work folder, and its figures, and returns their paths.
 
+    Args:
+        run: The work folder.
+        out: Where the page and its figures go.
+        accuracy: A file with what 8 bits cost in accuracy; see `read_accuracy`.
+
     Raises:
-        BenchError: Nothing was measured there.
+        BenchError: Nothing was measured there, or `accuracy` is no such file.
     """
+    known = None if accuracy is None else read_accuracy(accuracy)
     found = [
         read_measured(run / command / RESULT) for command in _COMMANDS if (run / command / RESULT).is_file()
     ]
@@ -75,12 +83,22 @@ def write_page(run: Path, out: Path) -> list[Path]:
             atomic_write(out / name, draw(wanted).encode())
             written.append(out / name)
             figures.append(name)
-    atomic_write(out / PAGE, page(found, figures).encode())
+    atomic_write(out / PAGE, page(found, figures, known).encode())
     return written
 
 
-def page(found: Sequence[Measured], figures: Sequence[str] = ()) -> str:
-    """Returns the page as Markdown."""
+def page(
+    found: Sequence[Measured],
+    figures: Sequence[str] = (),
+    accuracy: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
+    """Returns the page as Markdown.
+
+    Args:
+        found: What was measured.
+        figures: Names of the figures beside the page.
+        accuracy: Data set -> the share of right answers in float32 and in int8.
+    """
     rows = [row for measured in found for row in measured.rows]
     parts = [
         "# Performance",
@@ -94,6 +112,7 @@ def page(found: Sequence[Measured], figures: Sequence[str] = ()) -> str:
         "```bash\numbel bench device\numbel bench serving\numbel bench page runs/bench --out docs\n```",
         *_bounds(rows),
         *(f"![{_ALT[name]}]({name})" for name in figures),
+        *_accuracy(accuracy),
         *(part for measured in found for part in _all_rows(measured)),
         "## How it was measured",
         *(prose(text) for text in _METHOD),
@@ -146,6 +165,40 @@ def _bounds(rows: Sequence[Row]) -> list[str]:
     ]
     head = ("what", "setting", "encoder", "threads", "ratio", "must be")
     return ["## What must hold", prose(words), table(head, lines, right=(3, 4))]
+
+
+def read_accuracy(path: Path) -> dict[str, tuple[float, float]]:
+    """Reads what 8 bits cost in accuracy: an object, data set -> {"float32": share, "int8": share}.
+
+    Raises:
+        BenchError: The file is missing or is none.
+    """
+    try:
+        row = parsed_json(path.read_bytes())
+        found = {str(name): (own["float32"], own["int8"]) for name, own in row.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = {}
+    wrong = [
+        name for name, shares in found.items() for share in shares if number_problems(name, share, 0.0, 1.0)
+    ]
+    if wrong or not found:
+        expected = 'Write: {"movielens": {"float32": 0.64, "int8": 0.639}}, shares of right answers.'
+        raise BenchError(f"{path} tells no accuracies", wrong, expected)
+    return found
+
+
+def _accuracy(accuracy: Mapping[str, tuple[float, float]] | None) -> list[str]:
+    """Says what 8 bits cost in right answers, where that was measured."""
+    if not accuracy:
+        return []
+    lines = []
+    for name, (exact, small) in accuracy.items():
+        lost = round(exact - small, 6)
+        held = "holds" if lost <= _MOST_LOST else "does not hold"
+        told = f"at most {100 * _MOST_LOST:g} points lost: **{held}**"
+        lines.append((name, percent(exact), percent(small), points(small - exact), told))
+    head = ("data set", "float32", "int8", "difference, points", "must be")
+    return ["## Right answers in 8 bits", table(head, lines)]
 
 
 def _all_rows(found: Measured) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from umbel.device_client.engine import Engine
+from umbel.device_client.prediction import reader
 from umbel.shared.adamw import AdamW
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import read_release
@@ -25,8 +26,8 @@ _NOTHING: dict[str, FloatArray] = {}
 def predicting(threads: int) -> Prepare:
     """Returns what prepares a batch whose rows belong to so many people in turn."""
 
-    def prepare(release: str, texts: list[str], people: int) -> tuple[Work, Any]:
-        engine = Engine(read_release(Path(release)), threads=threads)
+    def prepare(release: str, texts: list[str], people: int, precision: str) -> tuple[Work, Any]:
+        engine = reader(Engine(read_release(Path(release)), threads=threads), precision)
         tokens = engine.encode(texts)
         profile = profiles_of(engine.release.manifest.profile, people)
         owner = np.arange(len(texts)) % people

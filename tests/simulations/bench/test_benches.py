@@ -52,8 +52,9 @@ def test_serving_is_measured_by_the_command(sides: Sides) -> None:
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    assert [row["part"] for row in told["rows"]] == ["predict", "many owners"]
-    assert told["rows"][1]["ratio"] > 0
+    assert [row["part"] for row in told["rows"]] == [*["predict"] * 2, *["many owners"] * 2]
+    assert [row["setting"].rpartition(", ")[2] for row in told["rows"]] == ["int8", "float32"] * 2
+    assert all(row["ratio"] > 0 for row in told["rows"][2:])
     assert json.loads((sides.folder / "serving" / "result.json").read_bytes()) == told
 
 
@@ -101,6 +102,23 @@ def test_the_page_has_every_row_its_verdicts_and_figures(tmp_path: Path) -> None
     for figure in figures:
         ET.parse(figure)
         assert f"]({figure.name})" in text
+
+
+def test_the_page_tells_what_8_bits_cost(tmp_path: Path) -> None:
+    write_measured(tmp_path / "device" / "result.json", measured(a_row()))
+    known = {"films": {"float32": 0.64, "int8": 0.635}, "jokes": {"float32": 0.7, "int8": 0.69}}
+    (tmp_path / "accuracy.json").write_text(json.dumps(known))
+    text = write_page(tmp_path, tmp_path / "docs", tmp_path / "accuracy.json")[0].read_text()
+    assert "| films | 64.0 % | 63.5 % | \u22120.5 | at most 0.5 points lost: **holds** |" in text
+    assert "| jokes | 70.0 % | 69.0 % | \u22121.0 | at most 0.5 points lost: **does not hold** |" in text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"a": 1}', '{"a": {"float32": 2, "int8": 0.5}}'])
+def test_accuracies_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    write_measured(tmp_path / "device" / "result.json", measured(a_row()))
+    (tmp_path / "accuracy.json").write_text(text)
+    with pytest.raises(BenchError, match="tells no accuracies"):
+        write_page(tmp_path, tmp_path / "docs", tmp_path / "accuracy.json")
 
 
 def test_a_page_of_nothing_is_refused(tmp_path: Path) -> None:

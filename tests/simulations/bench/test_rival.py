@@ -34,8 +34,8 @@ def given(staged: Path, texts: list[str]) -> dict[str, Any]:
     }
 
 
-def our_logits(sides: Sides, texts: list[str], people: int) -> Any:
-    return ours.predicting(1)(str(sides.release("tiny").folder), texts, people)[1]
+def our_logits(sides: Sides, texts: list[str], people: int, precision: str = "float32") -> Any:
+    return ours.predicting(1)(str(sides.release("tiny").folder), texts, people, precision)[1]
 
 
 def test_texts_have_exactly_so_many_tokens(sides: Sides, staged: Path) -> None:
@@ -58,6 +58,13 @@ def test_one_person_has_the_same_logits(sides: Sides, staged: Path) -> None:
     check_same("logits", our_logits(sides, texts, 1), found)
     with pytest.raises(BenchError):  # another person's profile gives other answers
         check_same("logits", our_logits(sides, texts, 2), found)
+
+
+def test_answers_in_8_bits_are_near_and_others(sides: Sides) -> None:
+    texts = texts_of(sides.release("tiny"), 3, 12)
+    exact, small = our_logits(sides, texts, 1), our_logits(sides, texts, 1, "int8")
+    assert small != exact
+    check_same("logits", small, exact, 0.2)
 
 
 @pytest.mark.parametrize("way", [worker.mixed, adapters.switched, adapters.adapter_names])
