@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umbel.coordinator.channel.commands import OfflineFolder, ready
 from umbel.coordinator.channel.commands import app as channel_app
 
 if TYPE_CHECKING:
@@ -93,6 +94,11 @@ def publish(
         Path | None,
         typer.Option("--examples", "-e", help="Examples on whose texts 8 bits are compared with float32."),
     ] = None,
+    channel: Annotated[
+        Path | None, typer.Option(help="Channel whose devices fetch it from now on; it takes --keys.")
+    ] = None,
+    keys: Annotated[Path | None, typer.Option("--keys", "-k", help="Folder of the channel's keys.")] = None,
+    offline: OfflineFolder = None,
     as_json: _Json = False,
 ) -> None:
     """Write a release: plain ONNX graphs, weights, tokenizer and manifest.
@@ -106,10 +112,13 @@ def publish(
     from umbel.coordinator.publish import publish as run
     from umbel.shared.examples import read_examples
 
+    served = ready(channel, keys, offline)
     trained = load_trained(training)
     texts = [] if examples is None else list(dict.fromkeys(row.text for row in read_examples(examples)))
     with _status(as_json) as on_phase:
         release = run(trained, out, parent=parent, int8=int8, texts=texts, on_phase=on_phase)
+    if served is not None:
+        served.add(release)
     manifest = release.manifest
     worst = max(manifest.parity.values())
     found = {
@@ -119,6 +128,7 @@ def publish(
         "worst_relative_difference": worst,
         "int8": None if manifest.int8 is None else manifest.int8.as_json(),
         "blobs": {name: blob.size_bytes for name, blob in sorted(manifest.blobs.items())},
+        "channel": None if channel is None else str(channel),
     }
     _tell(
         found,
@@ -127,7 +137,8 @@ def publish(
         f"{manifest.profile.packed_bytes} bytes.\n"
         f"torch and onnxruntime agree within {worst:.1e} on logits, loss and every gradient.\n"
         f"{_int8_words(manifest.int8)}"
-        f"On a device: umbel device learn --release {out} --examples mine.jsonl",
+        + (f"Devices of {channel} fetch it from now on.\n" if channel else "")
+        + f"On a device: umbel device learn --release {out} --examples mine.jsonl",
         as_json,
     )
 

@@ -64,6 +64,15 @@ class Channel:
             write_root(self.folder, state.root, signers["root"], self._now())
             write_chain(self.folder, state, _CHAIN, signers, self._now())
 
+    def check(self) -> None:
+        """Makes sure that a release can be added: the channel is whole, and its keys are at hand and open.
+
+        Raises:
+            ConfigError: A key is missing, or does not open.
+            ReleaseError: The channel is damaged.
+        """
+        self._signers(read_state(self.folder), _CHAIN)
+
     def add(self, release: Release) -> bool:
         """Makes a release the current one of the channel.
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,6 +140,26 @@ def status(folder: Folder, as_json: _Json = False) -> None:
     _tell(found, words, as_json)
 
 
+def ready(folder: Path | None, keys: Path | None, offline: Path | None) -> Channel | None:
+    """Returns a channel to which a release can be added, before the long work of making one; None without.
+
+    Raises:
+        ConfigError: Keys are missing, or do not open.
+        ReleaseError: The channel is damaged.
+    """
+    from umbel.shared.errors import ConfigError
+
+    if folder is None and keys is None and offline is None:
+        return None
+    if folder is None or keys is None:
+        raise ConfigError(
+            "a channel and the folder of its keys go together", hint="Give --channel and --keys."
+        )
+    channel = _opened(folder, keys, offline)
+    channel.check()
+    return channel
+
+
 def asked(role: str, *, twice: bool = False) -> str:
     """Returns the passphrase of a role's key: from the environment, or asked for at the terminal.
 
@@ -165,7 +186,8 @@ def _opened(folder: Path, keys: Path, offline: Path | None, sealed: bool = False
     from umbel.coordinator.channel.keys import Keys
 
     ask: Callable[[str], str] = (lambda role: asked(role, twice=True)) if sealed else asked
-    return Channel(folder, Keys(keys, offline or keys, ask, sealed or bool(os.environ.get(_SECRET))))
+    sealed = sealed or bool(os.environ.get(_SECRET))
+    return Channel(folder, Keys(keys, offline or keys, cache(ask), sealed))
 
 
 def _roles(found: dict[str, Any]) -> str:

@@ -84,7 +84,8 @@ def installed(folder: Path, release: str) -> Release:
         raise ReleaseError(
             "the release that this device was enrolled with is missing",
             [f"expected it at {folder / release}"],
-            "Copy it there again, or take the home from a backup.",
+            "Fetch it again: umbel device update, where it is still the current one of the channel, or with "
+            "--release FOLDER.",
         )
     return read_release(folder / release)
 

@@ -14,7 +14,7 @@ from typing import Any, final
 from umbel.device_client.device import packed_learning, packed_onboarding
 from umbel.device_client.events import event, now
 from umbel.device_client.releases.fetching import OnBytes, fetch, missing_bytes
-from umbel.device_client.releases.installed import install, installed, keep_only
+from umbel.device_client.releases.installed import install, installed, keep_only, whole
 from umbel.device_client.releases.origin import RELEASES, TRUST, Channel, trusted
 from umbel.device_client.releases.proving import Proof, proven
 from umbel.device_client.releases.sources import source_of
@@ -121,6 +121,8 @@ class Update:
             channel = self._channel()
             offer = self._offer(channel)
             if offer.release_id == self._used:
+                if not self._wanted.check and whole(self._releases, self._used) is None:
+                    self._taken(channel, offer)  # what was damaged is fetched again
                 return Updated("current", self._used)
             before = self._store.state(), self._store.erasures()
             examples, texts = self._known()

@@ -106,3 +106,37 @@ def test_publishing_what_is_no_finished_training(capsys: pytest.CaptureFixture[s
     assert err.startswith("umbel: ")
     assert "training" in err
     assert not Path("release").exists()
+
+
+def test_a_channel_is_looked_at_before_the_long_work(capsys: pytest.CaptureFixture[str]) -> None:
+    publish = ["coordinator", "publish", "nowhere", "--out", "release"]
+    assert cli.main([*publish, "--channel", "channel"]) == 2
+    assert "go together" in capsys.readouterr().err
+    assert cli.main(["coordinator", "channel", "init", "channel", "--keys", "keys"]) == 0
+    for key in Path("keys").glob("targets-*.pem"):
+        key.unlink()
+    capsys.readouterr()
+    assert cli.main([*publish, "--channel", "channel", "--keys", "keys"]) == 2
+    assert "keys of the channel are missing\n  - targets: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_publishing_into_a_channel(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train() == 0
+    assert cli.main(["coordinator", "channel", "init", "channel", "--keys", "keys"]) == 0
+    capsys.readouterr()
+    publish = [
+        "coordinator",
+        "publish",
+        "training",
+        "-o",
+        "release",
+        "--channel",
+        "channel",
+        "--keys",
+        "keys",
+    ]
+    assert cli.main([*publish, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert cli.main(["coordinator", "channel", "status", "channel", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["release"] == found["id"]

@@ -231,6 +231,16 @@ def test_two_at_once(device: Device, others: dict[str, Release]) -> None:
         device.update(given(others["same"]))
 
 
+def test_a_release_that_was_damaged_is_taken_again(device: Device, first: Release) -> None:
+    before = device.predict(["good film"])
+    device.release.blob_path("tokenizer.json").write_bytes(b"{}")
+    with Device.open(device.home) as opened:
+        with pytest.raises(ReleaseError, match="has 2 bytes"):
+            opened.predict(["good film"])
+        assert opened.update(given(first)).outcome == "current"
+        assert opened.predict(["good film"]) == before
+
+
 def test_nowhere_to_look(device: Device) -> None:
     with pytest.raises(ReleaseError, match="follows no channel"):
         device.update()
