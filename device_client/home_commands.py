@@ -180,10 +180,9 @@ def status(home: Home = HOME, as_json: _Json = False) -> None:
         found = device.status()
     words = (
         f"Home:     {found['home']}, {found['store_bytes']:,} bytes sealed, key: {found['key']}\n"
-        f"Release:  {found['release'][:12]}"
-        + (f", from the channel {found['channel']} with the pin {found['pin']}" if found["channel"] else "")
-        + "\n"
-        f"Examples: {found['examples']}, texts without a label: {found['texts']}"
+        f"Release:  {found['release'][:12]}\n"
+        + (f"Channel:  {found['channel']}, pin {found['pin'][:12]}\n" if found["channel"] else "")
+        + f"Examples: {found['examples']}, texts without a label: {found['texts']}"
         + (f", since {found['since']}" if found["since"] else "")
         + f"\nProfile:  {_profile(found['profile'])}{_learning(found)}\nLeaves:   {_leaves(found['egress'])}"
     )

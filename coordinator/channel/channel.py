@@ -47,10 +47,11 @@ class Channel:
         """Begins a channel without a release, and makes a key for each role.
 
         Raises:
-            ConfigError: Something is there already.
+            ConfigError: Something is there already, or the keys would be served.
             OSError: Channel or keys cannot be written.
         """
         refuse_taken(self.folder)
+        self._check_apart()
         if (self.folder / METADATA).exists():
             raise ConfigError(f"{self.folder} holds a channel", hint="Name another folder.")
         with sole_use(self.folder):
@@ -137,6 +138,7 @@ class Channel:
         """
         if role not in ROLES:
             raise ConfigError(f"there is no role '{role}'", hint=f"Choose one of: {', '.join(ROLES)}.")
+        self._check_apart()
         with sole_use(self.folder):
             state, now = read_state(self.folder), self._now()
             after = () if role == "root" else _CHAIN[_CHAIN.index(role) :]
@@ -191,6 +193,19 @@ class Channel:
                 "Name their folders: --keys FOLDER, and --offline FOLDER for those of root and targets.",
             )
         return {role: [self.keys.read(role, keyid) for keyid in state.keyids(role)] for role in roles}
+
+    def _check_apart(self) -> None:
+        """Keeps private keys out of the folder that is served."""
+        served = self.folder.resolve()
+        inside = {
+            str(own) for own in (self.keys.online, self.keys.offline) if own.resolve().is_relative_to(served)
+        }
+        if inside:
+            raise ConfigError(
+                "private keys would lie among the files that are served",
+                sorted(inside),
+                "Name another folder.",
+            )
 
     def _at_hand(self, state: State, role: str) -> bool:
         return all(self.keys.has(role, keyid) for keyid in state.keyids(role))

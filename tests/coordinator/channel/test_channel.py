@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,16 @@ def test_nothing_is_begun_where_something_is(publisher: Publisher, tmp_path: Pat
     release = plain_release(tmp_path / "one", "one")
     with pytest.raises(ConfigError, match="holds a release"):
         Publisher(release.folder, tmp_path / "keys").channel.create()
+
+
+def test_private_keys_are_not_served(publisher: Publisher, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with pytest.raises(ConfigError, match="among the files that are served"):
+        Publisher(folder, folder / "keys").channel.create()
+    assert not folder.exists()
+    publisher.channel.keys = replace(publisher.keys, online=publisher.folder / "metadata")
+    with pytest.raises(ConfigError, match="among the files that are served"):
+        publisher.channel.rotate("timestamp")
 
 
 def test_the_commands(
