@@ -110,6 +110,8 @@ def look(source: AbstractSource, root: bytes, place: Path) -> Offer:
         UnreachableError: The channel cannot be read.
     """
     (place / TARGETS).mkdir(parents=True, exist_ok=True)
+    for left in place.glob("tmp*"):
+        left.unlink()  # by an updater that was killed while it wrote
     try:
         updater = Updater(
             str(place), f"{METADATA}/", str(place / TARGETS), f"{TARGETS}/", _Fetcher(source), bootstrap=root

@@ -496,9 +496,11 @@ def test_what_lies_in_the_home_cannot_change_whom_to_trust(
     other = Publisher(tmp_path / "other", tmp_path / "other-keys")
     other.channel.create()
     visitor.look()
+    (visitor.trust / "tmp1234").write_bytes(b"half of a file, whose writer was killed")
     for path in (visitor.trust / "root_history").iterdir():
         path.write_bytes((other.folder / "metadata" / "1.root.json").read_bytes())
     (visitor.trust / "root_history" / "2.root.json").write_bytes(
         (other.folder / "metadata" / "1.root.json").read_bytes()
     )
     assert visitor.look().release_id == one.release_id
+    assert not (visitor.trust / "tmp1234").exists()
