@@ -50,12 +50,17 @@ def update(
 
     Or: umbel device update --release release
     """
+    from umbel.device_client import learning_words
     from umbel.device_client.releases.terminal import fetching_bar, given_pin
     from umbel.device_client.releases.updating import Hears, Wanted
 
     wanted = Wanted(check, back, source, release, given_pin(root, pin, first_use), force)
     with opened(home) as device, fetching_bar(as_json) as on_bytes:
-        found = device.update(wanted, threads=threads, hears=Hears(on_bytes, _said(as_json)))
+        hears = Hears(on_bytes, _said(as_json), learning_words.bar(as_json))
+        try:
+            found = device.update(wanted, threads=threads, hears=hears)
+        finally:
+            learning_words.end_bar(as_json)
         profile = device.status()["profile"]
     typer.echo(json.dumps(found.as_json(), indent=2) if as_json else _words(found, profile is not None))
 

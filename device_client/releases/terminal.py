@@ -34,10 +34,17 @@ def fetching_bar(quiet: bool) -> Iterator[OnBytes | None]:
         yield None
         return
     columns = (TextColumn("fetching"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("fetching", total=None, visible=False)
+    progress = Progress(*columns, console=console, transient=True)
+    task = progress.add_task("fetching", total=None)
 
-        def on_bytes(here: int, total: int) -> None:
-            progress.update(task, completed=here, total=total, visible=True)
+    def on_bytes(here: int, total: int) -> None:
+        if here < total:
+            progress.start()  # as long as it is drawn, nothing else can be
+        progress.update(task, completed=here, total=total)
+        if here >= total:
+            progress.stop()
 
+    try:
         yield on_bytes
+    finally:
+        progress.stop()

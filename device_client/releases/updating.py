@@ -5,6 +5,7 @@ Until one transaction of the store says otherwise, the release in use serves, wh
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -13,12 +14,14 @@ from typing import Any, final
 
 from umbel.device_client.device import packed_learning, packed_onboarding
 from umbel.device_client.events import event, now
+from umbel.device_client.own_learning import Progress
 from umbel.device_client.releases.fetching import OnBytes, fetch, missing_bytes
 from umbel.device_client.releases.installed import install, installed, keep_only, whole
 from umbel.device_client.releases.origin import RELEASES, TRUST, Channel, trusted
 from umbel.device_client.releases.proving import Proof, proven
 from umbel.device_client.releases.sources import source_of
 from umbel.device_client.releases.trust import Offer, Pin
+from umbel.device_client.runs import told_of
 from umbel.device_client.vault.store import KeptProfile, Store
 from umbel.shared.errors import BusyError, ReleaseError
 from umbel.shared.examples import Example
@@ -28,7 +31,6 @@ from umbel.shared.release import Release, read_release
 
 RELEASE, CHANNEL = "release", "channel"
 _PREVIOUS, _VERDICT = "previous", "verdict"
-_TOLD = ("nll_generic", "nll_personal", "strength")
 
 
 @final
@@ -96,10 +98,12 @@ class Hears:
     Attributes:
         on_bytes: Hears how many bytes were fetched, of how many.
         on_phase: Hears what is done next.
+        on_progress: Hears how far learning is.
     """
 
     on_bytes: OnBytes | None = None
     on_phase: Callable[[str], None] = field(default=lambda phase: None)
+    on_progress: Callable[[Progress], None] | None = None
 
 
 @final
@@ -209,6 +213,7 @@ class Update:
         state: str,
     ) -> KeptProfile | None:
         """Returns the profile for a new release; None where that can make none of what there is."""
+        began = time.perf_counter()
         about: dict[str, Any] = {
             "how": _kind(kept),
             "at": now(),
@@ -217,9 +222,16 @@ class Update:
         }
         if examples and _kind(kept) == "learned":
             begin = _begin(old, new, kept)
-            packed, found = packed_learning(new, examples, texts=texts, begin=begin, threads=self._threads)
-            about |= {name: getattr(found, name) for name in _TOLD}
-            about["held_out"] = None if found.held_out is None else found.held_out.figures()
+            packed, found = packed_learning(
+                new,
+                examples,
+                texts=texts,
+                begin=begin,
+                threads=self._threads,
+                on_progress=self._hears.on_progress,
+            )
+            seconds = round(time.perf_counter() - began, 3)
+            about |= {"seconds": seconds, **told_of(found, new.manifest.recipe.steps)}
             return KeptProfile(packed, about)
         if new.manifest.onboarding is None:
             return None
