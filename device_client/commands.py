@@ -11,6 +11,7 @@ import typer
 
 from umbel.device_client import egress_commands
 from umbel.device_client.home_commands import HOME, Home, add_to, opened
+from umbel.device_client.household_commands import household
 from umbel.device_client.releases.commands import update
 from umbel.device_client.texts import given_texts
 
@@ -299,3 +300,4 @@ def _table(texts: list[str], rows: list[Prediction]) -> None:
 add_to(app)
 egress_commands.add_to(app)
 app.command()(update)
+app.command()(household)

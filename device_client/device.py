@@ -112,8 +112,12 @@ def packed_onboarding(
     *,
     explain: bool = True,
     threads: int = 1,
+    engine: Engine | None = None,
 ) -> tuple[bytes, Onboarded]:
-    """Returns the packed profile that `onboard_profile` keeps, and what came of it; see there."""
+    """Returns the packed profile that `onboard_profile` keeps, and what came of it; see there.
+
+    An `engine` of the release that is open already is taken in place of another one.
+    """
     if not examples and not texts:
         raise ExampleError(
             "there is nothing to begin with",
@@ -121,7 +125,7 @@ def packed_onboarding(
             "--texts, --examples.",
         )
     check_one_owner(examples)
-    engine = Engine(release, threads=threads)
+    engine = engine or Engine(release, threads=threads)
     known = read_known(engine, encode_examples(engine, examples), engine.encode(texts))
     exact, weights = onboarded(engine, [known])
     profile = release.manifest.profile.rounded(exact)

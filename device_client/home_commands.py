@@ -34,13 +34,13 @@ PIN = Annotated[
 FIRST_USE = Annotated[
     bool, typer.Option("--trust-on-first-use", help="With a channel: trust whoever answers this time.")
 ]
-_SECRET = "UMBEL_PASSPHRASE"
+SECRET = "UMBEL_PASSPHRASE"
 _LONGEST = 120
 _NEW_SECRET = "UMBEL_NEW_PASSPHRASE"
 _EXPORT_SECRET = "UMBEL_EXPORT_PASSPHRASE"
 
 
-def asked(variable: str = _SECRET, what: str = "Passphrase", *, twice: bool = False) -> Callable[[], str]:
+def asked(variable: str = SECRET, what: str = "Passphrase", *, twice: bool = False) -> Callable[[], str]:
     """Returns what gives a passphrase: from the environment, or asked for at the terminal."""
 
     def ask() -> str:

@@ -17,17 +17,13 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from umbel.device_client.device import Onboarded, packed_onboarding
 from umbel.device_client.egress.policy import Policy
 from umbel.device_client.engine import Engine
 from umbel.device_client.events import event as _event
 from umbel.device_client.events import now as _now
-from umbel.device_client.own_learning import Progress
 from umbel.device_client.prediction import INT8, Prediction, predict_owners, reader
 from umbel.device_client.releases.installed import installed
-from umbel.device_client.runs import Budget, HomeLearning, Outcome
 from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Passphrase
-from umbel.device_client.vault.portable import Exported, read_export, write_export
 from umbel.device_client.vault.store import (
     CURRENT,
     Added,
@@ -47,9 +43,12 @@ from umbel.shared.profile import FloatArray, unpack_profile
 from umbel.shared.release import Release
 
 if TYPE_CHECKING:
+    from umbel.device_client.device import Onboarded
+    from umbel.device_client.own_learning import Progress
     from umbel.device_client.releases.fetching import OnBytes
     from umbel.device_client.releases.trust import Pin
     from umbel.device_client.releases.updating import Hears, Updated, Wanted
+    from umbel.device_client.runs import Outcome
 
 STORE = "store.sqlite"
 KEYS = ("file", "keyring", "passphrase")
@@ -192,9 +191,12 @@ class Device:
             ExampleError: Nothing was added yet.
             ReleaseError: The release has no onboarding.
         """
+        from umbel.device_client.device import packed_onboarding
+
         began, release, before = time.perf_counter(), self.release, self.before()
         examples, texts = self.known()
-        packed, found = packed_onboarding(release, examples, texts, explain=explain, threads=threads)
+        engine = self.engine(threads)
+        packed, found = packed_onboarding(release, examples, texts, explain=explain, engine=engine)
         self._keep(release, packed, before, "onboarded", examples, began, {"texts": len(texts)})
         return found
 
@@ -227,8 +229,12 @@ class Device:
             ProfileError: Learning did not converge; the old profile stays.
             StoreError: Something was forgotten meanwhile; what was learned from it is not kept.
         """
+        from umbel.device_client.runs import Budget, HomeLearning
+
         budget = Budget(threads, seconds, memory_mib)
-        return HomeLearning(self._store, self.release, budget, anew=anew).learn(stopped, on_progress)
+        engine = self.engine(threads)
+        learning = HomeLearning(self._store, self.release, budget, anew=anew, engine=engine)
+        return learning.learn(stopped, on_progress)
 
     def predict(
         self,
@@ -433,6 +439,8 @@ class Device:
         Returns:
             The file's size in bytes.
         """
+        from umbel.device_client.vault.portable import Exported, write_export
+
         inside = path.resolve().parent
         if inside == self.home.resolve():
             raise StoreError("an export would lie among the files of the home", hint="Name another folder.")
@@ -452,6 +460,8 @@ class Device:
             ExampleError: Labels are not this release's, or texts are none; then nothing is taken over.
             StoreError: It is no export, was changed, or has another passphrase; then nothing is taken over.
         """
+        from umbel.device_client.vault.portable import read_export
+
         found = read_export(path, ask)
         examples = [Example("owner", own.text, own.label) for own in found.entries if own.label is not None]
         texts = [own.text for own in found.entries if own.label is None]

@@ -148,7 +148,15 @@ class Keeper:
 class HomeLearning:
     """The learning of what a store holds, for one release."""
 
-    def __init__(self, store: Store, release: Release, budget: Budget, *, anew: bool = False):
+    def __init__(
+        self,
+        store: Store,
+        release: Release,
+        budget: Budget,
+        *,
+        anew: bool = False,
+        engine: Engine | None = None,
+    ):
         """Reads what the store has, and finds what there is to do; no graph is run yet.
 
         Args:
@@ -156,6 +164,7 @@ class HomeLearning:
             release: What is learned for.
             budget: What it may take.
             anew: Whether to begin at the beginning, whatever is there.
+            engine: The release's graphs, if they are open already.
 
         Raises:
             ConfigError: One text at a time takes more memory than it may.
@@ -163,6 +172,7 @@ class HomeLearning:
         """
         self._began = time.perf_counter()
         self._store, self._release, self._budget, self._anew = store, release, budget, anew
+        self._engine = engine
         self._state, self._erasures = store.state(), store.erasures()
         entries = store.entries()
         self._rows = [*(e for e in entries if e.label is not None), *(e for e in entries if e.label is None)]
@@ -191,7 +201,7 @@ class HomeLearning:
         as_before = None if self._anew else self._unchanged()
         if as_before is not None:
             return as_before
-        engine = Engine(self._release, threads=self._budget.threads)
+        engine = self._engine or Engine(self._release, threads=self._budget.threads)
         kept = None if self._anew else self._kept_run()
         learning, about, kept = self._prepared(engine, kept)
         keeper = Keeper(self._store, self._release.release_id, about, self._erasures, kept)

@@ -51,6 +51,39 @@ def given_texts(given: list[str], file: Path | None) -> list[str]:
     return texts
 
 
+def owned_texts(file: Path) -> tuple[list[str], list[str]]:
+    """Returns texts and whose each is, of a file ("-" stands for stdin) of JSON lines with owner and text.
+
+    Raises:
+        ExampleError: There are none, or some lines are not like that; all are told.
+        OSError: The file cannot be read.
+    """
+    from umbel.shared.checks import parsed_json
+    from umbel.shared.errors import ExampleError
+
+    lines = _stdin() if str(file) == "-" else _read(file)
+    texts: list[str] = []
+    owners: list[str] = []
+    wrong = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = parsed_json(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("owner", "text")):
+            wrong.append(f"line {number}: expected a JSON object with owner and text")
+            continue
+        texts.append(row["text"])
+        owners.append(row["owner"])
+    if wrong or not texts:
+        hint = 'Give lines such as {"owner": "ann", "text": "A slow, quiet story."}.'
+        raise ExampleError(f"there are no texts to answer in {file}", wrong, hint)
+    _check({f"text {number}": text for number, text in enumerate(texts, 1)}, str(file))
+    return texts, owners
+
+
 def _check(texts: Mapping[str, str], source: str) -> None:
     from umbel.shared.errors import ExampleError
     from umbel.shared.examples import text_problems

@@ -10,20 +10,20 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Self, final
 
-from umbel.device_client.device import Onboarded, learn_profile, onboard_profile
 from umbel.device_client.home_commands import HOME
-from umbel.device_client.own_learning import Progress
 from umbel.device_client.prediction import Prediction, predict_texts
-from umbel.device_client.runs import Budget, Outcome, told_of
 from umbel.device_client.texts import file_texts
 from umbel.shared.errors import ConfigError, ExampleError
 from umbel.shared.examples import Example, read_examples
 from umbel.shared.release import Release, read_release
 
 if TYPE_CHECKING:
+    from umbel.device_client.device import Onboarded
+    from umbel.device_client.own_learning import Progress
     from umbel.device_client.owner import Device
+    from umbel.device_client.runs import Budget, Outcome
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[["Progress"], None]
 
 
 class Work(ABC):
@@ -117,6 +117,9 @@ class FileWork(Work):
             )
         if self._examples is None:
             raise ExampleError("there are no examples to learn from", hint="Give a file: --examples FILE.")
+        from umbel.device_client.device import learn_profile
+        from umbel.device_client.runs import Outcome, told_of
+
         begun = time.perf_counter()
         examples, texts = self.known()
         found = learn_profile(
@@ -133,6 +136,8 @@ class FileWork(Work):
 
     def onboard(self, explain: bool, threads: int) -> Onboarded:
         """Onboards from the files."""
+        from umbel.device_client.device import onboard_profile
+
         examples, texts = self.known()
         return onboard_profile(self.release, examples, texts, self._profile, explain=explain, threads=threads)
 
