@@ -17,6 +17,7 @@ from umbel.coordinator.backbone import Backbone, load_backbone
 from umbel.coordinator.config import CoordinatorConfig, validated
 from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.onboarding.network import Onboarder
+from umbel.shared.answers import Calibration
 from umbel.shared.checks import count_problems, number_problems, parsed_json
 from umbel.shared.errors import TrainingError, UmbelError
 from umbel.shared.files import atomic_write, sha256_bytes
@@ -42,6 +43,7 @@ class TrainedModel:
         recipe: How devices shall learn.
         report: Steps, curve and recipe trials, for people.
         tensors: Everything that was trained, by parameter name.
+        calibration: The temperatures of what people see; None where nobody was there to fit them on.
     """
 
     config: CoordinatorConfig
@@ -51,11 +53,13 @@ class TrainedModel:
     recipe: LearningRecipe
     report: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    calibration: Calibration | None = None
 
     @property
     def identity(self) -> str:
         """Hash of all that a release of it depends on."""
         row = [self.fingerprint, self.recipe.as_json(), list(self.config.trainables)]
+        row += [] if self.calibration is None else [self.calibration.as_json()]
         return sha256_bytes(json.dumps(row).encode())
 
 
@@ -73,6 +77,8 @@ def save_trained(folder: Path, trained: TrainedModel) -> None:
         "recipe": trained.recipe.as_json(),
         "report": dict(trained.report),
     }
+    if trained.calibration is not None:
+        description["calibration"] = trained.calibration.as_json()
     atomic_write(folder / DESCRIPTION, json.dumps(description, indent=2, sort_keys=True).encode() + b"\n")
 
 
@@ -102,6 +108,7 @@ def load_trained(folder: Path) -> TrainedModel:
             LearningRecipe.from_json(row["recipe"]),
             row["report"],
             load(model),
+            Calibration.from_json(row["calibration"]) if "calibration" in row else None,
         )
     except UmbelError:
         raise

@@ -164,6 +164,7 @@ def publish_model(
         storage=storage,
         onboarding=None if network is None else _onboarding(trained),
         int8=found,
+        calibration=trained.calibration,
     )
     return write_release(folder, manifest, blobs)
 

@@ -29,15 +29,17 @@ from umbel.coordinator.onboarding.network import Onboarder
 from umbel.coordinator.onboarding.training import OnboardingTrainer, found_players, starts_of
 from umbel.coordinator.training.adapt import Keeper, adapt
 from umbel.coordinator.training.board import Board
-from umbel.coordinator.training.calibrate import choose_recipe
+from umbel.coordinator.training.calibrate import TorchGradients, choose_recipe
 from umbel.coordinator.training.checkpoint import CHECKPOINT, Progress
 from umbel.coordinator.training.collaborative import Factors, found_factors
 from umbel.coordinator.training.data import TrainingData, prepare
 from umbel.coordinator.training.start import start_shared, start_users
 from umbel.coordinator.training.step import set_dropout, trained_parameters
 from umbel.coordinator.training.table import over_embeddings
+from umbel.coordinator.training.temperature import fit_calibration
 from umbel.coordinator.training.trainer import ASIDE, Trainer, training_device, uses_bfloat16
 from umbel.coordinator.training.traits import TraitHead
+from umbel.shared.answers import Calibration
 from umbel.shared.errors import ConfigError, TrainingError
 from umbel.shared.examples import Example, labels_of
 from umbel.shared.files import refuse_taken, sole_use
@@ -182,8 +184,9 @@ def _reused(
     _, model = rebuild(earlier)
     network = rebuild_onboarder(earlier, model)
     model, data, _ = _behind(model, data, config, on_progress)
-    recipe, trials = _choose(model, data, config, on_progress, network)
-    return replace(earlier, config=config, recipe=recipe, report={**earlier.report, "recipe_trials": trials})
+    recipe, trials, calibration = _choose(model, data, config, on_progress, network)
+    report = {**earlier.report, "recipe_trials": trials}
+    return replace(earlier, config=config, recipe=recipe, report=report, calibration=calibration)
 
 
 def _choose(
@@ -192,15 +195,18 @@ def _choose(
     config: CoordinatorConfig,
     on_progress: OnProgress,
     network: Onboarder | None,
-) -> tuple[LearningRecipe, list[dict[str, Any]]]:
-    return choose_recipe(
+) -> tuple[LearningRecipe, list[dict[str, Any]], Calibration | None]:
+    starts = None if network is None else starts_of(network, model, data.tokens, data.calibration)
+    recipe, trials = choose_recipe(
         model,
         data.tokens,
         data.calibration,
         config.recipe,
         lambda n, of: on_progress("choose recipe", n, of, ""),
-        None if network is None else starts_of(network, model, data.tokens, data.calibration),
+        starts,
     )
+    twin = TorchGradients(model, data.tokens)
+    return recipe, trials, fit_calibration(twin, data.calibration, config.recipe, recipe, starts)
 
 
 def _onboarder(
@@ -249,7 +255,7 @@ def _run(
     shown: list[list[tuple[int, int]]] = []
     if config.onboarding.steps:
         network, shown = _onboarder(trainer, profiles, out / ONBOARDING, on_progress)
-    recipe, trials = _choose(model, data, config, on_progress, network)
+    recipe, trials, calibration = _choose(model, data, config, on_progress, network)
     report = {
         "steps": progress.step,
         "epochs": round(progress.step / max(len(data.train) / config.training.batch_size, 1e-9), 2),
@@ -267,7 +273,7 @@ def _run(
     if network is not None:
         tensors |= {PREFIX + name: value.detach() for name, value in network.named_parameters()}
         report["prototypes"] = [[[texts[row], data.labels[label]] for row, label in rows] for rows in shown]
-    return TrainedModel(config, data.labels, backbone.sha256, fingerprint, recipe, report, tensors)
+    return TrainedModel(config, data.labels, backbone.sha256, fingerprint, recipe, report, tensors, calibration)
 
 
 def _behind(

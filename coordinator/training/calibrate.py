@@ -25,7 +25,8 @@ Starts = Callable[[Rows, int], Mapping[str, FloatArray]]
 """What is known of some users (`Rows.user` counts them), and how many -> their first profiles."""
 
 _QUERY = 24
-_TOGETHER = 16  # users whose examples share a batch: memory grows with it
+TOGETHER = 16
+"""Users whose examples share a batch: memory grows with it."""
 
 
 @final
@@ -111,7 +112,7 @@ def choose_recipe(
             config.start if starts is not None else (1.0,),
         )
     ]
-    able = [rows for rows in users if len(rows) > max(config.k)][: config.users]
+    able = able_users(users, config)
     if not able:
         return recipes[0], []
     twin = TorchGradients(model, tokens)
@@ -197,8 +198,8 @@ def _trial(
     found: dict[str, Any] = {"nll": {}, "accuracy": {}}
     for k in ks:
         parts = [
-            _learn_some(twin, users[at : at + _TOGETHER], recipe, k, most, starts)
-            for at in range(0, len(users), _TOGETHER)
+            _learn_some(twin, users[at : at + TOGETHER], recipe, k, most, starts)
+            for at in range(0, len(users), TOGETHER)
         ]
         nll = np.concatenate([part[0] for part in parts])
         found["nll"][str(k)] = float(nll.mean())
@@ -217,7 +218,7 @@ def _learn_some(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Learns some users' profiles side by side; returns nll and hits of their query examples."""
     support = side_by_side([rows.take(np.arange(k)) for rows in users])
-    query = side_by_side([_query(rows, most) for rows in users])
+    query = side_by_side([query_rows(rows, most) for rows in users])
     origin = twin.model.profile_spec().zeros(len(users))
     if starts is not None and recipe.start:
         found = starts(support, len(users))
@@ -226,7 +227,13 @@ def _learn_some(
     return _nll(logits, query), logits.argmax(1) == query.label
 
 
-def _query(rows: Rows, most: int) -> Rows:
+def able_users(users: Sequence[Rows], config: RecipeConfig) -> list[Rows]:
+    """Returns the calibration users who have something to ask them beside the largest k."""
+    return [rows for rows in users if len(rows) > max(config.k)][: config.users]
+
+
+def query_rows(rows: Rows, most: int) -> Rows:
+    """Returns the examples that a calibration user is asked, behind the `most` that are learned from."""
     return rows.take(np.arange(most, min(len(rows), most + _QUERY)))
 
 
@@ -241,7 +248,7 @@ def _choose_bias_prior(twin: TorchGradients, users: Sequence[Rows], config: Reci
         for rows, z in zip(users, logits, strict=True):
             for k in config.k:
                 bias = fit_bias(z[:k], rows.label[:k], prior)
-                total.append(_nll(z[most:] + bias, _query(rows, most)).mean())
+                total.append(_nll(z[most:] + bias, query_rows(rows, most)).mean())
         losses.append(float(np.mean(total)))
     return float(config.bias_prior[int(np.argmin(losses))])
 

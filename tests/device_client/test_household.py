@@ -44,7 +44,7 @@ def test_a_mixed_batch_is_everybody_alone(homes: dict[str, Path], precision: str
     with Household.open(homes) as household:
         found = household.predict(TEXTS, OWNERS, precision=precision)
         ann, bob = household.predict(["good", "good"], ["ann", "bob"], precision=precision)
-    assert ann.probabilities["yes"] > bob.probabilities["yes"]
+    assert abs(ann.probabilities["yes"] - bob.probabilities["yes"]) > 1e-3
     for text, owner, prediction in zip(TEXTS, OWNERS, found, strict=True):
         with Device.open(homes[owner]) as device:
             (alone,) = device.predict([text], precision=precision)

@@ -103,7 +103,7 @@ def test_a_trial_is_what_each_user_would_find_alone(
 ) -> None:
     config = recipe_config(learning_rate=[0.1, 0.3])
     _, together = choose_recipe(model, tokens, people, config)
-    monkeypatch.setattr(calibrate, "_TOGETHER", 1)
+    monkeypatch.setattr(calibrate, "TOGETHER", 1)
     _, alone = choose_recipe(model, tokens, people, config)
     assert [t["loss"] for t in together] == pytest.approx([t["loss"] for t in alone], rel=1e-5)
     twin = TorchGradients(model, tokens)
