@@ -273,7 +273,8 @@ def _run(
     if network is not None:
         tensors |= {PREFIX + name: value.detach() for name, value in network.named_parameters()}
         report["prototypes"] = [[[texts[row], data.labels[label]] for row, label in rows] for rows in shown]
-    return TrainedModel(config, data.labels, backbone.sha256, fingerprint, recipe, report, tensors, calibration)
+    described = (config, data.labels, backbone.sha256, fingerprint)
+    return TrainedModel(*described, recipe, report, tensors, calibration)
 
 
 def _behind(

@@ -133,9 +133,9 @@ class Household:
                 self.devices[name].profile(engine.release) for name in names
             ]
             place = {name: at for at, name in enumerate(names)}
-            owner = np.array([place[owners[number]] for number in numbers], np.int64)
+            index = np.array([place[owners[number]] for number in numbers], np.int64)
             some = [texts[number] for number in numbers]
-            answers = predict_owners(engine, some, owner, profiles, compare=compare)
+            answers = predict_owners(engine, some, index, profiles, compare=compare)
             found |= dict(zip(numbers, answers, strict=True))
         return [found[number] for number in range(len(texts))]
 
