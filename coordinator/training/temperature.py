@@ -56,10 +56,11 @@ def fit_calibration(
     recipe: LearningRecipe,
     starts: Starts | None = None,
 ) -> Calibration | None:
-    """Fits the temperatures of generic and of personal answers.
+    """Fits the temperatures of generic and of personal answers; none is below 1.
 
-    Profiles are learned as a device learns them, with their share by cross-validation, from the middle one of
-    `config.k` examples.
+    So few people tell too little to make answers surer than the model is, and where that was done it did harm
+    (docs/decisions/0028). Profiles are learned as a device learns them, with their share by cross-validation,
+    from the middle one of `config.k` examples.
 
     Args:
         twin: The trained model.
@@ -85,9 +86,8 @@ def fit_calibration(
         support = [rows.take(np.arange(k)) for rows in able[at : at + TOGETHER]]
         generic += [twin.logits(side_by_side([rows]), nobody) for rows in part]
         personal.append(twin.logits(side_by_side(part), _cautious(twin, support, own, starts)))
-    return Calibration(
-        *(round(fit_temperature(np.concatenate(logits), labels), 3) for logits in (generic, personal))
-    )
+    found = (fit_temperature(np.concatenate(logits), labels) for logits in (generic, personal))
+    return Calibration(*(round(max(temperature, 1.0), 3) for temperature in found))
 
 
 @final
