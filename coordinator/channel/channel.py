@@ -52,8 +52,8 @@ class Channel:
         """
         refuse_taken(self.folder)
         self._check_apart()
-        if (self.folder / METADATA).exists():
-            raise ConfigError(f"{self.folder} holds a channel", hint="Name another folder.")
+        if list((self.folder / METADATA).glob("2.*")):  # more than a beginning that was interrupted leaves
+            raise ConfigError(f"{self.folder} holds parts of a channel", hint="Name another folder.")
         with sole_use(self.folder):
             signers = {role: [self.keys.make(role)] for role in ROLES}
             root = Root(version=1)

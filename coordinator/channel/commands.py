@@ -73,8 +73,8 @@ def add(
 ) -> None:
     """Make a release the one that devices fetch; blobs that are there already are kept.
 
-    It needs the keys of targets, snapshot and timestamp. Serve the folder afterwards, metadata/timestamp.json
-    last.
+    It needs the keys of targets, snapshot and timestamp. Upload what is new afterwards,
+    metadata/timestamp.json last.
 
     For instance: umbel coordinator channel add channel release --keys keys
     """

@@ -125,8 +125,16 @@ def look(source: AbstractSource, root: bytes, place: Path) -> Offer:
         path = updater.find_cached_target(target) or updater.download_target(target)
     except (RepositoryError, DownloadError) as error:
         raise _told(error) from None
-    data = Path(path).read_bytes()
-    return Offer(sha256_bytes(data), parse_manifest(data, "the channel's manifest"))
+    return _offered(Path(path).read_bytes())
+
+
+def _offered(data: bytes) -> Offer:
+    """Reads a manifest that is signed for: what is not understood in it was not put there by a stranger."""
+    try:
+        return Offer(sha256_bytes(data), parse_manifest(data, "the channel's manifest"))
+    except ReleaseError as error:
+        hint = f"It may be for a newer umbel: install that, then update. {_GOES_ON}"
+        raise ReleaseError(error.headline, error.problems, hint) from None
 
 
 @final

@@ -214,29 +214,23 @@ class Update:
     ) -> KeptProfile | None:
         """Returns the profile for a new release; None where that can make none of what there is."""
         began = time.perf_counter()
-        about: dict[str, Any] = {
-            "how": _kind(kept),
-            "at": now(),
-            "state": state,
-            "examples": len(examples),
-        }
         if examples and _kind(kept) == "learned":
-            begin = _begin(old, new, kept)
             packed, found = packed_learning(
                 new,
                 examples,
                 texts=texts,
-                begin=begin,
+                begin=_begin(old, new, kept),
                 threads=self._threads,
                 on_progress=self._hears.on_progress,
             )
-            seconds = round(time.perf_counter() - began, 3)
-            about |= {"seconds": seconds, **told_of(found, new.manifest.recipe.steps)}
-            return KeptProfile(packed, about)
-        if new.manifest.onboarding is None:
+            about = {"how": "learned", **told_of(found, new.manifest.recipe.steps)}
+        elif new.manifest.onboarding is not None:
+            packed, _ = packed_onboarding(new, examples, texts, explain=False, threads=self._threads)
+            about = {"how": "onboarded", "texts": len(texts)}
+        else:
             return None
-        packed, _ = packed_onboarding(new, examples, texts, explain=False, threads=self._threads)
-        return KeptProfile(packed, about | {"texts": len(texts)})
+        own = {"at": now(), "state": state, "examples": len(examples)}
+        return KeptProfile(packed, about | own | {"seconds": round(time.perf_counter() - began, 3)})
 
     def _left(self, new: Release, proof: Proof, state: str) -> Updated:
         """Remembers that a release is not as good, so that it is not tried again on the same examples."""

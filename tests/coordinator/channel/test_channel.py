@@ -138,6 +138,15 @@ def test_nothing_is_begun_where_something_is(publisher: Publisher, tmp_path: Pat
         Publisher(release.folder, tmp_path / "keys").channel.create()
 
 
+def test_a_beginning_that_was_interrupted_is_made_again(publisher: Publisher) -> None:
+    (publisher.folder / "metadata" / "timestamp.json").unlink()
+    publisher.channel.create()
+    publisher.channel.rotate("snapshot")
+    (publisher.folder / "metadata" / "timestamp.json").unlink()
+    with pytest.raises(ConfigError, match="parts of a channel"):
+        publisher.channel.create()
+
+
 def test_private_keys_are_not_served(publisher: Publisher, tmp_path: Path) -> None:
     folder = tmp_path / "new"
     with pytest.raises(ConfigError, match="among the files that are served"):

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 from tests.channels import Publisher, plain_release
 from tests.hosts import Host, serving, write_certificate
+from tuf.api.metadata import TargetFile
 
+from umbel.coordinator.channel.metadata import read_state, write_chain
 from umbel.device_client.releases import fetching
 from umbel.device_client.releases.fetching import fetch, missing_bytes
 from umbel.device_client.releases.sources import (
@@ -412,6 +414,22 @@ def test_a_changed_manifest_is_refused(one: Release, visitor: Visitor, publisher
     row["labels"] = ["on", "yes"]
     path.write_text(json.dumps(row))
     with pytest.raises(ReleaseError, match=r"do not belong together|longer than it may be"):
+        visitor.look()
+
+
+def test_a_manifest_of_a_later_umbel(
+    one: Release, publisher: Publisher, visitor: Visitor, tmp_path: Path
+) -> None:
+    """It is signed for, so that what it says and this umbel does not know is no attack."""
+    row = json.loads(one.manifest.to_bytes()) | {"rhyme": True}
+    data = json.dumps(row, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+    state = read_state(publisher.folder)
+    state.targets.signed.targets = {"manifest.json": TargetFile.from_data("manifest.json", data, ["sha256"])}
+    (publisher.folder / "targets" / f"{sha256_bytes(data)}.manifest.json").write_bytes(data)
+    roles = ("targets", "snapshot", "timestamp")
+    signers = {role: [publisher.keys.read(role, *state.keyids(role))] for role in roles}
+    write_chain(publisher.folder, state, roles, signers, publisher.now)
+    with pytest.raises(ReleaseError, match=r"(?s)unknown key 'rhyme'.*It may be for a newer umbel"):
         visitor.look()
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -305,39 +303,39 @@ def test_a_tie_is_as_good_and_a_little_worse_is_not() -> None:
     assert not Proof(8, 0.5, float("nan")).as_good
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from umbel.device_client.owner import Device
-from umbel.device_client.releases.updating import Wanted
-with Device.open(Path(sys.argv[1])) as device:
-    print("began", flush=True)
-    device.update(Wanted(release=Path(sys.argv[2])))
-    print("done", flush=True)
-"""
+def killed(repository: Path, first: Release, newer: Release, folder: Path, every: int) -> dict[str, Any]:
+    """Runs `tests.robustness.updates`, in a process without torch's threads, which must not be forked."""
+    rows = folder / "rows.json"
+    rows.write_text(json.dumps([[row.text, row.label] for row in MINE]))
+    words = [first.folder, newer.folder, rows, folder / "work", "--every", every]
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.robustness.updates", *map(str, words)],
+        cwd=repository,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, Any] = json.loads(ended.stdout)
+    if "why" in found:
+        pytest.skip(found["why"])
+    return found
+
+
+def test_killed_some_times(
+    repository: Path, first: Release, others: dict[str, Release], tmp_path: Path
+) -> None:
+    found = killed(repository, first, others["same"], tmp_path, 40)
+    assert (found["findings"], found["kills"] > 2) == ([], True)
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_is_the_old_one_or_the_new_one(
-    device: Device, first: Release, others: dict[str, Release]
+def test_killed_before_every_call(
+    repository: Path, first: Release, others: dict[str, Release], tmp_path: Path
 ) -> None:
-    """Killed later and later, until an update is done before it is killed; each time the home is whole."""
-    wait, outcomes = 0.0, set()
-    while True:
-        command = [sys.executable, "-c", KILLED, str(device.home), str(others["same"].folder)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "began\n"
-            time.sleep(wait)
-            os.kill(process.pid, signal.SIGKILL)
-            done = "done" in process.stdout.read()
-        with Device.open(device.home) as opened:
-            release = opened.release.release_id
-            assert release in (first.release_id, others["same"].release_id)
-            assert opened.profile() is not None
-            assert len(opened.predict(["good film"])) == 1
-        outcomes.add(release)
-        if done or release == others["same"].release_id:
-            break
-        wait += 0.08
-    assert outcomes == {first.release_id, others["same"].release_id}
+    """Each time the home is whole, of the old release or the new one, and the next update goes through."""
+    found = killed(repository, first, others["same"], tmp_path, 1)
+    assert found["findings"] == []
+    assert found["was"] == sorted({first.release_id, others["same"].release_id})
+    assert found["kills"] == found["calls"]
