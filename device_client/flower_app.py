@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
@@ -30,8 +30,6 @@ from umbel.device_client.egress.allowed import (
 )
 from umbel.device_client.egress.gate import Asker, admit, leave
 from umbel.device_client.engine import Engine
-from umbel.device_client.enrolled import EnrolledHome
-from umbel.device_client.owner import Device
 from umbel.device_client.rounds import evaluate, train
 from umbel.device_client.simulated import SimulatedHome
 from umbel.shared.errors import ConfigError, MessageError, StoreError, UmbelError
@@ -39,12 +37,15 @@ from umbel.shared.files import sha256_file
 from umbel.shared.messages import TRAIN, Hello, Wire, read_task
 from umbel.shared.release import MANIFEST, Release, read_release
 
+if TYPE_CHECKING:
+    from umbel.device_client.enrolled import EnrolledHome
+
 HOME, DEVICES, RELEASE, THREADS, PARTITION = "home", "devices", "release", "threads", "partition-id"
 COORDINATOR = "coordinator"
 ARRAYS, CONFIG = "arrays", "config"
 _RAISED = 2  # Flower's code for "the ClientApp raised an exception"
 
-_AnyHome: TypeAlias = SimulatedHome | EnrolledHome
+_AnyHome: TypeAlias = "SimulatedHome | EnrolledHome"
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -123,6 +124,9 @@ def _home(context: Context) -> Iterator[_AnyHome]:
     """Opens the device's home. What a run's config says changes nothing for a device that names its own."""
     own = context.node_config.get(HOME)
     if own is not None:
+        from umbel.device_client.enrolled import EnrolledHome  # with it the store, which no simulation needs
+        from umbel.device_client.owner import Device
+
         with Device.open(Path(str(own)).expanduser(), ask=_passphrase) as device:
             yield EnrolledHome(device)
         return

@@ -116,7 +116,10 @@ class Policy:
     def _plugged_in(self, found: Surroundings) -> list[str]:
         costs = found.metered if self.network == SYSTEM else self.network == METERED
         power = {None: "whether this machine is on wall power is not known", False: "it is on battery"}
-        network = {None: "whether the network is metered is not known", True: "the network is metered"}
+        network = {
+            None: "whether the network is metered is not known; say so: umbel device policy --network unmetered",
+            True: "the network is metered",
+        }
         return [line for line in (power.get(found.wall_power), network.get(costs)) if line]
 
     def after_change(self) -> Policy:
