@@ -13,6 +13,7 @@ import secrets
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -108,11 +109,12 @@ class KeyFile(KeyHolder):
         if not self.path.exists():
             return
         try:
-            self.path.chmod(0o600)
-            with self.path.open("r+b") as stream:  # as far as the disk lets anybody overwrite
-                stream.write(secrets.token_bytes(KEY_BYTES))
-                stream.flush()
-                os.fsync(stream.fileno())
+            with suppress(OSError):  # overwritten as far as the disk lets anybody, a full one may not
+                self.path.chmod(0o600)
+                with self.path.open("r+b") as stream:
+                    stream.write(secrets.token_bytes(KEY_BYTES))
+                    stream.flush()
+                    os.fsync(stream.fileno())
             self.path.unlink()
         except OSError as error:
             why = error.strerror or type(error).__name__

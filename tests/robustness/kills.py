@@ -288,7 +288,7 @@ def command_kill(life: Life, seed: int, number: int) -> tuple[Ended, Step | None
     step = chosen(life.held, generator(seed, number, "", "victim"))
     life.pieces |= set(pieces(life.place.home))
     process = subprocess.Popen(
-        [sys.executable, "-m", "umbel", "device", *_words(life, step)],
+        [sys.executable, "-m", "umbel", "device", *typed(life, step)],
         env=os.environ
         | {
             "UMBEL_PASSPHRASE": life.held.words,
@@ -318,7 +318,7 @@ def _profile_of(life: Life, held: Held) -> str:
     return str(seen(life.place, held)["profile"]) if held.store else ""
 
 
-def _words(life: Life, step: Step) -> list[str]:
+def typed(life: Life, step: Step) -> list[str]:
     """Returns a step as it is typed."""
     home = ["--home", str(life.place.home)]
     if step.what == "enroll":

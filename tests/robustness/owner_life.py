@@ -287,9 +287,8 @@ def _learned(device: Device) -> bool:
 def as_held(held: Held, found: dict[str, Any]) -> Held:
     """Returns what was found, in the form of what was expected."""
     rows = tuple((text, label) for text, label in found["rows"])
-    profile = "new" if found["learned"] else found["profile"]
     words = found["words"] if found["key"] == "passphrase" else held.words
-    return replace(held, store=True, entries=rows, profile=profile, key=found["key"], words=words)
+    return replace(held, store=True, entries=rows, profile=found["profile"], key=found["key"], words=words)
 
 
 def leftovers(place: Place, held: Held) -> list[str]:
