@@ -1,4 +1,4 @@
-"""Fills a small disk under a device, a page more or less free each time, and looks what every step makes of it.
+"""Fills a small disk under a device, leaving a page more each time, and looks what every step makes of it.
 
     python -m tests.robustness.full_disk --out runs/full-disk
 
@@ -24,13 +24,24 @@ from pathlib import Path
 from typing import Any
 
 from tests.robustness.children import Say, finished
-from tests.robustness.kills import STEPS, Life, before, begun, lived, made_release, typed, verified
+from tests.robustness.kills import (
+    STEPS,
+    Life,
+    before,
+    begun,
+    lived,
+    made_release,
+    two_releases,
+    typed,
+    verified,
+)
 from tests.robustness.owner_life import EXPORT_WORDS, Place, Step
 
 _DISK = "4m"
 _PAGE = 4096
 _IN_NAMESPACE = "UMBEL_TEST_IN_NAMESPACE"
 _LIMITS = (0, 1, 511, 2048, *range(_PAGE, 26 * _PAGE, 2 * _PAGE), 1 << 17, 1 << 18)
+
 
 def run_step(
     life: Life, step: Step, words: list[str], squeezed: Callable[[], None] = lambda: None
@@ -59,13 +70,12 @@ def judged(life: Life, step: Step, found: dict[str, Any]) -> list[str]:
         problems.append(f"ended with {found['code']}: {found['words'][-300:]}")
     if found["code"] == 2 and not found["words"].strip():
         problems.append("ended with 2 and said nothing")
-    left, done = verified(life, step)
-    changes = step.what != "predict"
-    if found["code"] == 0 and changes and not done:
+    verdict = verified(life, step)
+    if found["code"] == 0 and not verdict.done:
         problems.append("ended with 0, and it is not done")
-    if found["code"] == 2 and done and "it is done" not in found["words"]:
+    if found["code"] == 2 and not verdict.undone and "it is done" not in found["words"]:
         problems.append("ended with 2, and it is done")
-    return problems + left
+    return problems + verdict.problems
 
 
 @contextlib.contextmanager
@@ -94,7 +104,7 @@ def levels() -> Iterator[int]:
 def _copy(template: Life, folder: Path) -> Life:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(template.place.folder, folder)
-    return Life(Place(folder, template.place.release), template.held, set(template.pieces))
+    return Life(Place(folder, template.place.releases), template.held, set(template.pieces))
 
 
 def by_disk(template: Life, step: Step, disk: Path) -> Iterator[tuple[str, int, list[str]]]:
@@ -157,15 +167,15 @@ def main() -> int:
     parser.add_argument("--release", type=Path, help="A release with onboarding; else a tiny one is made.")
     parser.add_argument("--step", default="", help="The one step to do; else all.")
     given = parser.parse_args()
-    release = (given.release or made_release(given.out)).resolve()
+    releases = two_releases(given.release or made_release(given.out), given.out)
     found: dict[str, Any] = {"tries": 0, "refused": 0, "findings": [], "mounted": False}
     with small_disk(given.out / "disk") as why:
         if why and _IN_NAMESPACE not in os.environ and _again_in_namespace() == 0:
             return 0
         found |= {"mounted": not why, "why_not": why}
-        for step in STEPS:
+        for step in (*STEPS, Step("predict")):
             if given.step in ("", step.what):
-                template = begun(given.out / "template", release)
+                template = begun(given.out / "template", releases)
                 lived(template, before(step))
                 ways = [by_limit(template, step, given.out / "work")]
                 ways += [] if why else [by_disk(template, step, given.out / "disk")]

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -44,6 +44,7 @@ from tests.robustness.owner_life import (
 
 from umbel.shared.errors import UmbelError
 from umbel.shared.files import atomic_write
+from umbel.shared.release import read_release, write_release
 from umbel.shared.rng import generator
 
 _LIFE = 25  # kills that one home lives through
@@ -65,6 +66,8 @@ STEPS = (
     Step("rekey", name=WORDS[1]),
     Step("export", name="0.umbel"),
     Step("import", name="0.umbel"),
+    Step("update", name="1"),
+    Step("back"),
     Step("erase"),
 )
 """Each is killed before each of its calls; what went before is in `_before`."""
@@ -97,11 +100,11 @@ class Life:
     pieces: set[str] = field(default_factory=set)
 
 
-def begun(folder: Path, release: Path) -> Life:
+def begun(folder: Path, releases: tuple[Path, Path]) -> Life:
     """Returns a life before enrolment, in an empty folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    return Life(Place(folder, release), Held())
+    return Life(Place(folder, releases), Held())
 
 
 def lived(life: Life, steps: tuple[Step, ...]) -> None:
@@ -111,49 +114,50 @@ def lived(life: Life, steps: tuple[Step, ...]) -> None:
         held = life.held
         for step in steps:
             found = do(life.place, held, step)
-            held = after(held, step, found)
+            held = replace(after(life.place, held, step), profiles=found)
             say({"done": found, "pieces": pieces(life.place.home)})
 
     ended = finished(work)
     assert not ended.error, ended.error
     for step, row in zip(steps, ended.said, strict=True):
-        life.held = after(life.held, step, row["done"])
+        life.held = replace(after(life.place, life.held, step), profiles=row["done"])
         life.pieces |= set(row["pieces"])
 
 
-def verified(life: Life, step: Step | None) -> tuple[list[str], bool]:
-    """Looks at a home after a kill.
+@final
+@dataclass(slots=True)
+class Verdict:
+    """What was found of a home: what does not hold, and whether the step seems undone, done, or either."""
 
-    Args:
-        life: What was acknowledged; brought up to what is found, and to the end of the step.
-        step: What was being done.
+    problems: list[str]
+    undone: bool = False
+    done: bool = False
 
-    Returns:
-        What does not hold, and whether the step was found done.
-    """
-    wanted = [life.held] + ([after(life.held, step)] if step is not None else [])
+
+def verified(life: Life, step: Step | None) -> Verdict:
+    """Looks at a home after a kill, and brings the life up to the end of what was being done, if anything."""
+    wanted = [life.held] + ([after(life.place, life.held, step)] if step is not None else [])
     other = step.name if step is not None and step.what == "rekey" else ""
-    problems: list[str] = []
     there = step is None or step.what not in ("enroll", "erase")
     ended = finished(lambda say: say(_looked(life.place, life.held, other, there)))
     if ended.error:
-        return [f"it does not open: {ended.error}"], False
+        return Verdict([f"it does not open: {ended.error}"])
     (found,) = ended.said
-    now = as_held(life.held, found) if found.get("rows") is not None else replace(life.held, store=False)
-    if not now.store:
-        now = replace(now, entries=(), profile="")
-    match = [own for own in wanted if _same(own, now)]
-    if not match:
-        problems.append(f"it holds what nobody acknowledged: {_difference(wanted, now)}")
-    done = len(wanted) == 2 and (not match or match[-1] is wanted[1]) and wanted[0] != wanted[1]
-    profile = found.get("profile", "")
-    life.held = replace(now, profile=profile, exports=life.held.exports)
+    now = replace(life.held, store=False, entries=(), profiles={})
+    if found.get("rows") is not None:
+        now = as_held(life.place, life.held, found)
+    match = [_same(own, now) for own in wanted]
+    problems = [] if any(match) else [f"it holds what nobody acknowledged: {_difference(wanted[-1], now)}"]
+    if step is not None and step.what in ("learn", "onboard") and now.profiles and not found.get("learned"):
+        problems.append("the profile is not what is learned from these entries")
+    verdict = Verdict(problems, match[0], match[-1] and len(match) == 2)
+    life.held = replace(now, exports=life.held.exports)
     problems += _erased(life, set(found.get("pieces", ())))
     if step is not None:
-        problems += _again(life, step, done)
+        problems += _again(life, step, verdict.done and not verdict.undone)
     problems += [f"left lying about: {name}" for name in leftovers(life.place, life.held)]
     problems += [f"in plain form: {name}" for name in plain_words(life.place)]
-    return problems, done
+    return verdict
 
 
 def _looked(place: Place, held: Held, other: str, there: bool) -> dict[str, Any]:
@@ -170,19 +174,20 @@ def _looked(place: Place, held: Held, other: str, there: bool) -> dict[str, Any]
 def _same(wanted: Held, found: Held) -> bool:
     if not wanted.store or not found.store:
         return wanted.store == found.store
-    names = ["entries", "profile", "key"] + (["words"] if found.key == "passphrase" else [])
-    return all(getattr(wanted, name) == getattr(found, name) for name in names)
+    names = ["entries", "key", "release"] + (["words"] if found.key == "passphrase" else [])
+    same = all(getattr(wanted, name) == getattr(found, name) for name in names)
+    return same and _fit(wanted.profiles, found.profiles)
 
 
-def _difference(wanted: list[Held], found: Held) -> str:
-    names = [
-        name
-        for name in ("store", "entries", "profile", "key")
-        if getattr(wanted[0], name) != getattr(found, name)
-    ]
-    return (
-        f"{', '.join(names)}; {len(found.entries)} entries, expected {[len(own.entries) for own in wanted]}"
-    )
+def _fit(wanted: Mapping[str, str], found: Mapping[str, str]) -> bool:
+    """Says whether profiles are those that were expected; of a new one it is not known before which."""
+    return wanted.keys() == found.keys() and all(own in ("new", found[name]) for name, own in wanted.items())
+
+
+def _difference(wanted: Held, found: Held) -> str:
+    names = ("store", "entries", "profiles", "key", "release")
+    other = [name for name in names if getattr(wanted, name) != getattr(found, name)]
+    return f"{', '.join(other)}; {len(found.entries)} entries, expected {len(wanted.entries)}"
 
 
 def _erased(life: Life, there: set[str]) -> list[str]:
@@ -193,21 +198,25 @@ def _erased(life: Life, there: set[str]) -> list[str]:
 
 def _again(life: Life, step: Step, done: bool) -> list[str]:
     """Does the step once more, to its end; it must succeed, and clear away what the kill has left."""
-    if done and (step.what in ("enroll", "erase") or step.name == "file"):
+    if step.what == "erase" and not any(life.place.home.glob("store*")):
         return []
-    if not life.held.store and step.what == "erase" and not any(life.place.home.glob("store*")):
+    if done and (step.what in ("enroll", "back") or step.name == "file"):
         return []
-    ended = finished(lambda say: say({"profile": do(life.place, life.held, step)}))
+    ended = finished(lambda say: say({"profiles": do(life.place, life.held, step)}))
     if ended.error:
         return [f"the same again fails: {ended.error}"]
-    life.held = after(life.held, step, ended.said[0]["profile"])
+    life.held = replace(after(life.place, life.held, step), profiles=ended.said[0]["profiles"])
     life.pieces |= set(pieces(life.place.home))
     return []
 
 
+_FIRST = (Step("enroll", name="file"), Step("add", rows=ROWS))
 _BEFORE: dict[str, tuple[Step, ...]] = {
     "enroll": (),
-    "rekey": (Step("enroll", name="file"), Step("add", rows=ROWS)),
+    "learn": _FIRST,
+    "onboard": _FIRST,
+    "back": (*_FIRST, Step("learn"), Step("update", name="1")),
+    "rekey": _FIRST,
     "import": (
         Step("enroll", name="file"),
         Step("add", rows=ROWS),
@@ -216,7 +225,7 @@ _BEFORE: dict[str, tuple[Step, ...]] = {
         Step("forget", rows=ROWS[1:]),
     ),
 }
-_USUAL = (Step("enroll", name="file"), Step("add", rows=ROWS), Step("learn"))
+_USUAL = (*_FIRST, Step("learn"))
 
 
 def before(step: Step) -> tuple[Step, ...]:
@@ -228,25 +237,25 @@ def before(step: Step) -> tuple[Step, ...]:
 
 
 def each_call(
-    folder: Path, release: Path, step: Step, start: int = 1
+    folder: Path, releases: tuple[Path, Path], step: Step, start: int = 1
 ) -> Iterator[tuple[int, Ended, list[str]]]:
     """Kills a step before each of its calls that change files; yields the call's number and what is wrong."""
-    template = begun(folder / "template", release)
+    template = begun(folder / "template", releases)
     lived(template, before(step))
     number = start
     while True:
-        life = Life(Place(folder / "life", release), template.held, set(template.pieces))
+        life = Life(Place(folder / "life", releases), template.held, set(template.pieces))
         shutil.rmtree(life.place.folder, ignore_errors=True)
         shutil.copytree(template.place.folder, life.place.folder)
         ended = killed_before(lambda say, own=life: say({"done": do(own.place, own.held, step)}), number)  # type: ignore[misc]
         if not ended.killed:
             assert not ended.error, ended.error
             return
-        yield number, ended, verified(life, step)[0]
+        yield number, ended, verified(life, step).problems
         number += 1
 
 
-def random_kill(life: Life, seed: int, number: int) -> tuple[Ended, Step | None, list[str], bool]:
+def random_kill(life: Life, seed: int, number: int) -> tuple[Ended, Step | None, Verdict]:
     """Lets a device do one thing after another until it is killed, and looks at what is left."""
     rng = generator(seed, number, "", "kill")
 
@@ -256,33 +265,37 @@ def random_kill(life: Life, seed: int, number: int) -> tuple[Ended, Step | None,
             step = chosen(held, own)
             say({"begin": step.as_json(), "pieces": pieces(life.place.home)})
             found = do(life.place, held, step)
-            held = after(held, step, found)
+            held = replace(after(life.place, held, step), profiles=found)
             say({"done": found})
 
     if rng.random() < 0.7 and not can_trace():
         ended = killed_before(work, 1 + int(rng.integers(_MOST_CALLS)))
     else:
         ended = killed_after(work, float(rng.random()) * _LONGEST_SECONDS)
-    step = _acknowledged(life, ended)
+    step, wrong = _acknowledged(life, ended)
     if ended.error:
-        return ended, step, [f"the device failed by itself: {ended.error}"], False
-    problems, done = verified(life, step)
-    return ended, step, problems, done
+        return ended, step, Verdict([f"the device failed by itself: {ended.error}"])
+    verdict = verified(life, step)
+    verdict.problems += wrong
+    return ended, step, verdict
 
 
-def _acknowledged(life: Life, ended: Ended) -> Step | None:
-    """Brings a life up to what a child acknowledged; returns what it was doing."""
-    step = None
+def _acknowledged(life: Life, ended: Ended) -> tuple[Step | None, list[str]]:
+    """Brings a life up to what a child acknowledged; returns what it was doing, and what was not as told."""
+    step, wrong = None, []
     for row in ended.said:
         if "begin" in row:
             step = Step.from_json(row["begin"])
             life.pieces |= set(row["pieces"])
         elif step is not None:
-            life.held, step = after(life.held, step, row["done"]), None
-    return step
+            told = after(life.place, life.held, step)
+            if not _fit(told.profiles, row["done"]):
+                wrong.append(f"after {step.what} there are other profiles than there should be")
+            life.held, step = replace(told, profiles=row["done"]), None
+    return step, wrong
 
 
-def command_kill(life: Life, seed: int, number: int) -> tuple[Ended, Step | None, list[str], bool]:
+def command_kill(life: Life, seed: int, number: int) -> tuple[Ended, Step | None, Verdict]:
     """Kills the real command at a random time; that it ended with 0 is its acknowledgement."""
     rng = generator(seed, number, "", "kill")
     step = chosen(life.held, generator(seed, number, "", "victim"))
@@ -306,35 +319,36 @@ def command_kill(life: Life, seed: int, number: int) -> tuple[Ended, Step | None
         _, said = process.communicate()
     ended = Ended(killed=process.returncode == -signal.SIGKILL)
     if process.returncode not in (0, -signal.SIGKILL):
-        return ended, step, [f"the command ended with {process.returncode}: {said.decode()[-300:]}"], False
+        return ended, step, Verdict([f"the command ended with {process.returncode}: {said.decode()[-300:]}"])
     if not ended.killed:
-        found = finished(lambda say: say({"profile": _profile_of(life, after(life.held, step))}))
-        life.held = after(life.held, step, found.said[0]["profile"] if found.said else "")
-    problems, done = verified(life, step if ended.killed else None)
-    return ended, step, problems, done
-
-
-def _profile_of(life: Life, held: Held) -> str:
-    return str(seen(life.place, held)["profile"]) if held.store else ""
+        life.held = after(life.place, life.held, step)
+    return ended, step, verified(life, step if ended.killed else None)
 
 
 def typed(life: Life, step: Step) -> list[str]:
     """Returns a step as it is typed."""
     home = ["--home", str(life.place.home)]
     if step.what == "enroll":
-        return ["enroll", "--release", str(life.place.release), "--key", step.name, *home]
+        return ["enroll", "--release", str(life.place.releases[0]), "--key", step.name, *home]
     if step.what == "erase":
         return ["forget", "--everything", "--yes", *home]
     if step.what == "add":
         return ["add", *home, *_files(life, step)]
     if step.what == "forget":
         ended = finished(lambda say: say({"numbers": _numbers(life, step)}))
-        return ["forget", "--yes", *home, *(f"--number={n}" for n in ended.said[0]["numbers"])]
+        return ["forget", "--yes", "--no-learn", *home, *(f"--number={n}" for n in ended.said[0]["numbers"])]
     if step.what == "rekey":
         return ["rekey", "--key", "file" if step.name == "file" else "passphrase", *home]
+    if step.what in ("update", "back"):
+        way = ["--back"] if step.what == "back" else ["--force", "--release", _release(life, step)]
+        return ["update", *way, *home]
     if step.what in ("export", "import"):
         return [step.what, str(life.place.export(step.name)), *home]
     return [step.what, *home, *(["a good film"] if step.what == "predict" else [])]
+
+
+def _release(life: Life, step: Step) -> str:
+    return str(life.place.releases[int(step.name)])
 
 
 def _files(life: Life, step: Step) -> list[str]:
@@ -365,39 +379,38 @@ class Run:
     """Kills until a count is reached, and keeps what it knows after each."""
 
     def __init__(self, out: Path, release: Path, seed: int, told: Callable[[str], None]):
-        self.out, self.release, self._told = out, release, told
+        self.out, self.releases, self._told = out, two_releases(release, out), told
         self._file = out / "state.json"
         out.mkdir(parents=True, exist_ok=True)
         self.tally = Tally(**json.loads(self._file.read_text())) if self._file.exists() else Tally(seed)
         self._began = time.monotonic() - self.tally.seconds
 
-    def each(self, count: int, only: str) -> None:
+    def each(self, only: str) -> None:
         """Kills steps before each of their calls; all steps, or those of one name."""
         for position, step in enumerate(STEPS):
             name = f"{position} {step.what}"
             done = self.tally.enumerated.get(name, 0)
-            if done < 0 or self.tally.kills >= count or only not in ("", step.what):
+            if done < 0 or only not in ("", step.what):
                 continue
-            for number, ended, problems in each_call(self.out / "work", self.release, step, done + 1):
+            for number, ended, problems in each_call(self.out / "work", self.releases, step, done + 1):
                 self.tally.enumerated[name] = number
                 self._note("each call", step, problems, f"before call {number}, {ended.calls[-1]}")
-                if self.tally.kills >= count:
-                    return
             self.tally.enumerated[name] = -max(1, self.tally.enumerated.get(name, 0))
 
     def random(self, count: int) -> None:
-        """Kills at random until there were `count` in all."""
+        """Kills at random until there were `count` such kills."""
         life = None
-        while self.tally.kills < count:
+        while self.tally.kills - self.tally.by_way.get("each call", 0) < count:
             if life is None or self.tally.tries % _LIFE == 0:
-                life = begun(self.out / "work" / "random", self.release)
+                life = begun(self.out / "work" / "random", self.releases)
             self.tally.tries += 1
             command = self.tally.tries % _OFTEN == 0
-            ended, step, problems, done = (command_kill if command else random_kill)(
+            ended, step, verdict = (command_kill if command else random_kill)(
                 life, self.tally.seed, self.tally.tries
             )
+            problems = verdict.problems
             self.tally.acknowledged += sum("done" in row for row in ended.said)
-            self.tally.kept_in_flight += done
+            self.tally.kept_in_flight += verdict.done and not verdict.undone
             if ended.killed or problems:
                 place = f"try {self.tally.tries}, {len(ended.calls)} calls"
                 self._note("command" if command else "random", step, problems, place)
@@ -434,7 +447,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=500, help="Kills in all.")
+    parser.add_argument("--count", type=int, default=500, help="Kills at random moments.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/kills"), help="It goes on with what is there.")
     parser.add_argument("--release", type=Path, help="A release with onboarding; else a tiny one is made.")
@@ -448,7 +461,7 @@ def main() -> int:
         lambda words: print(words, file=sys.stderr),
     )
     if not can_trace():
-        run.each(given.count, given.each)
+        run.each(given.each)
     run.random(given.count)
     shutil.rmtree(given.out / "work", ignore_errors=True)
     print(json.dumps(asdict(run.tally), indent=2) if given.json else _summary(run.tally))
@@ -461,6 +474,17 @@ def _summary(tally: Tally) -> str:
     return (
         f"{tally.kills} kills ({ways}) in {tally.seconds:.0f} s, {tally.findings} findings.\nDuring: {steps}."
     )
+
+
+def two_releases(first: Path, folder: Path) -> tuple[Path, Path]:
+    """Returns a release's folder, and that of another one that differs in its recipe."""
+    release, second = read_release(first), folder / "release-next"
+    manifest = release.manifest
+    recipe = replace(manifest.recipe, steps=manifest.recipe.steps + 1)
+    following = replace(manifest, parent=release.release_id, recipe=recipe)
+    blobs = {name: release.blob_path(name).read_bytes() for name in manifest.blobs}
+    write_release(second, following, blobs)
+    return first.resolve(), second.resolve()
 
 
 def made_release(folder: Path) -> Path:

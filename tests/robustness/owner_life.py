@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -14,9 +14,12 @@ import numpy as np
 
 from umbel.device_client.device import packed_learning, packed_onboarding
 from umbel.device_client.owner import Device, erase
+from umbel.device_client.releases.updating import Wanted
 from umbel.device_client.vault.portable import read_export
 from umbel.shared.errors import StoreError
 from umbel.shared.examples import Example
+from umbel.shared.files import sha256_file
+from umbel.shared.release import MANIFEST
 
 WORDS = ("correct horse battery", "purple monkey dishwasher")
 EXPORT_WORDS = "an export of mine"
@@ -38,20 +41,22 @@ class Held:
     Attributes:
         store: Whether there is a store.
         entries: Text and label, in the order in which they came.
-        profile: sha256 of the packed profile; empty: none; "new": what is learned from these entries.
+        profiles: sha256 of the packed profile by release; "new": what comes of learning.
         key: Who holds the key.
         words: The passphrase.
-        exports: Name, entries and profile of each export that was acknowledged.
-        release: Which of the releases is in use, by its folder.
+        exports: Name, entries and profiles of each export that was acknowledged.
+        release: Which of the releases is in use.
+        previous: Which one was before; -1: none.
     """
 
     store: bool = False
     entries: tuple[Row, ...] = ()
-    profile: str = ""
+    profiles: Mapping[str, str] = field(default_factory=dict)
     key: str = "file"
     words: str = WORDS[0]
-    exports: tuple[tuple[str, tuple[Row, ...], str], ...] = ()
-    release: str = ""
+    exports: tuple[tuple[str, tuple[Row, ...], Mapping[str, str]], ...] = ()
+    release: int = 0
+    previous: int = -1
 
 
 @final
@@ -76,10 +81,10 @@ class Step:
 @final
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where it all happens: a folder with the home, exports and releases."""
+    """Where it all happens: a folder with the home and exports; and the two releases there are."""
 
     folder: Path
-    release: Path
+    releases: tuple[Path, Path]
 
     @property
     def home(self) -> Path:
@@ -89,6 +94,10 @@ class Place:
     def export(self, name: str) -> Path:
         """An export's file."""
         return self.folder / "exports" / name
+
+    def release_id(self, number: int) -> str:
+        """The id of a release."""
+        return sha256_file(self.releases[number] / MANIFEST)
 
 
 def merged(entries: Sequence[Row], more: Sequence[Row]) -> tuple[Row, ...]:
@@ -100,31 +109,40 @@ def merged(entries: Sequence[Row], more: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(known.items())
 
 
-def after(held: Held, step: Step, profile: str = "new") -> Held:
-    """Returns what is held once a step is done; `profile` is what came of learning, where it is known."""
+def after(place: Place, held: Held, step: Step) -> Held:
+    """Returns what is held once a step is done."""
+    own = place.release_id(held.release)
     if step.what == "enroll":
-        return replace(held, store=True, key=step.name, entries=(), profile="")
+        return replace(held, store=True, key=step.name, entries=(), profiles={}, release=0, previous=-1)
     if step.what == "add":
         return replace(held, entries=merged(held.entries, step.rows))
     if step.what == "forget":
         left = tuple(row for row in held.entries if row not in step.rows)
-        return replace(held, entries=left, profile="" if left != held.entries else held.profile)
+        return replace(held, entries=left, profiles={} if left != held.entries else held.profiles)
     if step.what in ("learn", "onboard"):
-        return replace(held, profile=profile)
+        return replace(held, profiles={**held.profiles, own: "new"})
     if step.what == "rekey":
         to_file = step.name == "file"
-        return replace(
-            held, key="file" if to_file else "passphrase", words=held.words if to_file else step.name
-        )
+        key = "file" if to_file else "passphrase"
+        return replace(held, key=key, words=held.words if to_file else step.name)
+    if step.what in ("export", "import"):
+        return _moved(held, step)
+    if step.what == "update" and int(step.name) != held.release:
+        new = {place.release_id(int(step.name)): "new"} if own in held.profiles else {}
+        return replace(held, release=int(step.name), previous=held.release, profiles={**held.profiles, **new})
+    if step.what == "back":
+        return replace(held, release=held.previous, previous=held.release)
+    if step.what == "erase":
+        return replace(held, store=False, entries=(), profiles={})
+    return held
+
+
+def _moved(held: Held, step: Step) -> Held:
     if step.what == "export":
         others = tuple(own for own in held.exports if own[0] != step.name)
-        return replace(held, exports=(*others, (step.name, held.entries, held.profile)))
-    if step.what == "import":
-        _, rows, own = next(found for found in held.exports if found[0] == step.name)
-        return replace(held, entries=merged(held.entries, rows), profile=held.profile or own)
-    if step.what == "erase":
-        return replace(held, store=False, entries=(), profile="")
-    return held
+        return replace(held, exports=(*others, (step.name, held.entries, held.profiles)))
+    _, rows, profiles = next(found for found in held.exports if found[0] == step.name)
+    return replace(held, entries=merged(held.entries, rows), profiles={**profiles, **held.profiles})
 
 
 def chosen(held: Held, rng: np.random.Generator) -> Step:
@@ -135,6 +153,7 @@ def chosen(held: Held, rng: np.random.Generator) -> Step:
     kinds += ["learn"] * 3 if any(label for _, label in held.entries) else []
     kinds += ["forget"] * 3 + ["export"] if held.entries else []
     kinds += ["import"] if held.exports else []
+    kinds += ["update"] * 2 + (["back"] if held.previous >= 0 else [])
     kinds += ["erase"] if rng.random() < 0.2 else []
     what = kinds[int(rng.integers(len(kinds)))]
     if what in ("onboard",) and not held.entries:
@@ -168,6 +187,8 @@ def _name(what: str, held: Held, rng: np.random.Generator) -> str:
         return f"{int(rng.integers(2))}.umbel"
     if what == "import":
         return held.exports[int(rng.integers(len(held.exports)))][0]
+    if what == "update":
+        return str(int(rng.integers(2)))
     return ""
 
 
@@ -186,17 +207,17 @@ def _opened_by(place: Place, held: Held, other: str) -> tuple[Device, str]:
         return Device.open(place.home, ask=lambda: other), other
 
 
-def do(place: Place, held: Held, step: Step) -> str:
-    """Does a step as Python code would; returns sha256 of the profile that came of it, if one did."""
+def do(place: Place, held: Held, step: Step) -> dict[str, str]:
+    """Does a step as Python code would; returns sha256 of the profile for each release."""
     if step.what == "enroll":
-        Device.enroll(place.home, place.release, key=step.name, ask=lambda: held.words).close()
-        return ""
+        Device.enroll(place.home, place.releases[0], key=step.name, ask=lambda: held.words).close()
+        return {}
     if step.what == "erase":
         erase(place.home)
-        return ""
+        return {}
     with opened(place, held) as device:
         _do(device, place, step)
-        return _digest(device)
+        return _digests(device)
 
 
 def _do(device: Device, place: Place, step: Step) -> None:
@@ -210,6 +231,10 @@ def _do(device: Device, place: Place, step: Step) -> None:
         device.learn()
     elif step.what == "onboard":
         device.onboard(explain=False)
+    elif step.what == "update":
+        device.update(Wanted(release=place.releases[int(step.name)], force=True))
+    elif step.what == "back":
+        device.update(Wanted(back=True))
     elif step.what == "predict":
         device.predict(["a good film"])
     elif step.what == "rekey":
@@ -220,9 +245,9 @@ def _do(device: Device, place: Place, step: Step) -> None:
         device.import_(place.export(step.name), lambda: EXPORT_WORDS)
 
 
-def _digest(device: Device) -> str:
-    kept = device._store.profile(device.release.release_id)
-    return "" if kept is None else hashlib.sha256(kept.packed).hexdigest()
+def _digests(device: Device) -> dict[str, str]:
+    kept = device._store.profiles()
+    return {name: hashlib.sha256(own.packed).hexdigest() for name, own in kept.items()}
 
 
 def pieces(home: Path) -> list[str]:
@@ -231,7 +256,8 @@ def pieces(home: Path) -> list[str]:
         suppress(sqlite3.Error),
         closing(sqlite3.connect(f"file:{home / 'store.sqlite'}?mode=rw", uri=True)) as raw,
     ):
-        rows = raw.execute("SELECT sealed FROM entries UNION ALL SELECT sealed FROM profiles").fetchall()
+        tables = ("entries", "profiles", "runs", "readings")
+        rows = raw.execute(" UNION ALL ".join(f"SELECT sealed FROM {name}" for name in tables)).fetchall()
         return [bytes(row[0][:_PREFIX]).hex() for row in rows]
     return []
 
@@ -260,14 +286,15 @@ def seen(place: Place, held: Held, other: str = "") -> dict[str, Any]:
         for event in device.log():
             assert {"at", "what"} <= set(event), "an event is half there"
         device.profile()  # unpacks it
-        own = _digest(device)
+        profiles, status = _digests(device), device.status()
+        own = profiles.get(device.release.release_id)
         found = {
             "rows": rows,
-            "profile": own,
-            "key": device.status()["key"],
+            "profiles": profiles,
+            "key": status["key"],
             "words": words,
             "release": device.release.release_id,
-            "learned": own not in ("", held.profile) and _learned(device),
+            "learned": own is not None and (own in held.profiles.values() or _learned(device)),
         }
     return {**found, "pieces": pieces(place.home)}
 
@@ -284,16 +311,26 @@ def _learned(device: Device) -> bool:
     return packed == kept.packed
 
 
-def as_held(held: Held, found: dict[str, Any]) -> Held:
+def as_held(place: Place, held: Held, found: dict[str, Any]) -> Held:
     """Returns what was found, in the form of what was expected."""
     rows = tuple((text, label) for text, label in found["rows"])
     words = found["words"] if found["key"] == "passphrase" else held.words
-    return replace(held, store=True, entries=rows, profile=found["profile"], key=found["key"], words=words)
+    release = [place.release_id(0), place.release_id(1)].index(found["release"])
+    return replace(
+        held,
+        store=True,
+        entries=rows,
+        profiles=found["profiles"],
+        key=found["key"],
+        words=words,
+        release=release,
+        previous=held.previous if release == held.release else held.release,
+    )
 
 
 def leftovers(place: Place, held: Held) -> list[str]:
     """Returns what lies about that no command left on purpose."""
-    own = {"releases"} | ({"store.sqlite"} if held.store else set())
+    own = {"releases", "trust"} | ({"store.sqlite"} if held.store else set())
     own |= {"key"} if held.store and held.key == "file" else set()
     names = [name.name for name in place.home.iterdir()] if place.home.is_dir() else []
     found = sorted(set(names) - own)

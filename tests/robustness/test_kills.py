@@ -42,10 +42,12 @@ def killed(repository: Path, release: Release, out: Path, *words: object) -> dic
 
 
 def test_killed_some_times(repository: Path, embedded_release: Release, tmp_path: Path) -> None:
-    found = killed(repository, embedded_release, tmp_path, "--each", "add", "--count", 24)
-    assert (found["kills"], found["findings"]) == (24, 0)
-    found = killed(repository, embedded_release, tmp_path, "--each", "none", "--count", 31)
-    assert (found["kills"], found["findings"]) == (31, 0)
+    found = killed(repository, embedded_release, tmp_path, "--each", "add", "--count", 2)
+    assert found["kills"] > 20
+    assert found["findings"] == 0
+    found = killed(repository, embedded_release, tmp_path, "--each", "none", "--count", 10)
+    assert found["kills"] > 30
+    assert found["findings"] == 0
     assert set(found["by_way"]) >= {"random"}
 
 
@@ -53,8 +55,9 @@ def test_killed_some_times(repository: Path, embedded_release: Release, tmp_path
 def test_killed_before_every_call_and_500_times(
     repository: Path, embedded_release: Release, tmp_path: Path
 ) -> None:
-    found = killed(repository, embedded_release, tmp_path, "--count", 1000)
-    assert (found["kills"], found["findings"]) == (1000, 0)
+    found = killed(repository, embedded_release, tmp_path, "--count", 500)
+    assert found["kills"] > 1000
+    assert found["findings"] == 0
 
 
 _CONTROL = """
@@ -77,8 +80,8 @@ def one_by_one(self, entries, profiles=None, event=None):
     return Added(0, 0, 0)
 
 Store.add = one_by_one
-found = set()
-for number, ended, problems in kills.each_call(Path(sys.argv[1]), Path(sys.argv[2]), step):
+found, folder = set(), Path(sys.argv[1])
+for number, ended, problems in kills.each_call(folder, kills.two_releases(Path(sys.argv[2]), folder), step):
     found |= {problem.split(":")[0] for problem in problems}
     if len(found) == 3:
         break
