@@ -153,7 +153,11 @@ class HomeWork(Work):
 
     def __init__(self, device: Device, home: Path):
         self.device = device
-        self.release = device.release
+        try:
+            self.release = device.release
+        except BaseException:
+            device.close()
+            raise
         self.where = str(home)
         elsewhere = "" if home == HOME else f"--home {quote(str(home))} "
         self.use = f'umbel device predict {elsewhere}"some text"'

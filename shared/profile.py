@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -135,8 +136,8 @@ class ProfileSpec:
     tensors: tuple[TensorSpec, ...]
 
     def __post_init__(self) -> None:
-        names = [tensor.name for tensor in self.tensors]
-        doubled = sorted({name for name in names if names.count(name) > 1})
+        counts = Counter(tensor.name for tensor in self.tensors)
+        doubled = sorted(name for name, count in counts.items() if count > 1)
         if doubled:
             raise ProfileError(
                 "private tensors must have different names", [f"more than once: {name}" for name in doubled]

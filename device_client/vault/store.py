@@ -166,7 +166,7 @@ class Store:
         Raises:
             StoreError: There is none, it does not open with this key or passphrase, or it is damaged.
         """
-        if not path.is_file():
+        if not path.is_file() or not path.stat().st_size:
             raise _absent(path)
         with _explained(path):
             connection = _connected(path)
@@ -236,8 +236,13 @@ class Store:
     def entries(self) -> list[Entry]:
         """Returns everything that was entrusted, in the order in which it was."""
         with self._reading():
-            rows = self._connection.execute("SELECT id, mark, sealed FROM entries ORDER BY id").fetchall()
-        return [self._entry(*row) for row in rows]
+            rows = self._connection.execute(
+                "SELECT id, mark, sealed, labelled FROM entries ORDER BY id"
+            ).fetchall()
+        found = [self._entry(*row[:3]) for row in rows]
+        if any(row[3] != (own.label is not None) for row, own in zip(rows, found, strict=True)):
+            raise StoreError("the store is damaged", ["its count of examples is not right"], _DAMAGED)
+        return found
 
     def first_added(self) -> str | None:
         """Returns when the oldest entry was entrusted; None if there is none."""
@@ -446,11 +451,10 @@ class Store:
             return self._profiles(release)
 
     def _profiles(self, release: str | None) -> dict[str, KeptProfile]:
-        rows = self._connection.execute(
-            "SELECT release, sealed FROM profiles WHERE release = COALESCE(?, release) ORDER BY release",
-            (release,),
-        ).fetchall()
-        return {name: self._kept_profile(name, sealed) for name, sealed in rows}
+        rows = self._connection.execute("SELECT release, sealed FROM profiles ORDER BY release").fetchall()
+        # All are opened: one whose name was changed would be missing, and nothing would be said of it.
+        found = {name: self._kept_profile(name, sealed) for name, sealed in rows}
+        return {name: kept for name, kept in found.items() if release in (None, name)}
 
     def note(self, event: Mapping[str, Any]) -> None:
         """Writes an event into the log."""

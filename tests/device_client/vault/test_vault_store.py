@@ -1,5 +1,6 @@
 """The store: what was acknowledged is there, what is private is sealed, what is erased is gone."""
 
+import errno
 import json
 import os
 import signal
@@ -687,3 +688,47 @@ def test_a_damage_that_sqlite_cannot_put_into_words_is_told(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes().replace(b"CREATE TABLE log", b"CREATE \xa0ABLE log"))
     with pytest.raises(StoreError, match="damaged"):
         reopened(tmp_path)
+
+
+def test_a_profile_whose_name_was_changed_is_damage_and_not_missing(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.save_profile("r", PROFILE)
+    with sqlite3.connect(tmp_path / "store.sqlite") as raw:
+        raw.execute("UPDATE profiles SET release = 's'")
+    raw.close()
+    with reopened(tmp_path) as store:
+        with pytest.raises(StoreError, match="does not open"):
+            store.profile("r")
+        with pytest.raises(StoreError, match="does not open"):
+            store.profiles()
+
+
+def test_a_count_of_examples_that_is_not_right_is_damage(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        store.add([entry("one"), entry("two", None)])
+    with sqlite3.connect(tmp_path / "store.sqlite") as raw:
+        raw.execute("UPDATE entries SET labelled = 1")
+    raw.close()
+    with reopened(tmp_path) as store, pytest.raises(StoreError, match="damaged"):
+        store.entries()
+
+
+def test_an_empty_file_is_no_store_and_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "store.sqlite").touch()
+    with pytest.raises(StoreError, match="no store"):
+        reopened(tmp_path)
+    assert (tmp_path / "store.sqlite").stat().st_size == 0
+
+
+def test_a_key_that_cannot_be_overwritten_is_removed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk that writes every block anew."""
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    made(tmp_path).close()
+    monkeypatch.setattr(os, "fsync", full)
+    KeyFile(tmp_path / "key").erase()
+    assert not (tmp_path / "key").exists()

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from tests.channels import Publisher, plain_release
 from tests.robustness.fuzzing.mutations import Dice, as_text, mutated, mutated_json, text_mutated
 
+from umbel.device_client.releases.sources import AbsentError, AbstractSource, Begun
+from umbel.device_client.releases.trust import Pin, look, pinned_root
 from umbel.device_client.texts import file_texts
 from umbel.device_client.vault import keys
 from umbel.device_client.vault.keys import KeyFile, KeyHolder, Passphrase, unwrap, wrap
@@ -97,6 +100,7 @@ def targets(folder: Path) -> dict[str, Target]:
         _messages,
         _sealed,
         _stores,
+        _channels,
         _natives,
     ):
         made |= add(folder)
@@ -535,6 +539,48 @@ def _is_json(value: object) -> bool:
         return isinstance(value, bytes) and isinstance(json.loads(value), dict)
     except (ValueError, RecursionError):
         return False
+
+
+@final
+class _Memory(AbstractSource):
+    """A channel that lies in memory."""
+
+    def __init__(self, files: Mapping[str, bytes]):
+        self._files = files
+
+    def open(self, name: str, start: int = 0) -> Begun:
+        if name not in self._files:
+            raise AbsentError(f"there is no {name}")
+        return start, iter([self._files[name][start:]])
+
+
+def _channels(folder: Path) -> dict[str, Target]:
+    """A channel of which one file is not as its publisher wrote it; the root is pinned."""
+    published, place = folder / "channel", folder / "trust"
+    shutil.rmtree(published, ignore_errors=True)
+    publisher = Publisher(published, folder / "keys")
+    publisher.channel.create()
+    publisher.channel.add(plain_release(folder / "plain", "words"))
+    files = {
+        str(path.relative_to(published)): path.read_bytes() for path in published.rglob("*") if path.is_file()
+    }
+    names = sorted(name for name in files if name.startswith("metadata/") or name.endswith(".json"))
+    root = files["metadata/1.root.json"]
+    rows = {name: json.loads(files[name]) for name in names}
+
+    def make(dice: Dice) -> bytes:
+        name = dice.pick(names)
+        changed = _of_json([rows[name]])(dice)
+        return name.encode() + b"\n" + changed
+
+    def read(data: bytes) -> None:
+        name, _, changed = data.partition(b"\n")
+        source = _Memory({**files, name.decode(): changed})
+        shutil.rmtree(place, ignore_errors=True)
+        look(source, root, place)
+        pinned_root(source, Pin(first_use=True))
+
+    return {"channel": Target(1, make, read, heavy=True)}
 
 
 def _natives(folder: Path) -> dict[str, Target]:
