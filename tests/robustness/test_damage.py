@@ -16,6 +16,7 @@ from umbel import cli
 from umbel.device_client.owner import Device
 from umbel.device_client.vault import keys
 from umbel.device_client.vault.portable import read_export
+from umbel.device_client.vault.sealing import KEY_BYTES
 from umbel.shared.errors import StoreError, UmbelError
 from umbel.shared.examples import Example
 from umbel.shared.files import sha256_bytes
@@ -83,6 +84,7 @@ def state_of(folder: Path) -> dict[str, str]:
 def refused_or_same(home: Path, wanted: tuple[Any, ...]) -> bool:
     """Opens all; what was refused must have changed nothing. Says whether it was."""
     before, said = state_of(home), ""
+    found: tuple[Any, ...] = ()
     try:
         found = everything(home)
     except UmbelError as error:
@@ -121,7 +123,7 @@ def test_a_bit_flipped_in_the_store(key: str, embedded_release: Release, tmp_pat
 
 def test_every_bit_of_the_key_and_of_what_wraps_it(home: Path) -> None:
     wanted, path = everything(home), home / "key"
-    for changed in flips(path.read_bytes(), keys.KEY_BYTES, 0, "key"):
+    for changed in flips(path.read_bytes(), KEY_BYTES, 0, "key"):
         path.write_bytes(changed)
         with pytest.raises(StoreError, match="does not open"):
             everything(home)

@@ -19,6 +19,7 @@ _TOKENS = (
     b"'", b"[[",
 )  # fmt: skip
 _BLOCKS = (1 << 6, 1 << 10, 1 << 14, 1 << 16)
+_MOST_REPEATED = 1 << 20  # characters
 _DEEP = (10, 900, 1100, 20_000, 200_000)
 
 
@@ -199,7 +200,7 @@ def _changed_once(value: Any, dice: Dice) -> Any:
         elif action == 2:
             value.append(odd_value(dice))
         elif action == 3 and dice.one_in(10):
-            value *= dice.pick((2, 50, 2000)) if len(value) < 20 else 1
+            value *= min(dice.pick((2, 50, 2000)), 1 + _MOST_REPEATED // len(repr(value)))
         else:
             value[at] = _changed_once(value[at], dice)
         return value

@@ -569,7 +569,7 @@ def _channels(folder: Path) -> dict[str, Target]:
     rows = {name: json.loads(files[name]) for name in names}
 
     def make(dice: Dice) -> bytes:
-        name = dice.pick(names)
+        name: str = dice.pick(names)
         changed = _of_json([rows[name]])(dice)
         return name.encode() + b"\n" + changed
 
