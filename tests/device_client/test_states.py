@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_fewer_rows_change_a_profile_by_rounding_alone(rows: int) -> None:
 
 @given(st.dictionaries(st.text(max_size=5), st.lists(st.floats(width=32), max_size=4), max_size=3))
 def test_arrays_come_back_as_they_were(own: dict[str, list[float]]) -> None:
-    arrays = {name: np.array(values, np.float32) for name, values in own.items()}
+    arrays: dict[str, Any] = {name: np.array(values, np.float32) for name, values in own.items()}
     arrays["counts"] = np.arange(6).reshape(2, 3).T
     found = unpacked(packed(arrays))
     assert found.keys() == arrays.keys()
