@@ -29,6 +29,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 5
 _ABSENT = (403, 404, 410)
 _UNSATISFIABLE = 416
+_INCOMPLETE = "The channel is incomplete: tell its publisher. What this device has goes on working."
 _Found = TypeVar("_Found")
 
 Begun = tuple[int, Iterator[bytes]]
@@ -105,7 +106,7 @@ class FolderSource(AbstractSource):
         """Begins to read a file of the folder."""
         path = self.folder / name
         if not path.is_file():
-            raise AbsentError(f"there is no {path}")
+            raise AbsentError(f"there is no {path}", hint=_INCOMPLETE)
         return start, _pieces(path, start)
 
 
@@ -141,7 +142,7 @@ class WebSource(AbstractSource):
         if start and response.status in (206, _UNSATISFIABLE):
             return self.open(name)
         if response.status in _ABSENT:
-            raise AbsentError(f"there is no {shown(name)} at {self.url}")
+            raise AbsentError(f"there is no {shown(name)} at {self.url}", hint=_INCOMPLETE)
         raise _unreachable(self.url, f"it answers with {response.status}")
 
     def _asked(self, url: str, start: int) -> urllib3.BaseHTTPResponse:

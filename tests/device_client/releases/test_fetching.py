@@ -9,11 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.channels import Publisher, plain_release
 from tests.hosts import Host, serving, write_certificate
 from tuf.api.metadata import TargetFile
@@ -522,3 +525,47 @@ def test_what_lies_in_the_home_cannot_change_whom_to_trust(
     )
     assert visitor.look().release_id == one.release_id
     assert not (visitor.trust / "tmp1234").exists()
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_whatever_a_host_changes_is_refused_or_changes_nothing(
+    one: Release, publisher: Publisher, tmp_path: Path, data: st.DataObject
+) -> None:
+    """A byte is another one, or a value of the JSON is; what comes is the same offer, or one typed error."""
+    metadata = publisher.folder / "metadata"
+    root = (metadata / "1.root.json").read_bytes()
+    if not (metadata / "2.root.json").exists():
+        publisher.channel.rotate("root")
+    names = sorted({path.name for path in metadata.iterdir()} - {"1.root.json"})
+    path = metadata / data.draw(st.sampled_from(names))
+    whole = path.read_bytes()
+    path.write_bytes(data.draw(st.one_of(other_bytes(whole), other_values(whole))))
+    shutil.rmtree(tmp_path / "seen", ignore_errors=True)
+    with suppress(ReleaseError):  # every other kind of error is a fault
+        assert look(FolderSource(publisher.folder), root, tmp_path / "seen").release_id == one.release_id
+    path.write_bytes(whole)
+
+
+def other_bytes(whole: bytes) -> st.SearchStrategy[bytes]:
+    """Files with one byte changed, cut short, or something else."""
+    place = st.integers(0, len(whole) - 1)
+    changed = st.builds(
+        lambda at, byte: whole[:at] + bytes([byte]) + whole[at + 1 :], place, st.integers(0, 255)
+    )
+    return st.one_of(changed, place.map(lambda at: whole[:at]), st.sampled_from([b"", b"{}", b"[" * 99_999]))
+
+
+@st.composite
+def other_values(draw: st.DrawFn, whole: bytes) -> bytes:
+    """Files with one value of their JSON changed."""
+    row = json.loads(whole)
+    inner = row
+    key: Any = draw(st.sampled_from(sorted(inner)))
+    while isinstance(inner[key], dict | list) and inner[key] and draw(st.integers(0, 3)):
+        inner = inner[key]
+        keys = sorted(inner) if isinstance(inner, dict) else range(len(inner))
+        key = draw(st.sampled_from(list(keys)))
+    strange = [None, 1.5, float("nan"), 10**400, -1, "", [], {}, True, "9999-99-99T00:00:00Z", "\ud800"]
+    inner[key] = draw(st.sampled_from(strange))
+    return json.dumps(row).encode()
