@@ -566,6 +566,18 @@ def other_values(draw: st.DrawFn, whole: bytes) -> bytes:
         inner = inner[key]
         keys = sorted(inner) if isinstance(inner, dict) else range(len(inner))
         key = draw(st.sampled_from(list(keys)))
-    strange = [None, 1.5, float("nan"), 10**400, -1, "", [], {}, True, "9999-99-99T00:00:00Z", "\ud800"]
+    strange: list[Any] = [
+        None,
+        1.5,
+        float("nan"),
+        10**400,
+        -1,
+        "",
+        [],
+        {},
+        True,
+        "9999-99-99T00:00:00Z",
+        "\ud800",
+    ]
     inner[key] = draw(st.sampled_from(strange))
     return json.dumps(row).encode()
