@@ -122,7 +122,6 @@ class Keeper:
         self._last = str(kept.about[HOLDER]) if kept is not None else None
         self._about = {**about, HOLDER: secrets.token_hex(8)}
         self._due = time.perf_counter() + _SECONDS
-        self.seconds = 0.0
 
     def due(self) -> bool:
         """Says whether it is time to keep it: seldom enough that it takes no more than 2 % of the time."""
@@ -140,7 +139,6 @@ class Keeper:
         self._store.keep_run(self._release, about, changed, self._erasures, self._last, said)
         self._held, self._last = blobs, about[HOLDER]
         took = time.perf_counter() - begun
-        self.seconds += took
         self._due = time.perf_counter() + max(_SECONDS, took / _SHARE)
 
 
@@ -242,8 +240,8 @@ class HomeLearning:
         if kept is not None:
             learning = self._learning(engine, known, kept.about["rows"])
             unread = self._unread(learning)
-            if not unread or unread == kept.about["unread"]:  # else it was to read other texts together
-                learning.restore({part: unpacked(data) for part, data in kept.parts.items()})
+            same = not unread or unread == kept.about["unread"]  # else it was to read other texts together
+            if same and _restored(learning, kept):
                 return learning, dict(kept.about), kept
         rows = self._fitting(engine)
         learning = self._learning(engine, known, rows)
@@ -315,3 +313,12 @@ class HomeLearning:
     def _event(self, what: str, seconds: float, told: Mapping[str, Any]) -> dict[str, Any]:
         own = {"release": self._release.release_id, "examples": len(self.examples)}
         return event(what, **own, seconds=round(seconds, 3), **told)
+
+
+def _restored(learning: OwnLearning, kept: KeptRun) -> bool:
+    """Goes on from a kept run; False where another umbel has kept it otherwise."""
+    try:
+        learning.restore({part: unpacked(data) for part, data in kept.parts.items()})
+    except KeyError:
+        return False
+    return True

@@ -153,6 +153,27 @@ def test_a_run_of_other_examples_is_begun_anew(release: Release, tmp_path: Path)
         assert device.learn().resumed
 
 
+def test_a_run_that_another_umbel_kept_otherwise_is_begun_anew(release: Release, tmp_path: Path) -> None:
+    with home_with(tmp_path, release) as device:
+        device.learn(stopped=after(5))
+        kept = device._store.run(release.release_id)
+        assert kept is not None
+        changed = dict.fromkeys(kept.parts) | {"learning/all/step": packed({"other": np.zeros(1)})}
+        device._store.keep_run(release.release_id, kept.about, changed, 0, str(kept.about["holder"]))
+        found = device.learn()
+        assert (found.finished, found.resumed) == (True, False)
+
+
+def test_no_file_holds_a_text_or_a_label_while_it_is_learned(release: Release, tmp_path: Path) -> None:
+    canary = "a canary sang in the mine at noon"
+    with home_with(tmp_path, release) as device:
+        device.add([Example("owner", canary, "yes")], [f"{canary} again"])
+        device.learn(stopped=after(5))
+        assert canary not in json.dumps(device.log()) + json.dumps(device.status())
+        for file in (tmp_path / "home").glob("store*"):
+            assert canary.encode() not in file.read_bytes()
+
+
 def test_a_run_goes_with_what_is_forgotten(release: Release, tmp_path: Path) -> None:
     with home_with(tmp_path, release) as device:
         device.learn(stopped=after(5))
