@@ -200,7 +200,7 @@ def _changed_once(value: Any, dice: Dice) -> Any:
         elif action == 2:
             value.append(odd_value(dice))
         elif action == 3 and dice.one_in(10):
-            value *= min(dice.pick((2, 50, 2000)), 1 + _MOST_REPEATED // len(repr(value)))
+            value *= min(dice.pick((2, 50, 2000)), 1 + _MOST_REPEATED // _size(value))
         else:
             value[at] = _changed_once(value[at], dice)
         return value
@@ -209,6 +209,15 @@ def _changed_once(value: Any, dice: Dice) -> Any:
             (value + 1, value - 1, -value, value * 1000, float(value), str(value), value == value)
         )
     return odd_value(dice)
+
+
+def _size(value: Any) -> int:
+    """Returns about how long a value is as text."""
+    if isinstance(value, list):
+        return 2 + sum(map(_size, value[:5000]))
+    if isinstance(value, dict):
+        return 2 + sum(len(key) + _size(own) for key, own in value.items())
+    return len(value) if isinstance(value, str) else 8
 
 
 def as_text(value: Any, dice: Dice | None = None) -> bytes:
