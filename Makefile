@@ -26,12 +26,14 @@ DEVICE_BIN := $(DEVICE_VENV)/bin
 LOCKS := pyproject.toml constraints.txt
 PIP_INSTALL := -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-slow check lint types layers device wheel format clean
+.PHONY: help demo test test-slow torture fuzz check lint types layers device wheel format clean
 
 help:
 	@echo "make demo       the whole loop with made-up people, then a table and a report"
 	@echo "make test       the quick tests and the doctests"
 	@echo "make test-slow  the slow tests"
+	@echo "make torture    a device is killed at its work, and its disk fills up (about 15 minutes)"
+	@echo "make fuzz       a million hostile inputs (about 15 minutes on two cores)"
 	@echo "make check      everything that must hold: the one gate, the same as .ci/run"
 	@echo "make format     put the code into its one format"
 	@echo "make clean      remove the environments and what was built (runs/ stays)"
@@ -46,6 +48,14 @@ test: $(VENV)/ready
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow
+
+# Both go on where they were stopped; what they find stays in runs/.
+torture: $(VENV)/ready
+	$(BIN)/python -m tests.robustness.kills --count 500 --out runs/kills
+	$(BIN)/python -m tests.robustness.full_disk --out runs/full-disk
+
+fuzz: $(VENV)/ready
+	$(BIN)/python -m tests.robustness.fuzzing.run --count 1000000 --out runs/fuzz
 
 # The tests come last, so that the last lines say what they found.
 check: lint types layers device test

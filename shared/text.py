@@ -81,6 +81,7 @@ class TextEncoder:
         """Returns the token ids of texts: (batch, seq), seq the longest of them and at least 2.
 
         Raises:
+            ReleaseError: The tokenizer is not whole.
             ExampleError: A text holds characters that no encoder can read; texts are told by number only.
         """
         broken = [number for number, text in enumerate(texts, 1) if not _is_unicode(text)]
@@ -88,7 +89,10 @@ class TextEncoder:
             raise ExampleError(
                 "texts cannot be encoded", [f"text {number}: half of a surrogate pair" for number in broken]
             )
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        try:
+            rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        except Exception as error:  # its words could quote a text
+            raise ReleaseError("the tokenizer cannot read texts", [type(error).__name__]) from None
         longest = max([2, *(len(row) for row in rows)])
         ids = np.zeros((len(rows), longest), np.int64)
         mask = np.zeros((len(rows), longest), np.int64)

@@ -99,3 +99,13 @@ def test_pieces_of_like_length_hold_every_text_once(
         assert sorted(places) == list(range(len(own)))
         found = [lengths[own[place]] for place in places]
         assert found == sorted(found)
+
+
+def test_a_tokenizer_that_lacks_its_word_for_unknown_ones_is_a_release_error() -> None:
+    tokenizer = Tokenizer(models.WordPiece({"good": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    codec = TextEncoder(tokenizer.to_str().encode(), 6)
+    assert codec.encode(["good"]).ids.tolist() == [[0, 0]]
+    with pytest.raises(ReleaseError, match="cannot read texts") as caught:
+        codec.encode(["a secret"])
+    assert "secret" not in str(caught.value)

@@ -127,7 +127,7 @@ _CHANGES: tuple[Callable[[bytearray, Sequence[bytes], Dice], None], ...] = (
 
 def odd_value(dice: Dice) -> Any:
     """Returns a value that a reader of JSON may not expect."""
-    kind = dice.below(40)
+    kind = dice.below(100)
     if kind == 0:
         return _nested(dice.pick(_DEEP), dice)
     if kind == 1:
