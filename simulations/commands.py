@@ -279,6 +279,10 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for result.json and report.html.")
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(help="How texts that are predicted are read: float32 or int8. Learning is in float32."),
+    ] = "float32",
     threads: _Threads = 2,
     as_json: _Json = False,
 ) -> None:
@@ -300,6 +304,7 @@ def evaluate(
         seed=seed,
         out=out,
         threads=threads,
+        precision=precision,
         progress=Progress(quiet=as_json),
     )
     if as_json:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from umbel.device_client.engine import Engine
+from umbel.device_client.prediction import FLOAT32, INT8
+from umbel.shared.errors import ReleaseError
 from umbel.shared.examples import read_examples
 from umbel.shared.files import refuse_taken
 from umbel.shared.release import read_release
@@ -28,6 +30,7 @@ def measure(
     out: Path | None,
     threads: int,
     progress: Progress,
+    precision: str = FLOAT32,
 ) -> tuple[Result, Path | None]:
     """Measures a release on the people of a file, all of them new.
 
@@ -40,11 +43,13 @@ def measure(
         out: Where result.json and report.html go; nowhere if None.
         threads: Threads of a graph run.
         progress: Shows people how it goes.
+        precision: How texts that are predicted are read, "float32" or "int8"; learning is in float32.
 
     Raises:
-        ReleaseError: The release cannot be used.
+        ReleaseError: The release cannot be used, or does not read in 8 bits though it is to.
         ExampleError: The file is malformed, has unknown labels, or nobody has enough examples.
-        ConfigError: Nobody has as many examples as the smallest of `ks`, or `out` holds something else.
+        ConfigError: There is no such precision, nobody has as many
+            examples as the smallest of `ks`, or `out` holds something else.
         OSError: `out` cannot be written.
     """
     begun = time.perf_counter()
@@ -52,6 +57,8 @@ def measure(
         refuse_taken(out)
         out.mkdir(parents=True, exist_ok=True)  # where it cannot be made, that is told before the work
     release = read_release(release_folder)
+    if precision == INT8 and release.manifest.int8 is None:
+        raise ReleaseError("the release does not read texts in 8 bits", hint="Publish it without --no-int8.")
     labels = release.manifest.labels
     with progress.phase("read people"):
         examples = read_examples(data, labels=labels)
@@ -60,7 +67,9 @@ def measure(
     kept = reachable(users, ks, progress.say)
     engine = Engine(release, threads=threads)
     with progress.phase("measure people") as bar:
-        by_k = evaluate_users(engine, users, kept, query=query, batch_users=8, on_users=bar.step)
+        by_k = evaluate_users(
+            engine, users, kept, query=query, batch_users=8, on_users=bar.step, precision=precision
+        )
     result = Result(
         experiment="evaluate",
         seed=seed,
@@ -83,7 +92,7 @@ def measure(
         training=None,
         seconds={"evaluate": time.perf_counter() - begun},
         machine=machine(threads),
-        config={"k": list(kept), "query": query, "seed": seed},
+        config={"k": list(kept), "query": query, "seed": seed, "precision": precision},
     )
     if out is not None:
         write_outputs(out, result)

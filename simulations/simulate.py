@@ -34,6 +34,7 @@ from umbel.device_client.engine import Engine
 from umbel.device_client.simulated import HELDOUT
 from umbel.shared.checks import parsed_json
 from umbel.shared.errors import ConfigError
+from umbel.shared.examples import Example
 from umbel.shared.files import atomic_write, refuse_taken, sha256_bytes, sole_use
 from umbel.shared.release import Release, read_release
 from umbel.simulations.clock import Clock
@@ -143,7 +144,7 @@ def _run(
             on_progress=bar.training,
         )
     with clock.phase("publish"), progress.phase("publish: export, compare, write") as bar:
-        release = _published(trained, out / "release", bar.words)
+        release = _published(trained, examples, out / "release", bar.words)
     with clock.phase("rounds"), progress.phase("federated rounds") as bar:
         reached = _rounds(config, people, release, out, workers, bar)
         final = _after_rounds(release, reached, out)
@@ -228,12 +229,13 @@ def _clear(out: Path) -> None:
         (out / file).unlink(missing_ok=True)
 
 
-def _published(trained: TrainedModel, folder: Path, on_phase: Any) -> Release:
+def _published(trained: TrainedModel, examples: Sequence[Example], folder: Path, on_phase: Any) -> Release:
     """Publishes, unless the folder already holds the release of this very training."""
     mark = folder / "training-identity"
     if mark.is_file() and mark.read_text(encoding="utf-8") == trained.identity:
         return read_release(folder)
-    release = publish(trained, folder, on_phase=on_phase)
+    texts = list(dict.fromkeys(example.text for example in examples))
+    release = publish(trained, folder, texts=texts, on_phase=on_phase)
     atomic_write(mark, trained.identity.encode())
     return release
 

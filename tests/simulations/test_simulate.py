@@ -498,6 +498,21 @@ def test_counts_that_nobody_reaches_are_left_out_and_told(
     assert "nobody has so many examples to learn from\n  - k = 16, 999; at most 15" in capsys.readouterr().err
 
 
+def test_evaluate_in_8_bits(
+    int8_release: Release, tiny_release: Release, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Few answers are others: 8 bits are looked at on more people than these."""
+    found = {}
+    for precision in ("float32", "int8"):
+        assert evaluate(int8_release, people, "--precision", precision, "--json") == 0
+        found[precision] = json.loads(capsys.readouterr().out)
+        assert found[precision]["config"]["precision"] == precision
+    exact, quick = (found[p]["unseen"]["personal_accuracy"] for p in ("float32", "int8"))
+    assert all(abs(exact[k] - quick[k]) < 0.2 for k in exact)
+    assert evaluate(tiny_release, people, "--precision", "int8") == 2
+    assert "does not read texts in 8 bits" in capsys.readouterr().err
+
+
 def test_evaluate_writes_nothing_where_nothing_is_asked_for(
     tiny_release: Release,
     people: Path,
