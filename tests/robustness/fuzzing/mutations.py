@@ -200,7 +200,8 @@ def _changed_once(value: Any, dice: Dice) -> Any:
         elif action == 2:
             value.append(odd_value(dice))
         elif action == 3 and dice.one_in(10):
-            value *= min(dice.pick((2, 50, 2000)), 1 + _MOST_REPEATED // _size(value))
+            times = min(dice.pick((2, 50, 2000)), 1 + _MOST_REPEATED // _size(value))
+            value += [copy.deepcopy(own) for _ in range(times - 1) for own in value]
         else:
             value[at] = _changed_once(value[at], dice)
         return value

@@ -3,9 +3,9 @@
     python -m tests.robustness.fuzzing.run --count 1000000 --jobs 2 --out runs/fuzz
     python -m tests.robustness.fuzzing.run --replay runs/fuzz/findings/FILE
 
-An input may be read or refused with an UmbelError, within a second and within a bound of memory. Everything
-else is a finding: it is kept in a file that --replay reads. Inputs depend on the seed, the target and the
-batch alone. Stopped, it goes on where it was.
+An input may be read or refused with an UmbelError, within a second of the processor and within a bound of
+memory. Everything else is a finding: it is kept in a file that --replay reads. Inputs depend on the seed,
+the target and the batch alone. Stopped, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ from umbel.shared.rng import generator
 
 BATCH = 1000
 SECONDS = 1.0
+"""Of the processor, so that it does not matter what else a machine does."""
 HEAVY_SECONDS = 5.0
 """Where native code works, which a timer does not end in between, and scrypt."""
+WAITED_SECONDS = 20.0
+"""On the clock: nothing may be waited for."""
 MORE_BYTES = 512 << 20
 """How much more memory than at its beginning a process may have."""
 _MOST_KINDS = 40
@@ -81,10 +84,12 @@ class Done:
 def fed(target: Target, data: bytes) -> str:
     """Reads one input; returns what came of it: "read", an UmbelError's kind, or, after "!", a finding."""
     try:
-        signal.setitimer(signal.ITIMER_REAL, HEAVY_SECONDS if target.heavy else SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, HEAVY_SECONDS if target.heavy else SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, WAITED_SECONDS)
         try:
             target.read(data)
         finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
     except UmbelError as error:
         return f"{type(error).__name__}: {error.headline.split('/')[0][:60]}"
@@ -106,14 +111,15 @@ def bounded() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise _TooSlow
 
-    before = signal.signal(signal.SIGALRM, stop)
+    before = {kind: signal.signal(kind, stop) for kind in (signal.SIGALRM, signal.SIGPROF)}
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_mapped_bytes() + MORE_BYTES, limits[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
-        signal.signal(signal.SIGALRM, before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 def _mapped_bytes() -> int:
@@ -137,9 +143,9 @@ def one_batch(
         if index < start:
             continue
         at(index)
-        before = time.perf_counter()
+        before = time.process_time()
         found = fed(target, data)
-        took = time.perf_counter() - before
+        took = time.process_time() - before
         if took > done.slowest_seconds:
             done.slowest_seconds, done.slowest = (
                 took,

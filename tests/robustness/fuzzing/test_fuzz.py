@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.robustness.fuzzing import run
 from tests.robustness.fuzzing.mutations import Dice, as_text, mutated
 from tests.robustness.fuzzing.run import BATCH, Done, bounded, fed, plan
 from tests.robustness.fuzzing.targets import Target
@@ -43,10 +44,18 @@ def target(read: object) -> Target:
     return Target(1, lambda dice: b"", read)  # type: ignore[arg-type]
 
 
-def test_what_must_not_be_is_found() -> None:
-    def swallow(data: bytes) -> None:
+def test_what_must_not_be_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "WAITED_SECONDS", 0.2)
+    monkeypatch.setattr(run, "SECONDS", 0.1)
+
+    def wait(data: bytes) -> None:
         with contextlib.suppress(Exception):
             time.sleep(30)
+
+    def work(data: bytes) -> None:
+        while True:
+            with contextlib.suppress(Exception):
+                sum(range(1000))
 
     def refuse(data: bytes) -> None:
         raise ProfileError("no profile")
@@ -56,7 +65,9 @@ def test_what_must_not_be_is_found() -> None:
         assert fed(target(refuse), b"x") == "ProfileError: no profile"
         assert fed(target(lambda data: data[5]), b"x").startswith("!IndexError at test_fuzz.py")
         assert fed(target(lambda data: bytearray(1 << 30)), b"x").startswith("!MemoryError")
-        assert fed(target(swallow), b"x") == "!too slow"
+        assert fed(target(wait), b"x") == "!too slow"
+        monkeypatch.setattr(run, "WAITED_SECONDS", 60.0)
+        assert fed(target(work), b"x") == "!too slow"
 
 
 _DYING = """
