@@ -26,7 +26,7 @@ from umbel.device_client.releases.sources import AbsentError, AbstractSource
 from umbel.shared.channel import METADATA, TARGETS, root_name
 from umbel.shared.checks import is_sha256, shown
 from umbel.shared.errors import ReleaseError
-from umbel.shared.files import sha256_bytes
+from umbel.shared.files import plain_bytes, sha256_bytes
 from umbel.shared.release import MANIFEST, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 
 _MOST_ROOTS = 256
@@ -82,7 +82,7 @@ def pinned_root(source: AbstractSource, pin: Pin) -> bytes:
         ReleaseError: None of the channel's is the pinned one, or it is no root file.
         UnreachableError: The channel cannot be read.
     """
-    found = pin.root.read_bytes() if pin.root is not None else None
+    found = plain_bytes(pin.root, _MAX_ROOT_BYTES) if pin.root is not None else None
     if found is None:
         for data in _roots(source):
             if pin.first_use or sha256_bytes(data) == pin.sha256:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -581,3 +582,9 @@ def other_values(draw: st.DrawFn, whole: bytes) -> bytes:
     ]
     inner[key] = draw(st.sampled_from(strange))
     return json.dumps(row).encode()
+
+
+def test_a_pipe_in_the_place_of_a_root_file_is_not_waited_for(publisher: Publisher, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "root")
+    with pytest.raises(OSError, match="Not a plain file"):
+        pinned_root(source_of(str(publisher.folder)), Pin(root=tmp_path / "root"))

@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.robustness.fuzzing import run
 from tests.robustness.fuzzing.mutations import Dice, as_text, mutated
 from tests.robustness.fuzzing.run import BATCH, Done, bounded, fed, plan
-from tests.robustness.fuzzing.targets import Target
+from tests.robustness.fuzzing.targets import Target, targets
 
 from umbel.shared.errors import ProfileError
 from umbel.shared.rng import generator
@@ -38,6 +40,44 @@ def test_some_thousand_inputs_and_on_from_there(repository: Path, tmp_path: Path
     assert all(own["inputs"] and own["refused"] for own in found["targets"].values())
     again = json.loads(fuzz(repository, "--count", 4000, "--out", tmp_path, "--json").stdout)
     assert again["inputs"] == found["inputs"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
+    return targets(tmp_path_factory.mktemp("targets"))
+
+
+@given(data=st.data())
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+def test_what_is_made_of_nothing_valid_is_refused_or_read(
+    data: st.DataObject, known: dict[str, Target]
+) -> None:
+    """The twin of the changed inputs: hypothesis makes bytes and JSON from nothing, and shrinks a finding."""
+    name = data.draw(st.sampled_from(sorted(set(known) - {"channel"} - WIRES)))
+    given_bytes = data.draw(st.binary(max_size=200) | JSON.map(lambda row: json.dumps(row).encode()))
+    with bounded():
+        assert not fed(known[name], given_bytes).startswith("!"), name
+
+
+WIRES = {f"message: {name}" for name in ("task", "contribution", "evaluation", "hello")}
+"""Their inputs are messages already, whatever they hold."""
+
+
+@given(config=st.dictionaries(st.text(max_size=8), JSON, max_size=5), name=st.sampled_from(sorted(WIRES)))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_message_made_of_nothing_valid_is_refused(
+    config: dict[str, object], name: str, known: dict[str, Target]
+) -> None:
+    row = json.dumps({"config": config, "arrays": {}}).encode()
+    with bounded():
+        assert fed(known[name], row).startswith("MessageError")
 
 
 def target(read: object) -> Target:
