@@ -9,7 +9,7 @@ import pytest
 from tests.builders import random_examples
 
 from umbel.device_client.caution import cautious_profiles
-from umbel.device_client.device import learn_profile, onboard_profile
+from umbel.device_client.device import cross_validate, learn_profile, onboard_profile
 from umbel.device_client.engine import Engine
 from umbel.device_client.learning import (
     Encoded,
@@ -22,6 +22,7 @@ from umbel.device_client.learning import (
 )
 from umbel.device_client.onboarding import examples_starter
 from umbel.device_client.prediction import predict_texts
+from umbel.device_client.releases.proving import cut, proven
 from umbel.shared.errors import ReleaseError
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
@@ -205,3 +206,15 @@ def test_a_graph_that_is_not_what_it_says_is_refused(embedded_release: Release, 
     with pytest.raises(ReleaseError, match="predict_embedded") as caught:
         engine.predict_embedded(np.zeros((1, 32), np.float32), np.zeros(1, np.int64), profiles(engine, 1), {})
     assert caught.value.problems
+
+
+def test_releases_are_compared_over_three_ways_to_cut(embedded_release: Release) -> None:
+    rows = [*random_examples(3, "owner", 9), random_examples(3, "owner", 1)[0]]
+    found = proven(embedded_release, embedded_release, "learned", rows, [], 1)
+    cuts = [cut(rows, number) for number in range(3)]
+    assert all(folds[0] == folds[-1] for folds in cuts)  # equal texts are never on both sides
+    assert len({tuple(folds) for folds in cuts}) == 3
+    each = [cross_validate(embedded_release, rows, folds) for folds in cuts]
+    wanted = np.mean([own.nll_personal.mean() for own in each if own is not None])
+    assert found is not None
+    assert found.nll_old == found.nll_new == wanted

@@ -18,10 +18,9 @@ from tests.channels import Publisher
 
 from umbel import cli
 from umbel.device_client.device import cross_validate, packed_learning
-from umbel.device_client.held_out import text_folds
 from umbel.device_client.owner import Device
 from umbel.device_client.releases import updating
-from umbel.device_client.releases.proving import FOLDS, Proof, proven
+from umbel.device_client.releases.proving import Proof, cut, proven
 from umbel.device_client.releases.trust import Pin
 from umbel.device_client.releases.updating import Wanted
 from umbel.shared.errors import BusyError, ReleaseError, StoreError
@@ -103,7 +102,7 @@ def test_figures_are_those_of_cross_validation(first: Release, others: dict[str,
     """Folds go by text: examples of the same text are never on both sides."""
     rows = [*MINE, replace(MINE[0])]
     found = proven(first, others["worse"], "learned", rows, [], 1)
-    folds = text_folds([row.text for row in rows], FOLDS)
+    folds = cut(rows, 0)
     assert folds[0] == folds[-1]
     sides = [cross_validate(release, rows, folds) for release in (first, others["worse"])]
     assert found is not None
