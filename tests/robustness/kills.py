@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
+from tests.channels import Publisher
 from tests.robustness.children import Ended, Say, can_trace, finished, killed_after, killed_before
 from tests.robustness.owner_life import (
     EXPORT_WORDS,
@@ -43,8 +44,8 @@ from tests.robustness.owner_life import (
 )
 
 from umbel.shared.errors import UmbelError
-from umbel.shared.files import atomic_write
-from umbel.shared.release import read_release, write_release
+from umbel.shared.files import atomic_write, sha256_bytes
+from umbel.shared.release import TOKENIZER, Blob, read_release, write_release
 from umbel.shared.rng import generator
 
 _LIFE = 25  # kills that one home lives through
@@ -67,6 +68,7 @@ STEPS = (
     Step("export", name="0.umbel"),
     Step("import", name="0.umbel"),
     Step("update", name="1"),
+    Step("fetch", name="1"),
     Step("back"),
     Step("erase"),
 )
@@ -339,6 +341,9 @@ def typed(life: Life, step: Step) -> list[str]:
         return ["forget", "--yes", "--no-learn", *home, *(f"--number={n}" for n in ended.said[0]["numbers"])]
     if step.what == "rekey":
         return ["rekey", "--key", "file" if step.name == "file" else "passphrase", *home]
+    if step.what == "fetch":
+        source = ["--source", str(life.place.channel), "--trust-on-first-use"]
+        return ["update", "--force", *source, *home]
     if step.what in ("update", "back"):
         way = ["--back"] if step.what == "back" else ["--force", "--release", _release(life, step)]
         return ["update", *way, *home]
@@ -477,13 +482,22 @@ def _summary(tally: Tally) -> str:
 
 
 def two_releases(first: Path, folder: Path) -> tuple[Path, Path]:
-    """Returns a release's folder, and that of another one that differs in its recipe."""
+    """Returns the folders of a release and of one with another recipe and tokenizer, and makes its channel."""
     release, second = read_release(first), folder / "release-next"
     manifest = release.manifest
-    recipe = replace(manifest.recipe, steps=manifest.recipe.steps + 1)
-    following = replace(manifest, parent=release.release_id, recipe=recipe)
     blobs = {name: release.blob_path(name).read_bytes() for name in manifest.blobs}
-    write_release(second, following, blobs)
+    blobs[TOKENIZER] += b"\n"
+    following = replace(
+        manifest,
+        parent=release.release_id,
+        recipe=replace(manifest.recipe, steps=manifest.recipe.steps + 1),
+        blobs={name: Blob(sha256_bytes(data), len(data)) for name, data in blobs.items()},
+    )
+    shutil.rmtree(folder / "channel", ignore_errors=True)
+    shutil.rmtree(folder / "keys", ignore_errors=True)
+    publisher = Publisher(folder / "channel", folder / "keys")
+    publisher.channel.create()
+    publisher.channel.add(write_release(second, following, blobs))
     return first.resolve(), second.resolve()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from umbel.device_client.device import packed_learning, packed_onboarding
 from umbel.device_client.owner import Device, erase
+from umbel.device_client.releases.trust import Pin
 from umbel.device_client.releases.updating import Wanted
 from umbel.device_client.vault.portable import read_export
 from umbel.shared.errors import StoreError
@@ -81,7 +82,7 @@ class Step:
 @final
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where it all happens: a folder with the home and exports; and the two releases there are."""
+    """Where it all happens: a folder with the home and exports; two releases, and a channel of the second."""
 
     folder: Path
     releases: tuple[Path, Path]
@@ -94,6 +95,11 @@ class Place:
     def export(self, name: str) -> Path:
         """An export's file."""
         return self.folder / "exports" / name
+
+    @property
+    def channel(self) -> Path:
+        """The channel, beside the second release."""
+        return self.releases[1].with_name("channel")
 
     def release_id(self, number: int) -> str:
         """The id of a release."""
@@ -127,7 +133,7 @@ def after(place: Place, held: Held, step: Step) -> Held:
         return replace(held, key=key, words=held.words if to_file else step.name)
     if step.what in ("export", "import"):
         return _moved(held, step)
-    if step.what == "update" and int(step.name) != held.release:
+    if step.what in ("update", "fetch") and int(step.name) != held.release:
         new = {place.release_id(int(step.name)): "new"} if own in held.profiles else {}
         return replace(held, release=int(step.name), previous=held.release, profiles={**held.profiles, **new})
     if step.what == "back":
@@ -153,7 +159,7 @@ def chosen(held: Held, rng: np.random.Generator) -> Step:
     kinds += ["learn"] * 3 if any(label for _, label in held.entries) else []
     kinds += ["forget"] * 3 + ["export"] if held.entries else []
     kinds += ["import"] if held.exports else []
-    kinds += ["update"] * 2 + (["back"] if held.previous >= 0 else [])
+    kinds += ["update", "update", "fetch"] + (["back"] if held.previous >= 0 else [])
     kinds += ["erase"] if rng.random() < 0.2 else []
     what = kinds[int(rng.integers(len(kinds)))]
     if what in ("onboard",) and not held.entries:
@@ -189,7 +195,7 @@ def _name(what: str, held: Held, rng: np.random.Generator) -> str:
         return held.exports[int(rng.integers(len(held.exports)))][0]
     if what == "update":
         return str(int(rng.integers(2)))
-    return ""
+    return "1" if what == "fetch" else ""
 
 
 def opened(place: Place, held: Held) -> Device:
@@ -233,6 +239,8 @@ def _do(device: Device, place: Place, step: Step) -> None:
         device.onboard(explain=False)
     elif step.what == "update":
         device.update(Wanted(release=place.releases[int(step.name)], force=True))
+    elif step.what == "fetch":
+        device.update(Wanted(source=str(place.channel), pin=Pin(first_use=True), force=True))
     elif step.what == "back":
         device.update(Wanted(back=True))
     elif step.what == "predict":
