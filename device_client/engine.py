@@ -92,12 +92,13 @@ class Engine:
     @property
     def has_int8(self) -> bool:
         """Whether the release reads texts in 8 bits, too."""
-        names = (BACKBONE_WEIGHTS, INT8_WEIGHTS)
-        return self.release.manifest.int8 is not None and all(
-            # A graph finds a blob by its own name only.
-            self.release.blob_path(name).resolve().name == self.release.blob_path(name).name
-            for name in names
-        )
+        if self.release.manifest.int8 is None:
+            return False
+        blobs = [self.release.blob_path(name) for name in (BACKBONE_WEIGHTS, INT8_WEIGHTS)]
+        real = [blob.resolve() for blob in blobs]
+        # A graph finds both by their own names only, in one folder.
+        named = [blob.name for blob in blobs] == [blob.name for blob in real]
+        return named and real[0].parent == real[1].parent
 
     @property
     def labels(self) -> tuple[str, ...]:

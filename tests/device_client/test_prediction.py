@@ -1,6 +1,8 @@
 """What people are shown: probabilities at the release's temperatures, the labels as they are."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from umbel.device_client.engine import Engine
 from umbel.device_client.prediction import predict_owners
 from umbel.shared.answers import Calibration
 from umbel.shared.bias import softmax
-from umbel.shared.release import Release
+from umbel.shared.release import Release, read_release
 
 pytestmark = pytest.mark.full  # a release is made, by torch
 
@@ -55,3 +57,18 @@ def test_a_run_is_given_the_profiles_of_its_texts_only(
     assert sorted(sizes) == [(8, 8), (32, 32)]
     alone = [predict_owners(engine, ["good"], np.zeros(1, np.int64), [own])[0] for own in reversed(profiles)]
     assert [row.probability for row in found] == pytest.approx([row.probability for row in alone], abs=1e-6)
+
+
+def test_a_linked_blob_of_another_name_is_read_in_float32(int8_release: Release, tmp_path: Path) -> None:
+    """A graph finds its files by their own names in one folder; where it could not, float32 answers."""
+    folder = tmp_path / "release"
+    shutil.copytree(int8_release.folder, folder)
+    release = read_release(folder)
+    assert Engine(release).quick().precision == "int8"
+    blob = release.blob_path("backbone_int8.safetensors")
+    blob.rename(tmp_path / blob.name)
+    blob.symlink_to(tmp_path / blob.name)
+    linked = read_release(folder)
+    assert Engine(linked).quick().precision == "float32"
+    owner = np.zeros(1, np.int64)
+    assert predict_owners(Engine(linked).quick(), ["good"], owner, [None])[0].probability > 0
