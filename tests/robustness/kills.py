@@ -482,7 +482,7 @@ def _summary(tally: Tally) -> str:
 
 
 def two_releases(first: Path, folder: Path) -> tuple[Path, Path]:
-    """Returns the folders of a release and of one with another recipe and tokenizer, and makes its channel."""
+    """Returns the folders of a release and of one with another recipe and tokenizer; makes its channel."""
     release, second = read_release(first), folder / "release-next"
     manifest = release.manifest
     blobs = {name: release.blob_path(name).read_bytes() for name in manifest.blobs}
