@@ -140,12 +140,12 @@ def verified(life: Life, step: Step | None) -> Verdict:
     """Looks at a home after a kill, and brings the life up to the end of what was being done, if anything."""
     wanted = [life.held] + ([after(life.place, life.held, step)] if step is not None else [])
     other = step.name if step is not None and step.what == "rekey" else ""
-    there = step is None or step.what not in ("enroll", "erase")
+    there = life.held.store and (step is None or step.what not in ("enroll", "erase"))
     ended = finished(lambda say: say(_looked(life.place, life.held, other, there)))
     if ended.error:
         return Verdict([f"it does not open: {ended.error}"])
     (found,) = ended.said
-    now = replace(life.held, store=False, entries=(), profiles={})
+    now = after(life.place, life.held, Step("erase"))
     if found.get("rows") is not None:
         now = as_held(life.place, life.held, found)
     match = [_same(own, now) for own in wanted]
@@ -176,7 +176,7 @@ def _looked(place: Place, held: Held, other: str, there: bool) -> dict[str, Any]
 def _same(wanted: Held, found: Held) -> bool:
     if not wanted.store or not found.store:
         return wanted.store == found.store
-    names = ["entries", "key", "release"] + (["words"] if found.key == "passphrase" else [])
+    names = ["entries", "key", "release", "previous"] + (["words"] if found.key == "passphrase" else [])
     same = all(getattr(wanted, name) == getattr(found, name) for name in names)
     return same and _fit(wanted.profiles, found.profiles)
 
@@ -187,7 +187,7 @@ def _fit(wanted: Mapping[str, str], found: Mapping[str, str]) -> bool:
 
 
 def _difference(wanted: Held, found: Held) -> str:
-    names = ("store", "entries", "profiles", "key", "release")
+    names = ("store", "entries", "profiles", "key", "release", "previous")
     other = [name for name in names if getattr(wanted, name) != getattr(found, name)]
     return f"{', '.join(other)}; {len(found.entries)} entries, expected {len(wanted.entries)}"
 

@@ -139,7 +139,7 @@ def after(place: Place, held: Held, step: Step) -> Held:
     if step.what == "back":
         return replace(held, release=held.previous, previous=held.release)
     if step.what == "erase":
-        return replace(held, store=False, entries=(), profiles={})
+        return replace(held, store=False, entries=(), profiles={}, release=0, previous=-1)
     return held
 
 
@@ -302,6 +302,7 @@ def seen(place: Place, held: Held, other: str = "") -> dict[str, Any]:
             "key": status["key"],
             "words": words,
             "release": device.release.release_id,
+            "previous": device._store.setting("previous"),
             "learned": own is not None and (own in held.profiles.values() or _learned(device)),
         }
     return {**found, "pieces": pieces(place.home)}
@@ -323,7 +324,7 @@ def as_held(place: Place, held: Held, found: dict[str, Any]) -> Held:
     """Returns what was found, in the form of what was expected."""
     rows = tuple((text, label) for text, label in found["rows"])
     words = found["words"] if found["key"] == "passphrase" else held.words
-    release = [place.release_id(0), place.release_id(1)].index(found["release"])
+    known = [place.release_id(0), place.release_id(1)]
     return replace(
         held,
         store=True,
@@ -331,8 +332,8 @@ def as_held(place: Place, held: Held, found: dict[str, Any]) -> Held:
         profiles=found["profiles"],
         key=found["key"],
         words=words,
-        release=release,
-        previous=held.previous if release == held.release else held.release,
+        release=known.index(found["release"]),
+        previous=-1 if found["previous"] is None else known.index(found["previous"]),
     )
 
 
