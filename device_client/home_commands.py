@@ -234,9 +234,18 @@ def log(home: Home = HOME, as_json: _Json = False) -> None:
         return
     for row in rows:
         rest = ", ".join(
-            f"{name} {str(value)[:12]}" for name, value in row.items() if name not in ("at", "what")
+            f"{name} {_short(value)}" for name, value in row.items() if name not in ("at", "what")
         )
         typer.echo(f"{row['at']}  {row['what']}  {rest}".rstrip())
+
+
+def _short(value: object) -> str:
+    """Returns a value of the log for people: of a hash its first digits, of a loss three decimals."""
+    from umbel.shared.checks import is_sha256
+
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value)[:12] if is_sha256(value) else str(value)
 
 
 def list_(home: Home = HOME, as_json: _Json = False) -> None:
@@ -368,14 +377,14 @@ def _erased(found: Erased) -> str:
     """Says what was erased."""
     if not found.examples + found.texts:
         return "Nothing of yours is like that; nothing was erased."
-    counts = {
-        "example": found.examples,
-        "text without a label": found.texts,
-        "profile": found.profiles,
-        "learning under way": found.runs,
-        "note of a text that was read": found.readings,
-    }
-    told = [f"{count} x {what}" for what, count in counts.items() if count]
+    counts = (
+        (found.examples, "example", "examples"),
+        (found.texts, "text without a label", "texts without a label"),
+        (found.profiles, "profile", "profiles"),
+        (found.runs, "learning under way", "learnings under way"),
+        (found.readings, "note of a text that was read", "notes of texts that were read"),
+    )
+    told = [f"{count} {one if count == 1 else several}" for count, one, several in counts if count]
     return f"Erased: {', '.join(told)}."
 
 

@@ -1,10 +1,10 @@
 """Runs the commands of a page's console blocks and writes what they print under them.
 
-    python scripts/record_walk.py docs/walkthrough.md --release runs/demo/release
+    python scripts/record_walk.py docs/walkthrough.md --releases runs/demo
 
-A line that begins with "$ " is a command; what stands below it, up to the next one, is what it printed when the
-page was last recorded. All commands of a page run one after the other in one shell, in an empty folder that
-stands for the owner's own, /home/ann; `release` there is a copy of the release that is given.
+A line that begins with "$ " is a command; what stands below it, up to the next one, is what it printed when
+the page was last recorded. All commands of a page run one after the other in one shell, in an empty folder
+that stands for the owner's own, /home/ann; `release` and `release-after-rounds` of a demo lie there.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROMPT, MORE = "$ ", "> "
 ANN = "/home/ann"
+RELEASES = ("release", "release-after-rounds")
 _END = "\x1e"
 _QUIET = {"UMBEL_EXPORT_PASSPHRASE": "four quiet words here", "COLUMNS": "100", "NO_COLOR": "1"}
 
@@ -27,29 +28,25 @@ class WalkError(Exception):
     """A command of the page failed, or the shell ended."""
 
 
-def recorded(page: str, folder: Path, release: Path) -> str:
+def recorded(page: str, folder: Path, releases: Path) -> str:
     """Returns a page with what its commands print today.
 
     Args:
         page: Markdown.
         folder: An empty folder to run them in.
-        release: A release that the page's owner finds as `release`.
+        releases: A folder that holds `RELEASES`; they are copied.
 
     Raises:
         WalkError: A command failed.
     """
-    shutil.copytree(release, folder / "release")
+    for name in RELEASES:
+        shutil.copytree(releases / name, folder / name)
     with _shell(folder) as shell:
         return BLOCK.sub(lambda block: f"```console\n{_rerun(shell, block[1], folder)}```", page)
 
 
 def commands(block: str) -> list[str]:
-    """Returns the commands of a block, each with the lines that continue it.
-
-    Example:
-        >>> commands("$ umbel --version\\numbel 0.1.0\\n$ cat > a <<'END'\\n> words\\n> END\\n")
-        ['umbel --version', "cat > a <<'END'\\nwords\\nEND"]
-    """
+    """Returns the commands of a block, each with the lines that continue it, which begin with "> "."""
     found: list[str] = []
     for line in block.splitlines():
         if line.startswith(PROMPT):
@@ -103,13 +100,15 @@ def _shell(folder: Path) -> "subprocess.Popen[str]":
 
 def main() -> int:
     """Records a page anew; it stays as it is if a command fails."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("page", type=Path)
-    parser.add_argument("--release", type=Path, required=True)
+    parser.add_argument("--releases", type=Path, default=Path("runs/demo"))
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            page = recorded(chosen.page.read_text(encoding="utf-8"), Path(folder), chosen.release)
+            page = recorded(chosen.page.read_text(encoding="utf-8"), Path(folder), chosen.releases)
         except WalkError as error:
             print(f"record_walk: {error}", file=sys.stderr)
             return 1
