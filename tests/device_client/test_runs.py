@@ -362,7 +362,7 @@ def test_from_the_command_line(
     assert found["again"]["finished"] is True
     assert found["again"]["examples"] == held["examples"] - 1
     status, out, _ = umbel(capsys, home, "forget", "--number", 2, "--yes", "--no-learn")
-    assert out == "Erased: 1 x example, 1 x profile, 1 x note of a text that was read.\n"
+    assert out == "Erased: 1 example, 1 profile, 1 note of a text that was read.\n"
     assert "nothing was erased" in umbel(capsys, home, "forget", "--number", 2, "--yes")[1]
     assert told(capsys, home, "onboard")["bytes"] > 0
     assert told(capsys, home, "forget", "--number", 3, "--yes")["again"] == {"how": "onboarded"}
