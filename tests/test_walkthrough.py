@@ -22,7 +22,7 @@ def test_the_commands_of_the_walk_work(onboarding_release: Release, tmp_path: Pa
     weights = load_file(onboarding_release.blob_path(SHARED_WEIGHTS))
     moved = {name: weights[name] * np.float32(1.01) for name in onboarding_release.manifest.trainables}
     publish_update(onboarding_release, moved, tmp_path / "release-after-rounds")
-    page = shutil.copy(repository / "docs" / "walkthrough.md", tmp_path / "page.md")
+    page = Path(shutil.copy(repository / "docs" / "walkthrough.md", tmp_path / "page.md"))
     script = repository / "scripts" / "record_walk.py"
     run = subprocess.run(
         [sys.executable, script, page, "--releases", tmp_path],
