@@ -62,7 +62,8 @@ def imported(source: Path) -> set[str]:
             "import_module",
             "__import__",
         ):
-            words = [word.value for word in node.args if isinstance(word, ast.Constant)]
+            begun = [word.values[0] if isinstance(word, ast.JoinedStr) else word for word in node.args]
+            words = [word.value for word in begun if isinstance(word, ast.Constant)]
             found |= {str(word).partition(".")[0] for word in words} or {"something by a name made up"}
     return found
 
