@@ -18,10 +18,17 @@ from umbel.coordinator.graphs import onboard
 from umbel.coordinator.graphs.embedded import embedded_graphs, measure_embedded
 from umbel.coordinator.graphs.joint import export_joint, parameter_arrays
 from umbel.coordinator.graphs.parity import check_parity, measure_parity
-from umbel.coordinator.graphs.quantized import int8_blobs, sample_tokens
+from umbel.coordinator.graphs.quantized import (
+    MOST_MOVED,
+    compared,
+    int8_blobs,
+    random_tokens,
+    sample_tokens,
+)
 from umbel.coordinator.graphs.split import by_content, in_no_file, split_graphs, weights_file
 from umbel.coordinator.model import PersonalModel
 from umbel.coordinator.onboarding.shown import shown_anew
+from umbel.shared.answers import Int8
 from umbel.shared.checks import shown
 from umbel.shared.errors import ConfigError, ReleaseError
 from umbel.shared.files import sha256_bytes, sole_use
@@ -30,6 +37,10 @@ from umbel.shared.profile import FloatArray
 from umbel.shared.rebuilt import Rebuilt, described, digest
 from umbel.shared.release import (
     BACKBONE_WEIGHTS,
+    GRAPHS,
+    INT8_BLOBS,
+    INT8_GRAPH,
+    INT8_WEIGHTS,
     SHARED_WEIGHTS,
     TOKENIZER,
     Blob,
@@ -204,8 +215,26 @@ def publish_update(release: Release, values: Mapping[str, FloatArray], folder: P
     if any(name.startswith(PREFIX) for name in values):
         weights = _weights(blobs, manifest.storage, manifest.rebuilt)
         onboarding = shown_anew(manifest, blobs, weights)
-    updated = replace(manifest, parent=release.release_id, blobs=_described(blobs), onboarding=onboarding)
+    int8 = None if manifest.int8 is None else _int8_again(manifest, blobs)
+    if int8 is None:
+        blobs = {name: data for name, data in blobs.items() if name not in INT8_BLOBS}
+    updated = replace(
+        manifest, parent=release.release_id, blobs=_described(blobs), onboarding=onboarding, int8=int8
+    )
     return write_release(folder, updated, blobs)
+
+
+def _int8_again(manifest: Manifest, blobs: Mapping[str, bytes]) -> Int8 | None:
+    """Compares the graph in 8 bits once more, on random tokens; None if it is now too far from float32."""
+    from safetensors.numpy import load
+    from tokenizers import Tokenizer
+
+    weights = _weights(blobs, manifest.storage, manifest.rebuilt) | load(blobs[INT8_WEIGHTS])
+    vocabulary = Tokenizer.from_str(blobs[TOKENIZER].decode()).get_vocab_size()
+    tokens = random_tokens(vocabulary, manifest.max_tokens)
+    predict, small = blobs[f"{GRAPHS[0]}.onnx"], blobs[f"{INT8_GRAPH}.onnx"]
+    found = compared(predict, small, weights, tokens, manifest.profile)
+    return found if found.moved <= MOST_MOVED else None
 
 
 def _weights(

@@ -59,6 +59,8 @@ def policy(
             "most_norm": norm,
         }
         new = replace(kept, **{name: value for name, value in wanted.items() if value is not None})
+        if new.rule != kept.rule:
+            new = replace(new, consent=None)  # who says never takes back what they had said yes to
         if new != kept:
             device.keep_policy(new)
         against = _against(new, device.release_id)

@@ -96,6 +96,8 @@ class EnrolledHome:
             if not free:
                 against += policy.refusals(release, _now(), lambda: seen)
                 against += [_FORGOTTEN] if erasures != self._before[1] else []
+                lowered = policy.most_norm < self.most_norm  # the list knows the bound of the beginning
+                against += policy.norm_refusals(departure.norm) if lowered else []
             if departure.kind == TRAIN and not against:
                 policy = policy.after_change()
             at = _now().isoformat(timespec="seconds")

@@ -241,10 +241,12 @@ class OwnLearning:
         """Goes on from what `state` gave, of the same texts, release and rows.
 
         Raises:
-            KeyError: Something is missing in it.
+            KeyError: Something is missing in it: what was read, for one, that is no longer kept elsewhere.
         """
         self.texts.reading.restore(taken(state, "reading"))
         learning = taken(state, "learning")
+        if learning and not self.texts.reading.finished:
+            raise KeyError("reading")
         if learning:
             self._cautious().restore(learning)
         for number in range(2):

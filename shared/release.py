@@ -41,7 +41,7 @@ TOKENIZER = "tokenizer.json"
 _BLOBS = (*(f"{graph}.onnx" for graph in GRAPHS), BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER)
 _ONBOARDING_BLOB, _TEACHING_BLOB = f"{ONBOARDING_GRAPH}.onnx", f"{TEACH}.onnx"
 _EMBEDDED_BLOBS = {f"{graph}.onnx" for graph in EMBEDDED}
-_INT8_BLOBS = {f"{INT8_GRAPH}.onnx", INT8_WEIGHTS}
+INT8_BLOBS = {f"{INT8_GRAPH}.onnx", INT8_WEIGHTS}
 _KEYS = (
     "format",
     "parent",
@@ -302,7 +302,7 @@ def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
     blobs = row["blobs"] if isinstance(row.get("blobs"), dict) else {}
     if ("onboarding" in row) != (_ONBOARDING_BLOB in blobs):
         problems.append("manifest: onboarding is there without its graph, or that without it")
-    if ("int8" in row) != (set(blobs) >= _INT8_BLOBS):
+    if ("int8" in row) != (set(blobs) >= INT8_BLOBS):
         problems.append("manifest: int8 is there without its graph, or that without it")
     if any(name.startswith(PREFIX) for name in trainables) != (_TEACHING_BLOB in blobs):
         problems.append(
@@ -404,7 +404,7 @@ def _are_blobs(value: Any) -> bool:
     if not isinstance(value, dict) or not all(map(_is_blob, value.values())):
         return False
     more = set(value) - set(_BLOBS)
-    for pair in (_EMBEDDED_BLOBS, _INT8_BLOBS):
+    for pair in (_EMBEDDED_BLOBS, INT8_BLOBS):
         more = more - pair if more >= pair else more
     onboarding = ({_ONBOARDING_BLOB}, {_ONBOARDING_BLOB, _TEACHING_BLOB})
     return (not more or more in onboarding) and set(_BLOBS) <= set(value)
@@ -429,7 +429,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         f"an object that gives sha256 and bytes of each of: {', '.join(_BLOBS)}; with onboarding also of "
         f"{_ONBOARDING_BLOB}, and of {_TEACHING_BLOB} where rounds train it; where methods act on embeddings "
         f"alone, also of {' and '.join(sorted(_EMBEDDED_BLOBS))}; with int8 also of "
-        f"{' and '.join(sorted(_INT8_BLOBS))}",
+        f"{' and '.join(sorted(INT8_BLOBS))}",
     ),
 }
 
@@ -437,7 +437,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 def _blob_problems(folder: Path, blobs: Any) -> list[str]:
     """Checks every blob that is described at all, whatever else is wrong."""
     described = blobs if isinstance(blobs, dict) else {}
-    known = {*_BLOBS, *_EMBEDDED_BLOBS, *_INT8_BLOBS, _ONBOARDING_BLOB, _TEACHING_BLOB}
+    known = {*_BLOBS, *_EMBEDDED_BLOBS, *INT8_BLOBS, _ONBOARDING_BLOB, _TEACHING_BLOB}
     found = [_blob_problem(folder, n, b) for n, b in sorted(described.items()) if n in known and _is_blob(b)]
     return [problem for problem in found if problem]
 

@@ -75,31 +75,53 @@ def int8_blobs(
         ReleaseError: Answers move by more than 8 bits explain.
     """
     data, file = quantized_graph(predict, weights)
-    small = load(file.data)
+    found = compared(predict, data, {**weights, **load(file.data)}, tokens, spec)
+    if not found.moved <= MOST_MOVED:
+        raise ReleaseError(
+            "the graph in 8 bits is too far from the one in float32, so nothing was published",
+            [
+                f"on {len(tokens)} texts probabilities move by {found.moved:.3f} on average, "
+                f"allowed {MOST_MOVED}"
+            ],
+            "Publish without it: --no-int8.",
+        )
+    return {f"{INT8_GRAPH}.onnx": data, INT8_WEIGHTS: file.data}, found
+
+
+def compared(
+    predict: bytes, small: bytes, weights: Mapping[str, Array], tokens: TokenBatch, spec: ProfileSpec
+) -> Int8:
+    """Returns how far `predict_int8` is from `predict` for somebody without a profile.
+
+    Args:
+        predict: The graph `predict`.
+        small: The graph `predict_int8`.
+        weights: Every weight of both by name.
+        tokens: The texts to compare on.
+        spec: The private tensors.
+    """
     plain, rounded = (
-        _answers(name, graph, {**weights, **small}, tokens, spec)
-        for name, graph in ((GRAPHS[0], predict), (INT8_GRAPH, data))
+        _answers(name, graph, weights, tokens, spec)
+        for name, graph in ((GRAPHS[0], predict), (INT8_GRAPH, small))
     )
     moved = 0.5 * np.abs(plain - rounded).sum(1).mean()
     changed = float((plain.argmax(1) != rounded.argmax(1)).mean())
-    if not moved <= MOST_MOVED:
-        raise ReleaseError(
-            "the graph in 8 bits is too far from the one in float32, so nothing was published",
-            [f"on {len(tokens)} texts probabilities move by {moved:.3f} on average, allowed {MOST_MOVED}"],
-            "Publish without it: --no-int8.",
-        )
-    found = Int8(len(tokens), float(f"{moved:.2e}"), float(f"{changed:.2e}"))
-    return {f"{INT8_GRAPH}.onnx": data, INT8_WEIGHTS: file.data}, found
+    return Int8(len(tokens), float(f"{moved:.2e}"), float(f"{changed:.2e}"))
 
 
 def sample_tokens(backbone: Backbone, texts: Sequence[str], max_tokens: int) -> TokenBatch:
     """Returns the first of some texts as tokens; where there are none, random tokens, which say less."""
     if texts:
         return TextEncoder(backbone.tokenizer_json, max_tokens).encode(texts[:_TEXTS])
+    return random_tokens(backbone.shape.vocabulary, max_tokens)
+
+
+def random_tokens(vocabulary: int, max_tokens: int) -> TokenBatch:
+    """Returns texts of random tokens, always the same."""
     rng = generator(0, 0, "", "int8")
     lengths = rng.integers(2, min(max_tokens, _LONGEST) + 1, _TEXTS)
     mask = (np.arange(lengths.max())[None, :] < lengths[:, None]).astype(np.int64)
-    return TokenBatch(rng.integers(0, backbone.shape.vocabulary, mask.shape) * mask, mask)
+    return TokenBatch(rng.integers(0, vocabulary, mask.shape) * mask, mask)
 
 
 def _answers(

@@ -15,6 +15,7 @@ from umbel.shared.errors import ConfigError
 NEVER, ASK, PLUGGED_IN, ALWAYS = POLICIES = ("never", "ask", "plugged-in", "always")
 SYSTEM, UNMETERED, METERED = NETWORKS = ("system", "unmetered", "metered")
 _MOST_ROUNDS = 10**6
+_NORM_SLACK = 1e-5  # a sum of squares in another order is no larger change
 
 
 @final
@@ -121,6 +122,11 @@ class Policy:
             True: "the network is metered",
         }
         return [line for line in (power.get(found.wall_power), network.get(costs)) if line]
+
+    def norm_refusals(self, norm: float | None) -> list[str]:
+        """Returns what speaks against a change of a norm: its owner may have lowered the bound meanwhile."""
+        larger = norm is not None and norm > self.most_norm * (1 + _NORM_SLACK)
+        return [f"its norm is larger than {self.most_norm:.6g}, which the owner allows"] if larger else []
 
     def after_change(self) -> Policy:
         """Returns the policy once a change has left: of consent, one round is used."""

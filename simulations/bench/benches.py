@@ -168,8 +168,8 @@ def _measured(request: Request, sides: Sides, name: str, encoder: str, found: Me
 
 
 def _code() -> str:
-    """Returns a hash of all that a figure depends on: what a device runs, and how it is measured."""
+    """Returns a hash of what makes a release, what a device runs, and how it is measured."""
     root = Path(umbel.__file__).parent
-    parts = ("device_client", "shared", "simulations/bench")
+    parts = ("device_client", "shared", "coordinator", "simulations/bench")
     sources = sorted(path for part in parts for path in (root / part).rglob("*.py"))
     return sha256_bytes(b"".join(path.read_bytes() for path in sources))[:16]

@@ -20,6 +20,7 @@ from tests.numeric import relative_error
 from tests.oracles.int8 import linear
 from torch import Tensor, nn
 
+from umbel.coordinator import publish
 from umbel.coordinator.graphs import quantized
 from umbel.coordinator.graphs.joint import export_joint
 from umbel.coordinator.graphs.parity import open_session
@@ -148,10 +149,29 @@ def test_what_is_too_far_is_not_published(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "release" / "manifest.json").exists()
 
 
-def test_after_rounds_it_is_the_same(int8_release: Release, tmp_path: Path) -> None:
-    """Rounds change no matrix of the encoder."""
-    values = {name: np.ones(shape, np.float32) for name, shape in int8_release.manifest.trainables.items()}
-    after = publish_update(int8_release, values, tmp_path / "after")
-    assert after.manifest.int8 == int8_release.manifest.int8
+def stirred(release: Release) -> dict[str, Any]:
+    rng = generator(0, 0, "", "after rounds")
+    return {
+        name: rng.normal(0, 1, shape).astype(np.float32)
+        for name, shape in release.manifest.trainables.items()
+    }
+
+
+def test_after_rounds_it_is_the_same_and_measured_again(int8_release: Release, tmp_path: Path) -> None:
+    """Rounds change no matrix of the encoder, but what is made of its answers."""
+    after = publish_update(int8_release, stirred(int8_release), tmp_path / "after")
+    before, found = int8_release.manifest.int8, after.manifest.int8
+    assert found is not None
+    assert before is not None
+    assert (found.texts, found.moved != before.moved) == (256, True)
     for name in ("predict_int8.onnx", "backbone_int8.safetensors"):
         assert after.manifest.blobs[name] == int8_release.manifest.blobs[name]
+
+
+def test_after_rounds_that_take_it_too_far_it_is_gone(
+    int8_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "MOST_MOVED", 1e-9)
+    after = read_release(publish_update(int8_release, stirred(int8_release), tmp_path / "after").folder)
+    assert after.manifest.int8 is None
+    assert not any("int8" in name for name in after.manifest.blobs)

@@ -186,3 +186,22 @@ def test_an_entry_that_cannot_be_written_lets_nothing_out(
             leave(Hello(7).wire(), allowed_hello(7), enrolled, Asker())
         store._connection.execute("PRAGMA query_only = OFF")
         assert device.egress() == []
+
+
+def test_a_bound_that_was_lowered_during_a_round_holds(home: Path) -> None:
+    def changed(norm: float) -> Departure:
+        return Departure("train", Asker(), "", 1, 100, 1, norm)
+
+    with Device.open(home) as device:
+        device.keep_policy(Policy("always"))
+        enrolled = EnrolledHome(device)
+        device.keep_policy(Policy("always", most_norm=0.1))
+        assert enrolled.enter(changed(0.5), []) == ["its norm is larger than 0.1, which the owner allows"]
+        assert enrolled.enter(changed(0.1), []) == []
+
+
+def test_who_says_never_takes_consent_back(capsys: pytest.CaptureFixture[str]) -> None:
+    told(capsys, "policy", "ask")
+    assert told(capsys, "consent", "--rounds", "3")["consent"]["rounds"] == 3
+    told(capsys, "policy", "never")
+    assert told(capsys, "policy", "ask")["consent"] is None

@@ -376,3 +376,14 @@ def test_files_keep_nothing_that_is_not_finished(
     status, _, err = umbel(capsys, tmp_path / "home", *words, "--max-seconds", "5")
     assert (status, "umbel device enroll" in err) == (2, True)
     assert not (tmp_path / "p").exists()
+
+
+def test_what_was_read_and_is_gone_is_not_taken_for_zeros(embedded_release: Release) -> None:
+    learning = OwnLearning(Engine(embedded_release), MINE, TEXTS)
+    while not learning.texts.reading.finished:
+        learning.advance()
+    learning.advance()
+    learning.readings_kept = True  # and then another release's take their place
+    state = learning.state()
+    with pytest.raises(KeyError, match="reading"):
+        OwnLearning(Engine(embedded_release), MINE, TEXTS).restore(state)
