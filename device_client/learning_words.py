@@ -88,7 +88,7 @@ def as_words(found: Outcome) -> str:
     if found.progress is not None:
         at = found.progress
         return (
-            f"Stopped after {found.seconds:.1f} s while {at.doing}, {at.done} of {at.total} done. "
+            f"Stopped while {at.doing}, {at.done} of {at.total} done, after {found.seconds:.1f} s in all. "
             "It is kept: 'umbel device learn' goes on. Until then predictions are as before."
         )
     assert found.about is not None

@@ -196,11 +196,11 @@ class HomeLearning:
             ProfileError: Learning did not converge; the old profile stays.
             StoreError: Something was forgotten meanwhile; what was learned from it is not kept.
         """
-        as_before = None if self._anew else self._unchanged()
+        kept = None if self._anew else self._kept_run()
+        as_before = None if self._anew or kept else self._unchanged()  # one begun anew is gone on with
         if as_before is not None:
             return as_before
         engine = self._engine or Engine(self._release, threads=self._budget.threads)
-        kept = None if self._anew else self._kept_run()
         learning, about, kept = self._prepared(engine, kept)
         keeper = Keeper(self._store, self._release.release_id, about, self._erasures, kept)
         pace = Pace(self._budget.seconds, self._began)

@@ -387,3 +387,14 @@ def test_what_was_read_and_is_gone_is_not_taken_for_zeros(embedded_release: Rele
     state = learning.state()
     with pytest.raises(KeyError, match="reading"):
         OwnLearning(Engine(embedded_release), MINE, TEXTS).restore(state)
+
+
+def test_what_was_begun_anew_and_stopped_is_gone_on_with(embedded_release: Release, tmp_path: Path) -> None:
+    with Device.enroll(tmp_path / "own", embedded_release.folder) as device:
+        device.add(MINE)
+        assert device.learn().finished
+        assert not device.learn().changed
+        assert not device.learn(anew=True, seconds=0.0).finished
+        again = device.learn()
+        assert (again.finished, again.changed, again.resumed) == (True, True, True)
+        assert not device.learn().changed
