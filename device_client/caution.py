@@ -24,7 +24,6 @@ def cautious_profiles(
     recipe: LearningRecipe,
     *,
     start: Starter | None = None,
-    begin: Mapping[str, FloatArray] | None = None,
     shared: Mapping[str, FloatArray] = NO_SHARED,
     on_step: Callable[[int, float], None] | None = None,
 ) -> tuple[dict[str, FloatArray], FloatArray]:
@@ -42,8 +41,6 @@ def cautious_profiles(
         recipe: Steps, rates, prior; folds and trust.
         start: Gives the profiles to start from; zeros if None. For a fold it is asked again, without the
             examples that are held out.
-        begin: Where the learning from all examples makes its first step, if not there: (users, *shape). Folds
-            never begin there, for it may know what they hold out.
         shared: As in `learn_profiles`.
         on_step: Called after every step of the learning from all examples.
 
@@ -53,7 +50,7 @@ def cautious_profiles(
     Raises:
         ProfileError: A profile that was learned is not finite as it is stored.
     """
-    learning = CautiousLearning(engine, supports, recipe, start=start, begin=begin, shared=shared)
+    learning = CautiousLearning(engine, supports, recipe, start=start, shared=shared)
     while not learning.finished:
         nll = learning.advance()
         if nll is not None and on_step is not None:
@@ -72,7 +69,6 @@ class CautiousLearning:
         recipe: LearningRecipe,
         *,
         start: Starter | None = None,
-        begin: Mapping[str, FloatArray] | None = None,
         shared: Mapping[str, FloatArray] = NO_SHARED,
         measured: bool = False,
         rows: int | None = None,
@@ -84,7 +80,6 @@ class CautiousLearning:
             supports: Each user's examples.
             recipe: Steps, rates, prior; folds and trust.
             start: Gives the profiles to start from.
-            begin: Where the learning from all examples begins.
             shared: As in `learn_profiles`.
             measured: Whether to find what held-out examples say of the profile in use; see `held_out`.
             rows: Examples of a graph run at most; see `ProfileLearning`.
@@ -93,9 +88,7 @@ class CautiousLearning:
         self._supports = read_once(engine, supports, shared)
         everything = [(user, np.arange(len(own))) for user, own in enumerate(self._supports)]
         origin = None if start is None else start(everything)
-        self._all = ProfileLearning(
-            engine, self._supports, recipe, start=origin, begin=begin, shared=shared, rows=rows
-        )
+        self._all = ProfileLearning(engine, self._supports, recipe, start=origin, shared=shared, rows=rows)
         self._alone = recipe.steps == 0 and start is None  # nothing is learned, so nothing need be weighed
         splits = [] if self._alone else _splits(self._supports, recipe.folds)
         self._folds = CrossValidation(

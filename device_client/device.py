@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -192,19 +192,14 @@ def packed_learning(
     examples: Sequence[Example],
     *,
     texts: Sequence[str] = (),
-    begin: Mapping[str, FloatArray] | None = None,
     threads: int = 1,
     memory_mib: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[bytes, Learned]:
-    """Returns the packed profile that `learn_profile` keeps, and what came of it; see there.
-
-    With `begin`, (1, *shape), the first step is made from there; the prior pulls to where learning starts
-    otherwise.
-    """
+    """Returns the packed profile that `learn_profile` keeps, and what came of it; see there."""
     engine = Engine(release, threads=threads)
     rows = None if memory_mib is None else fitting_rows(engine, examples, texts, memory_mib)
-    learning = OwnLearning(engine, examples, texts, begin=begin, rows=rows)
+    learning = OwnLearning(engine, examples, texts, rows=rows)
     while not learning.finished:
         learning.advance()
         if on_progress is not None:

@@ -30,6 +30,7 @@ from umbel.device_client.egress.allowed import (
 )
 from umbel.device_client.egress.gate import Asker, admit, leave
 from umbel.device_client.engine import Engine
+from umbel.device_client.releases.installed import installed
 from umbel.device_client.rounds import evaluate, train
 from umbel.device_client.simulated import SimulatedHome
 from umbel.shared.errors import ConfigError, MessageError, StoreError, UmbelError
@@ -173,12 +174,15 @@ def _engine(context: Context, home: _AnyHome) -> Engine:
     manifest = Path(str(folder)) / MANIFEST
     # The manifest's hash is the release's id, and it changes when a folder gets another release.
     release_id = sha256_file(manifest) if manifest.is_file() else ""
-    return _engine_of(str(folder), release_id, int(threads))
+    in_home = home.release_folder is not None and not own.get(RELEASE)
+    return _engine_of(str(folder), release_id, int(threads), in_home)
 
 
 @lru_cache(maxsize=1)  # a second engine would double the memory of a small device
-def _engine_of(folder: str, release_id: str, threads: int) -> Engine:
-    release: Release = read_release(Path(folder))
+def _engine_of(folder: str, release_id: str, threads: int, in_home: bool) -> Engine:
+    """Opens a release; one of a home is the one that its store names, and so its folder."""
+    place = Path(folder)
+    release: Release = installed(place.parent, place.name) if in_home else read_release(place)
     del release_id
     return Engine(release, threads=threads)
 

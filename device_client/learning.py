@@ -152,16 +152,14 @@ def learn_exactly(
     recipe: LearningRecipe,
     *,
     start: Mapping[str, FloatArray] | None = None,
-    begin: Mapping[str, FloatArray] | None = None,
     shared: Mapping[str, FloatArray] = NO_SHARED,
     on_step: Callable[[int, float], None] | None = None,
 ) -> dict[str, FloatArray]:
     """Learns as `learn_profiles` does, and returns what was learned before it is rounded.
 
-    It may not be finite. Users without examples keep exactly what they started from. With `begin`, the first
-    step is made from there, and the prior still pulls to `start`.
+    It may not be finite. Users without examples keep exactly what they started from.
     """
-    learning = ProfileLearning(engine, supports, recipe, start=start, begin=begin, shared=shared)
+    learning = ProfileLearning(engine, supports, recipe, start=start, shared=shared)
     while not learning.finished:
         nll = learning.advance()
         if nll is not None and on_step is not None:
@@ -184,7 +182,6 @@ class ProfileLearning:
         recipe: LearningRecipe,
         *,
         start: Mapping[str, FloatArray] | None = None,
-        begin: Mapping[str, FloatArray] | None = None,
         shared: Mapping[str, FloatArray] = NO_SHARED,
         rows: int | None = None,
     ):
@@ -195,7 +192,6 @@ class ProfileLearning:
             supports: Each user's examples.
             recipe: Steps, rates, prior.
             start: Where to start and what to be pulled to.
-            begin: Where to make the first step from instead.
             shared: A round's values of trainable shared tensors.
             rows: Examples of a graph run at most; 32 if None, and all where they have been read.
         """
@@ -203,7 +199,7 @@ class ProfileLearning:
         spec = engine.release.manifest.profile
         self._origin = dict(start) if start is not None else spec.zeros(len(supports))
         self._empty = np.array([len(support) == 0 for support in supports])
-        self._descent = Descent(self._origin, recipe, begin)
+        self._descent = Descent(self._origin, recipe)
         self._pieces: list[tuple[Encoded, IntArray]] = []
         self._found: list[tuple[FloatArray, dict[str, FloatArray]]] = []
         if not self._empty.all() and recipe.steps:

@@ -148,7 +148,6 @@ class OwnLearning:
         texts: Sequence[str] = (),
         *,
         known: Mapping[int, FloatArray] | None = None,
-        begin: Mapping[str, FloatArray] | None = None,
         rows: int | None = None,
     ):
         """Encodes the texts; no graph is run yet.
@@ -158,7 +157,6 @@ class OwnLearning:
             examples: The owner's examples.
             texts: Further texts of theirs.
             known: What some texts were read as, (d,), by their place among examples and further texts.
-            begin: Where the first step is made from, if not where learning starts: (1, *shape).
             rows: Texts of a graph run at most; see `ProfileLearning`.
 
         Raises:
@@ -167,7 +165,7 @@ class OwnLearning:
         if not examples:
             raise ExampleError("there are no examples to learn from", hint="Add some: umbel device add.")
         check_one_owner(examples)
-        self._engine, self._examples, self._begin, self._rows = engine, examples, begin, rows
+        self._engine, self._examples, self._rows = engine, examples, rows
         self.texts = OwnTexts(engine, examples, texts, known, rows)
         self._idle = bool(texts) and not self.texts.starts
         self._learning: CautiousLearning | None = None
@@ -195,7 +193,6 @@ class OwnLearning:
                 [self.texts.support()],
                 self.texts.recipe,
                 start=self.texts.starter(),
-                begin=self._begin,
                 measured=True,
                 rows=self._learned_rows(),
             )

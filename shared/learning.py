@@ -23,15 +23,10 @@ class Descent:
         profile: What has been reached: name -> (users, *shape).
     """
 
-    def __init__(
-        self,
-        origin: Mapping[str, FloatArray],
-        recipe: LearningRecipe,
-        begin: Mapping[str, FloatArray] | None = None,
-    ):
-        """Begins at `begin`, or at the origin; the prior pulls to the origin in either case."""
+    def __init__(self, origin: Mapping[str, FloatArray], recipe: LearningRecipe):
+        """Begins at the origin, to which the prior pulls."""
         self.recipe = recipe
-        self.profile: dict[str, FloatArray] = dict(origin if begin is None else begin)
+        self.profile: dict[str, FloatArray] = dict(origin)
         self._origin = origin
         self._optimizer = AdamW(recipe)
 
@@ -73,7 +68,6 @@ def minimise(
     origin: Mapping[str, FloatArray],
     recipe: LearningRecipe,
     *,
-    begin: Mapping[str, FloatArray] | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> dict[str, FloatArray]:
     """Minimises, for each user, sum_i nll_i + prior_strength / 2 |profile - origin|^2.
@@ -81,15 +75,14 @@ def minimise(
     Args:
         gradients_at: profile -> (nll of every example (batch,), gradient of their sum for every tensor
             (users, *shape)).
-        origin: What the prior pulls to, and where to start if nothing else is said: (users, *shape).
+        origin: What the prior pulls to, and where to start: (users, *shape).
         recipe: Steps, rates, prior.
-        begin: Where to start instead.
         on_step: Called after every step with its number (from 1) and the mean nll before it.
 
     Returns:
         name -> (users, *shape) float32.
     """
-    descent = Descent(origin, recipe, begin)
+    descent = Descent(origin, recipe)
     while not descent.finished:
         nll, gradients = gradients_at(descent.profile)
         descent.step(gradients)

@@ -33,7 +33,7 @@ def update(
     pin: PIN = None,
     first_use: FIRST_USE = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Take it over even if it is not as good on your examples.")
+        bool, typer.Option("--force", help="Take it over even if it is not as good, or cannot be compared.")
     ] = False,
     back: Annotated[bool, typer.Option("--back", help="Go back to the release before.")] = False,
     home: Home = HOME,
@@ -75,6 +75,9 @@ def _said(quiet: bool) -> Callable[[str], None]:
     return on_phase
 
 
+_UNREAD = "That one was damaged or missing, so they were not compared."
+
+
 def _words(found: Updated, has_profile: bool) -> str:
     used, other = found.release[:12], (found.other or "")[:12]
     if found.outcome == "current":
@@ -88,7 +91,8 @@ def _words(found: Updated, has_profile: bool) -> str:
         return words + (_kept(found) if found.tried_before else "Take it over: umbel device update")
     if found.outcome == "kept":
         return f"Release {used} goes on. {_kept(found)}"
-    words = f"Release {used} has taken over from {other}. {_proof(found)}"
+    words = f"Release {used} has taken over from {other}. "
+    words += _UNREAD if found.unread else _proof(found)
     return words if has_profile else words + "\nYou have no profile for it. Make one: umbel device learn"
 
 

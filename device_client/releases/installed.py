@@ -15,6 +15,10 @@ from umbel.shared.files import atomic_write, sha256_file, sole_use, sync_folder
 from umbel.shared.release import MANIFEST, Release, is_release_id, read_release
 
 _UNFINISHED = ".unfinished-"
+_AGAIN = (
+    "Fetch it again: umbel device update, where it is still the current one of the channel, or with "
+    "--release FOLDER. Or take another one over: with --force."
+)
 
 
 def install(source: Path, folder: Path) -> Release:
@@ -53,7 +57,7 @@ def whole(folder: Path, release: str) -> Release | None:
     if not place.is_dir():
         return None
     with suppress(ReleaseError):
-        return read_release(place)
+        return _checked(place)
     _put_aside(place, folder)
     return None
 
@@ -78,16 +82,15 @@ def installed(folder: Path, release: str) -> Release:
     """Reads a release that was taken over.
 
     Raises:
-        ReleaseError: It is missing or damaged.
+        ReleaseError: It is missing or damaged, or its folder holds another one.
     """
     if not is_release_id(release) or not (folder / release).is_dir():
         raise ReleaseError(
             "the release that this device was enrolled with is missing",
             [f"expected it at {folder / release}"],
-            "Fetch it again: umbel device update, where it is still the current one of the channel, or with "
-            "--release FOLDER.",
+            _AGAIN,
         )
-    return read_release(folder / release)
+    return _checked(folder / release)
 
 
 def linked(sha256: str, blobs: Path, folder: Path) -> bool:
@@ -118,6 +121,18 @@ def clear(folder: Path) -> None:
     """Removes what an interrupted copy has left."""
     for unfinished in folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _checked(place: Path) -> Release:
+    """Reads the release that a folder is named after; another one in its place is whole in itself, too."""
+    found = read_release(place)
+    if found.release_id != place.name:
+        raise ReleaseError(
+            "the folder of a release that this device took over holds another one",
+            [f"found {found.release_id[:12]}... in {place}"],
+            _AGAIN,
+        )
+    return found
 
 
 def _take(blob: Path, blobs: Path, folder: Path) -> None:

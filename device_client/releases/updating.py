@@ -26,7 +26,6 @@ from umbel.device_client.vault.store import KeptProfile, Store
 from umbel.shared.errors import BusyError, ReleaseError
 from umbel.shared.examples import Example
 from umbel.shared.files import sole_use
-from umbel.shared.profile import FloatArray, unpack_profile
 from umbel.shared.release import Release, read_release
 
 RELEASE, CHANNEL = "release", "channel"
@@ -76,6 +75,7 @@ class Updated:
         to_fetch: How many bytes of an available one are not here.
         proof: How both did on the owner's examples; None without examples.
         tried_before: Whether that is known from an earlier update.
+        unread: Whether the one that was in use was damaged or missing, so that nothing was compared.
     """
 
     outcome: str
@@ -84,6 +84,7 @@ class Updated:
     to_fetch: int = 0
     proof: Proof | None = None
     tried_before: bool = False
+    unread: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Returns it for scripts."""
@@ -135,10 +136,11 @@ class Update:
             if self._wanted.check:
                 to_fetch = 0 if self._wanted.release else missing_bytes(offer, self._releases)
                 return Updated("available", self._used, offer.release_id, to_fetch, *_known_of(verdict))
+            old = self._old()
             if verdict is not None and not self._wanted.force:
                 return Updated("kept", self._used, offer.release_id, 0, *_known_of(verdict))
             new = self._taken(channel, offer)
-            return self._tried(new, examples, texts, before)
+            return self._tried(old, new, examples, texts, before)
 
     def _channel(self) -> Channel | None:
         """Returns the channel to look at; one that is trusted anew is kept."""
@@ -172,54 +174,78 @@ class Update:
             self._store.switch({CHANNEL: channel.as_setting()}, {}, told)
         return offer
 
+    def _old(self) -> Release | None:
+        """Returns the release in use; None where it cannot be read and its owner wants another one anyway."""
+        try:
+            return installed(self._releases, self._used)
+        except ReleaseError as error:
+            if self._wanted.force:
+                return None
+            raise ReleaseError(
+                "the release in use is damaged or missing, so that the new one cannot be compared with it",
+                [error.headline, *error.problems],
+                "Take the new one over without a comparison: umbel device update --force.",
+            ) from None
+
     def _taken(self, channel: Channel | None, offer: Offer) -> Release:
         if channel is None:
             assert self._wanted.release is not None
-            return install(self._wanted.release, self._releases)
-        self._hears.on_phase("fetching")
-        source = source_of(self._wanted.source or channel.source)
-        return fetch(source, offer, self._releases, on_bytes=self._hears.on_bytes)
+            taken = install(self._wanted.release, self._releases)
+        else:
+            self._hears.on_phase("fetching")
+            source = source_of(self._wanted.source or channel.source)
+            taken = fetch(source, offer, self._releases, on_bytes=self._hears.on_bytes)
+        if taken.release_id != offer.release_id:
+            raise ReleaseError("what was fetched is another release than was offered", hint="Try again.")
+        return taken
 
     def _tried(
-        self, new: Release, examples: Sequence[Example], texts: Sequence[str], before: tuple[str, int]
+        self,
+        old: Release | None,
+        new: Release,
+        examples: Sequence[Example],
+        texts: Sequence[str],
+        before: tuple[str, int],
     ) -> Updated:
-        """Compares the new release with the one in use, and takes it over or leaves it."""
-        old, kept = installed(self._releases, self._used), self._store.profile(self._used)
-        how = None if kept is None else _kind(kept)
-        self._hears.on_phase("trying it on your examples")
-        proof = proven(old, new, how, examples, texts, self._threads)
+        """Compares a new release with the one in use, if that can be read; takes it over or leaves it."""
+        kept, proof = self._store.profile(self._used), None
+        if old is not None:
+            self._hears.on_phase("trying it on your examples")
+            how = None if kept is None else _kind(kept)
+            proof = proven(old, new, how, examples, texts, self._threads)
         if proof is not None and not proof.as_good and not self._wanted.force:
             return self._left(new, proof, before[0])
         self._hears.on_phase("learning your profile for it")
-        profile = None if kept is None else self._relearned(old, new, kept, examples, texts, before[0])
+        profile = None if kept is None else self._relearned(new, kept, examples, texts, before[0])
         told = {} if proof is None else proof.as_json()
+        previous = self._used if old is not None else self._store.setting(_PREVIOUS)
+        previous = None if previous == new.release_id else previous
+        here = [name for name in (new.release_id, previous) if name]
         self._store.switch(
-            {RELEASE: new.release_id, _PREVIOUS: old.release_id, _VERDICT: None},
+            {RELEASE: new.release_id, _PREVIOUS: previous, _VERDICT: None},
             {} if profile is None else {new.release_id: profile},
-            event("updated", release=new.release_id, before=old.release_id, **told),
-            keep=(new.release_id, old.release_id),
+            event("updated", release=new.release_id, before=self._used, **told),
+            keep=here,
             erasures=before[1],
         )
-        self._tidy(new.release_id, old.release_id)
-        return Updated("adopted", new.release_id, old.release_id, 0, proof)
+        self._tidy(*here)
+        return Updated("adopted", new.release_id, self._used, 0, proof, unread=old is None)
 
     def _relearned(
         self,
-        old: Release,
         new: Release,
         kept: KeptProfile,
         examples: Sequence[Example],
         texts: Sequence[str],
         state: str,
     ) -> KeptProfile | None:
-        """Returns the profile for a new release; None where that can make none of what there is."""
+        """Returns the profile for a new release, made as it was proven; None where it can make none."""
         began = time.perf_counter()
         if examples and _kind(kept) == "learned":
             packed, found = packed_learning(
                 new,
                 examples,
                 texts=texts,
-                begin=_begin(old, new, kept),
                 threads=self._threads,
                 on_progress=self._hears.on_progress,
             )
@@ -276,13 +302,6 @@ class Update:
 def _kind(kept: KeptProfile) -> str:
     """Returns how a profile came about: learned, at home or in a round, or onboarded."""
     return "onboarded" if kept.about["how"] == "onboarded" else "learned"
-
-
-def _begin(old: Release, new: Release, kept: KeptProfile) -> dict[str, FloatArray] | None:
-    """Returns the old profile to begin from, where the private tensors are the same."""
-    if old.manifest.profile != new.manifest.profile:
-        return None
-    return unpack_profile(old.manifest.profile, kept.packed, old.release_id)
 
 
 def _check_labels(examples: Sequence[Example], offer: Offer) -> None:

@@ -123,8 +123,3 @@ def test_two_releases_are_compared_on_the_same_folds(
     _, learned = packed_learning(embedded_release, mine)
     assert learned.held_out is not None
     assert learned.held_out.figures()["examples"] == 8
-    zeros = embedded_release.manifest.profile.zeros(1)
-    begun = {name: value + np.float32(0.5) for name, value in zeros.items()}
-    assert (
-        packed_learning(embedded_release, mine, begin=begun)[0] != packed_learning(embedded_release, mine)[0]
-    )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +26,10 @@ from umbel.device_client.flower_app import answer, reply
 from umbel.device_client.owner import Device
 from umbel.device_client.rounds import train
 from umbel.device_client.simulated import SimulatedHome
-from umbel.shared.errors import ConfigError, EgressError, ExampleError, MessageError, StoreError
+from umbel.shared.errors import ConfigError, EgressError, ExampleError, MessageError, ReleaseError, StoreError
 from umbel.shared.examples import Example, write_examples
 from umbel.shared.messages import LocalSettings, RoundTask, Wire, l2_norm, read_contribution, read_hello
-from umbel.shared.release import Release
+from umbel.shared.release import Release, write_release
 
 pytestmark = pytest.mark.full
 CANARY = "a canary sang in the mine at noon"
@@ -211,6 +212,22 @@ def test_a_run_cannot_make_an_owners_device_a_simulated_one(
         answer(message(task, "query"), context(node, run))
     changed(home, lambda device: device.keep_policy(Policy("always")))
     answer(message(task), context(node, run))  # with the release of its home
+
+
+def test_a_home_whose_folder_holds_another_release_takes_no_part(
+    home: Path, task: RoundTask, tiny_release: Release, tmp_path: Path
+) -> None:
+    """Another release is whole in itself, too: only the id that the sealed store keeps tells it apart."""
+    manifest = replace(tiny_release.manifest, parent=tiny_release.release_id)
+    blobs = {name: tiny_release.blob_path(name).read_bytes() for name in manifest.blobs}
+    other = write_release(tmp_path / "other", manifest, blobs)
+    asked = message(replace(task, release_id=other.release_id))
+    place = home / "releases" / tiny_release.release_id
+    shutil.rmtree(place)
+    shutil.copytree(other.folder, place)
+    with pytest.raises(ReleaseError, match="holds another one"):
+        answer(asked, context({"home": str(home)}))
+    assert flower_app._engine(context({"release": str(other.folder)}), SimulatedHome(tmp_path)) is not None
 
 
 def test_a_passphrase_comes_from_the_environment(

@@ -59,20 +59,3 @@ def test_every_step_is_told_with_the_mean_nll_before_it() -> None:
 def test_no_steps_give_the_origin() -> None:
     origin = {"p": np.ones((1, 2), np.float32)}
     assert minimise(lambda _: pytest.fail("called"), origin, LearningRecipe(steps=0)) == origin
-
-
-def test_learning_may_begin_elsewhere_than_where_the_prior_pulls_to() -> None:
-    curvature, target, origin = problem()
-    begin = {"p": np.full_like(origin, 3.0)}
-
-    def gradients_at(profile: Mapping[str, FloatArray]) -> tuple[FloatArray, dict[str, FloatArray]]:
-        pull = np.einsum("uij,uj->ui", curvature, profile["p"] - target)
-        return np.zeros(USERS, np.float32), {"p": pull}
-
-    recipe = LearningRecipe(steps=3000, learning_rate=0.05, prior_strength=5.0)
-    found = minimise(gradients_at, {"p": origin}, recipe, begin=begin)["p"]
-    for user in range(USERS):
-        H, t, p0 = (array[user].astype(np.float64) for array in (curvature, target, origin))
-        assert found[user] == pytest.approx(quadratic_map(H, t, 5.0, p0), abs=2e-3)
-    none = minimise(gradients_at, {"p": origin}, LearningRecipe(steps=0), begin=begin)
-    assert none["p"].tolist() == begin["p"].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,12 +21,14 @@ from umbel import cli
 from umbel.device_client.device import cross_validate, packed_learning
 from umbel.device_client.owner import Device
 from umbel.device_client.releases import updating
+from umbel.device_client.releases.installed import install
 from umbel.device_client.releases.proving import Proof, cut, proven
 from umbel.device_client.releases.trust import Pin
 from umbel.device_client.releases.updating import Wanted
 from umbel.shared.errors import BusyError, ReleaseError, StoreError
 from umbel.shared.examples import Example
 from umbel.shared.files import sole_use
+from umbel.shared.profile import unpack_profile
 from umbel.shared.release import Release, write_release
 from umbel.shared.rng import generator
 
@@ -91,9 +94,12 @@ def test_a_release_that_is_as_good_takes_over(
     status = device.status()
     assert status["release"] == device.release.release_id == others["same"].release_id
     assert (status["profile"]["how"], status["profile"]["current"]) == ("learned", True)
-    # Begun from where the old one ended, six steps lead a little further; the answers are close, not equal.
-    after = device.predict(["good film", "bad book"])
-    assert [row.label for row in after] == [row.label for row in before]
+    # What is adopted is what was proven: a profile learned from the start, not from where the old one ended.
+    assert device.predict(["good film", "bad book"]) == before
+    packed, _ = packed_learning(others["same"], MINE)
+    anew, own = unpack_profile(others["same"].manifest.profile, packed, found.release), device.profile()
+    assert own is not None
+    assert all(np.array_equal(own[name], anew[name]) for name in anew)
     assert device.log()[-1]["what"] == "updated"
     assert device.update(given(others["same"])).outcome == "current"
 
@@ -236,6 +242,53 @@ def test_a_release_that_was_damaged_is_taken_again(device: Device, first: Releas
             opened.predict(["good film"])
         assert opened.update(given(first)).outcome == "current"
         assert opened.predict(["good film"]) == before
+
+
+def test_another_release_in_the_folder_of_the_one_in_use(
+    device: Device, first: Release, others: dict[str, Release]
+) -> None:
+    """It is whole in itself, so only its id tells."""
+    before = device.predict(["good film"])
+    place = device.home / "releases" / first.release_id
+    shutil.rmtree(place)
+    shutil.copytree(others["worse"].folder, place)
+    with Device.open(device.home) as opened:
+        with pytest.raises(ReleaseError, match=r"holds another one\n  - found "):
+            opened.predict(["good film"])
+        assert opened.update(given(first)).outcome == "current"
+        assert opened.predict(["good film"]) == before
+
+
+def test_what_is_taken_is_what_was_offered(
+    device: Device, first: Release, others: dict[str, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder may change after it was looked at, and before it is copied."""
+    monkeypatch.setattr(updating, "install", lambda folder, to: install(others["worse"].folder, to))
+    with pytest.raises(ReleaseError, match="another release than was offered"):
+        device.update(given(others["same"], force=True))
+    assert device.status()["release"] == first.release_id
+
+
+def test_a_damaged_release_does_not_keep_others_away(
+    device: Device, first: Release, others: dict[str, Release], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The channel has moved on, so the same one cannot be had again."""
+    place = device.home / "releases" / first.release_id
+    (place / "blobs" / first.manifest.blobs["tokenizer.json"].sha256).write_bytes(b"{}")
+    wanted = given(others["same"])
+    with pytest.raises(ReleaseError, match=r"(?s)cannot be compared.*has 2 bytes.*device update --force"):
+        device.update(wanted)
+    assert device.status()["release"] == first.release_id
+    words = ["device", "update", "-r", str(wanted.release), "--force", "--home", str(device.home)]
+    assert cli.main(words) == 0
+    assert "That one was damaged or missing, so they were not compared." in capsys.readouterr().out
+    status = device.status()
+    assert (status["release"], status["profile"]["current"]) == (others["same"].release_id, True)
+    with pytest.raises(ReleaseError, match="no release before"):
+        device.update(Wanted(back=True))
+    shutil.rmtree(device.home / "releases" / others["same"].release_id)
+    found = device.update(given(others["worse"], force=True)).as_json()
+    assert (found["outcome"], found["proof"], found["unread"]) == ("adopted", None, True)
 
 
 def test_nowhere_to_look(device: Device) -> None:
