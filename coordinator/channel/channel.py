@@ -19,8 +19,11 @@ from umbel.coordinator.channel.metadata import (
     State,
     begun,
     clock,
+    finish_rotation,
+    keep_next_root,
     newest_root,
     read_state,
+    take_next_root,
     write_chain,
     write_root,
 )
@@ -72,7 +75,8 @@ class Channel:
             ConfigError: A key is missing, or does not open.
             ReleaseError: The channel is damaged.
         """
-        self._signers(read_state(self.folder), _CHAIN)
+        with sole_use(self.folder):
+            self._signers(self._state(), _CHAIN)
 
     def add(self, release: Release) -> bool:
         """Makes a release the current one of the channel.
@@ -89,7 +93,7 @@ class Channel:
             ReleaseError: The channel is damaged.
         """
         with sole_use(self.folder):
-            state = read_state(self.folder)
+            state = self._state()
             if _current(state) == release.release_id:
                 return False
             signers = self._signers(state, _CHAIN)
@@ -111,7 +115,7 @@ class Channel:
             ReleaseError: The channel is damaged.
         """
         with sole_use(self.folder):
-            state, now = read_state(self.folder), self._now()
+            state, now = self._state(), self._now()
             due = [role for role in ROLES if state.is_due(role, now) and self._at_hand(state, role)]
             first = next((n for n, role in enumerate(_CHAIN) if role in due), len(_CHAIN) - 1)
             roles = _CHAIN[first:]
@@ -126,7 +130,8 @@ class Channel:
         """Gives a role a new key; the old one no longer counts.
 
         A new root is signed by old and new key. What else is made anew is signed by both while the old one is
-        at hand, so that devices that have the old root yet go on.
+        at hand, so that devices that have the old root yet go on. Interrupted without the old key, it is
+        finished by whatever changes the channel next.
 
         Returns:
             Where the new key lies.
@@ -140,7 +145,7 @@ class Channel:
             raise ConfigError(f"there is no role '{role}'", hint=f"Choose one of: {', '.join(ROLES)}.")
         self._check_apart()
         with sole_use(self.folder):
-            state, now = read_state(self.folder), self._now()
+            state, now = self._state(), self._now()
             after = () if role == "root" else _CHAIN[_CHAIN.index(role) :]
             old = state.keyids(role)
             needed = self._signers(state, ["root", *(name for name in after if name != role)])
@@ -151,8 +156,9 @@ class Channel:
             root.signed.add_key(new.public_key, role)
             needed.setdefault(role, [self.keys.read(role, own) for own in old if self.keys.has(role, own)])
             needed[role].append(new)
+            keep_next_root(self.folder, root, needed["root"], now)
             write_chain(self.folder, state, after, needed, now)
-            write_root(self.folder, root, needed["root"], now)
+            take_next_root(self.folder, root.signed.version)
         return self.keys.place(role, new.public_key.keyid)
 
     def status(self) -> dict[str, Any]:
@@ -177,6 +183,11 @@ class Channel:
                 for role in LIFE_DAYS
             },
         }
+
+    def _state(self) -> State:
+        """Reads the channel, once a rotation that was interrupted is finished."""
+        finish_rotation(self.folder)
+        return read_state(self.folder)
 
     def _signers(self, state: State, roles: Sequence[str]) -> Signers:
         """Reads the keys of some roles; all that are missing are told at once."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, final
 
+from securesystemslib.exceptions import StorageError
 from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
@@ -16,7 +19,10 @@ from tuf.api.serialization.json import JSONSerializer
 
 from umbel.shared.channel import METADATA, TIMESTAMP, root_name
 from umbel.shared.errors import ReleaseError
-from umbel.shared.files import atomic_write
+from umbel.shared.files import atomic_write, sync_folder
+
+_NEXT = ".next.root.json"
+_DAMAGE = (RepositoryError, DeserializationError, StorageError, OSError, KeyError, ValueError)
 
 LIFE_DAYS = {"root": 365, "targets": 365, "snapshot": 90, "timestamp": 14}
 """For how long devices believe a role's metadata; a host can keep newer ones from them as long, unseen."""
@@ -71,21 +77,25 @@ def read_state(folder: Path) -> State:
             f"there is no channel at {folder}", hint="Make one: umbel coordinator channel init."
         )
     try:
-        root = Metadata[Root].from_file(str(place / root_name(newest_root(folder))))
-        timestamp = Metadata[Timestamp].from_file(str(place / TIMESTAMP))
-        snapshot = Metadata[Snapshot].from_file(_versioned(place, "snapshot", timestamp.signed.snapshot_meta))
-        targets = Metadata[Targets].from_file(
-            _versioned(place, "targets", snapshot.signed.meta["targets.json"])
-        )
-        state = State(root, targets, snapshot, timestamp)
-        for role in LIFE_DAYS:
-            root.signed.verify_delegate(role, state.of(role).signed_bytes, state.of(role).signatures)
-    except (RepositoryError, DeserializationError, OSError, KeyError, ValueError) as error:
+        return _verified(place, root_name(newest_root(folder)))
+    except _DAMAGE as error:
         raise ReleaseError(
             f"the metadata of the channel at {folder} cannot be used",
             [f"{type(error).__name__}: {error}"],
-            "Take the folder from a copy, such as the one that your host serves.",
+            "Take the folder from a copy, such as the one that your host serves. If giving a role a new key "
+            "was interrupted, do so again: umbel coordinator channel rotate.",
         ) from None
+
+
+def _verified(place: Path, root_file: str) -> State:
+    """Reads the newest metadata in a folder, each signed by the keys that a root file in it names."""
+    root = Metadata[Root].from_file(str(place / root_file))
+    timestamp = Metadata[Timestamp].from_file(str(place / TIMESTAMP))
+    snapshot = Metadata[Snapshot].from_file(_versioned(place, "snapshot", timestamp.signed.snapshot_meta))
+    targets = Metadata[Targets].from_file(_versioned(place, "targets", snapshot.signed.meta["targets.json"]))
+    state = State(root, targets, snapshot, timestamp)
+    for role in LIFE_DAYS:
+        root.signed.verify_delegate(role, state.of(role).signed_bytes, state.of(role).signatures)
     return state
 
 
@@ -132,8 +142,52 @@ def write_root(folder: Path, root: Metadata[Root], signers: Iterable[CryptoSigne
     Raises:
         OSError: The folder cannot be written.
     """
+    keep_next_root(folder, root, signers, now)
+    take_next_root(folder, root.signed.version)
+
+
+def keep_next_root(
+    folder: Path, root: Metadata[Root], signers: Iterable[CryptoSigner], now: datetime
+) -> None:
+    """Makes the next version of root and keeps it beside, where no device looks.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
     advance(root.signed, "root", now)
-    atomic_write(folder / METADATA / root_name(root.signed.version), signed_bytes(root, signers))
+    atomic_write(folder / METADATA / _NEXT, signed_bytes(root, signers))
+
+
+def take_next_root(folder: Path, version: int) -> None:
+    """Gives a root that is kept beside the name under which devices find it.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    os.replace(folder / METADATA / _NEXT, folder / METADATA / root_name(version))
+    sync_folder(folder / METADATA)
+
+
+def finish_rotation(folder: Path) -> None:
+    """Takes the root that is kept beside, if the rest is signed by its keys alone already.
+
+    So it is where a rotation without the old key was interrupted before its root was taken.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    place, newest = folder / METADATA, newest_root(folder)
+    with suppress(*_DAMAGE):
+        _verified(place, root_name(newest))
+        return
+    try:
+        old = Metadata[Root].from_file(str(place / root_name(newest)))
+        new = _verified(place, _NEXT).root
+        old.signed.verify_delegate("root", new.signed_bytes, new.signatures)
+    except _DAMAGE:
+        return  # it is something else, which `read_state` tells
+    if new.signed.version == newest + 1:
+        take_next_root(folder, newest + 1)
 
 
 Signers = dict[str, list[CryptoSigner]]

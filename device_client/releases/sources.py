@@ -155,7 +155,7 @@ class WebSource(AbstractSource):
             if response.status not in _REDIRECTS or target is None:
                 return response
             response.close()
-            url = urljoin(url, target)
+            url = _led_to(url, target)
             _check_url(url)
         raise _unreachable(self.url, f"it redirects more than {_MOST_REDIRECTS} times")
 
@@ -216,7 +216,7 @@ def source_of(place: str) -> AbstractSource:
     """Returns the source that an address or a folder names.
 
     Raises:
-        ReleaseError: It is an address that is not HTTPS.
+        ReleaseError: It is an address that is not HTTPS, or that looks like one and is none.
     """
     return WebSource(place) if "://" in place else FolderSource(Path(place))
 
@@ -228,8 +228,24 @@ def _pieces(path: Path, start: int) -> Iterator[bytes]:
             yield chunk
 
 
+def _led_to(url: str, target: str) -> str:
+    """Returns where a redirect leads."""
+    try:
+        return urljoin(url, target)
+    except ValueError:
+        raise _unreachable(url, f"it redirects to {shown(target)}, which is no address") from None
+
+
 def _check_url(url: str) -> None:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ReleaseError(
+            f"{shown(url)} is no address",
+            [str(error)],
+            "Give one such as https://example.org/channel, or a folder.",
+        ) from None
     if parts.scheme != "https" or not parts.hostname:
         raise ReleaseError(
             "releases are fetched by HTTPS alone",

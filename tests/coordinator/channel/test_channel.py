@@ -96,6 +96,54 @@ def test_a_lost_key_is_replaced_without_it(publisher: Publisher) -> None:
     assert publisher.channel.refresh() == ["timestamp"]
 
 
+@pytest.mark.parametrize("role", ["targets", "snapshot", "timestamp"])
+@pytest.mark.parametrize("again", ["refresh", "rotate"])
+def test_a_rotation_without_the_old_key_that_is_stopped_before_its_root(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch, role: str, again: str
+) -> None:
+    """Metadata is signed by a key that no root names yet; the next command finishes it."""
+    for path in publisher.keys.online.parent.rglob(f"{role}-*.pem"):
+        path.unlink()
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(channels, "take_next_root", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            publisher.channel.rotate(role)
+    with pytest.raises(ReleaseError, match=r"(?s)cannot be used.*interrupted.*channel rotate"):
+        publisher.channel.status()
+    if again == "refresh":
+        assert publisher.channel.refresh() == ["timestamp"]
+    else:
+        publisher.channel.rotate(role)
+    root = root_of(publisher.folder, 2)
+    vouches(root_of(publisher.folder, 1), "root", root)
+    assert publisher.channel.status()["roles"]["root"]["version"] == (2 if again == "refresh" else 3)
+
+
+def test_a_root_that_is_kept_beside_is_not_taken_before_the_rest_is_signed_for_it(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = publisher.channel.status()
+    with monkeypatch.context() as context:
+        context.setattr(channels, "write_chain", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            publisher.channel.rotate("timestamp")
+    assert publisher.channel.status() == before
+    assert publisher.channel.refresh() == ["timestamp"]
+    assert publisher.channel.status()["roles"]["root"]["version"] == 1
+    path = publisher.folder / "metadata" / "timestamp.json"
+    path.write_bytes(path.read_bytes().replace(b'"version": ', b'"version": 9'))
+    with pytest.raises(ReleaseError, match="cannot be used"):
+        publisher.channel.refresh()
+    assert not (publisher.folder / "metadata" / "2.root.json").exists()
+
+
 def test_devices_with_the_old_root_still_believe_the_timestamp_of_a_rotation(publisher: Publisher) -> None:
     publisher.channel.rotate("timestamp")
     timestamp = Metadata[Timestamp].from_file(str(publisher.folder / "metadata" / "timestamp.json"))

@@ -338,6 +338,26 @@ def test_plain_http_is_refused() -> None:
         source_of("http://example.org/channel")
 
 
+@pytest.mark.parametrize("url", ["https://[x", "https://[x]/channel", "https://example.org:port/channel"])
+def test_what_is_no_address_is_said(url: str) -> None:
+    with pytest.raises(ReleaseError, match="is no address"):
+        source_of(url)
+
+
+@pytest.mark.parametrize("target", ["https://[x", "//[x]/a", "https://127.0.0.1:99999/a"])
+def test_a_redirect_to_what_is_no_address(one: Release, visitor: Visitor, host: Host, target: str) -> None:
+    def moved(handler: Any, name: str) -> bool:
+        handler.send_response(302)
+        handler.send_header("Location", target)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+        return True
+
+    host.misbehave = moved
+    with pytest.raises(ReleaseError, match="is no address"):
+        visitor.look()
+
+
 def test_a_certificate_that_nobody_vouches_for_is_refused(
     one: Release, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
