@@ -368,9 +368,12 @@ def forget(
         found = device.forget([e.number for e in own])
         if not as_json:
             typer.echo(_erased(found))
-        again = _again(device, before, threads, as_json) if own and learn else None
-    if as_json:
-        typer.echo(json.dumps({"erased": asdict(found), "again": again}, indent=2))
+        again = None
+        try:
+            again = _again(device, before, threads, as_json) if own and learn else None
+        finally:  # what is erased is told even where learning again fails
+            if as_json:
+                typer.echo(json.dumps({"erased": asdict(found), "again": again}, indent=2))
 
 
 def _erased(found: Erased) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import final
@@ -15,6 +15,7 @@ from umbel.device_client.prediction import INT8, Prediction, predict_owners, rea
 from umbel.device_client.vault.keys import Ask
 from umbel.shared.errors import ExampleError, ReleaseError, StoreError, UmbelError
 from umbel.shared.profile import FloatArray
+from umbel.shared.release import Release
 
 AskFor = Callable[[str], Ask]
 """An owner's name -> what gives their passphrase."""
@@ -44,16 +45,10 @@ class Household:
             ReleaseError: Somebody's release is missing or damaged; all are told.
         """
         self.devices = dict(devices)
+        self._threads = threads
+        self._releases: dict[str, Release] = {}
         self._engines: dict[str, Engine] = {}
-        problems = []
-        for name, device in self.devices.items():
-            try:
-                if device.release_id not in self._engines:
-                    self._engines[device.release_id] = Engine(device.release, threads=threads)
-            except UmbelError as error:
-                problems += _told(name, error)
-        if problems:
-            raise ReleaseError("some of the household cannot be asked", problems)
+        self._engines_of(self.devices)
 
     @classmethod
     def open(cls, homes: Mapping[str, Path], *, ask: AskFor = _nobody_asked, threads: int = 1) -> Household:
@@ -77,7 +72,7 @@ class Household:
                 try:
                     devices[name] = opened.enter_context(Device.open(home, ask=ask(name)))
                 except UmbelError as error:
-                    problems += _told(name, error)
+                    problems.append(_told(name, error))
             if problems:
                 raise StoreError("some of the household do not open", problems)
             household = cls(devices, threads=threads)
@@ -120,14 +115,16 @@ class Household:
             ConfigError: There is no such precision.
             ExampleError: Texts and owners are not as many, or an owner is not of the household.
             ProfileError: A profile is damaged.
+            ReleaseError: Somebody has updated since, and what they have now is missing or damaged.
         """
         self._check(texts, owners)
+        engines = self._engines_of(set(owners))
         of_release: dict[str, list[int]] = {}
         for number, owner in enumerate(owners):
-            of_release.setdefault(self.devices[owner].release_id, []).append(number)
+            of_release.setdefault(engines[owner].release.release_id, []).append(number)
         found: dict[int, Prediction] = {}
-        for release, numbers in of_release.items():
-            engine = reader(self._engines[release], precision)
+        for numbers in of_release.values():
+            engine = reader(engines[owners[numbers[0]]], precision)
             names = sorted({owners[number] for number in numbers})
             profiles: list[Mapping[str, FloatArray] | None] = [
                 self.devices[name].profile(engine.release) for name in names
@@ -138,6 +135,24 @@ class Household:
             answers = predict_owners(engine, some, index, profiles, compare=compare)
             found |= dict(zip(numbers, answers, strict=True))
         return [found[number] for number in range(len(texts))]
+
+    def _engines_of(self, names: Collection[str]) -> dict[str, Engine]:
+        """Returns each one's graphs, those of a release once; another process may have updated a device."""
+        problems = []
+        for name in (name for name in self.devices if name in names):
+            try:
+                self._releases[name] = release = self.devices[name].release
+                if release.release_id not in self._engines:
+                    self._engines[release.release_id] = Engine(release, threads=self._threads)
+            except UmbelError as error:
+                problems.append(_told(name, error))
+        if problems:
+            raise ReleaseError("some of the household cannot be asked", problems)
+        found = {name: self._engines[self._releases[name].release_id] for name in names}
+        # A home removes what it no longer uses, so nobody reads from the copy of one who has another now.
+        used = list(self._releases.values())
+        self._engines = {id_: own for id_, own in self._engines.items() if own.release in used}
+        return found
 
     def _check(self, texts: Sequence[str], owners: Sequence[str]) -> None:
         problems = []
@@ -153,5 +168,5 @@ class Household:
             raise ExampleError("the household cannot answer this", problems, hint)
 
 
-def _told(name: str, error: UmbelError) -> list[str]:
-    return [f"{name}: {problem}" for problem in (error.problems or (error.headline,))]
+def _told(name: str, error: UmbelError) -> str:
+    return ": ".join((name, error.headline, *(["; ".join(error.problems)] if error.problems else [])))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -25,7 +24,6 @@ from umbel.device_client.prediction import INT8, Prediction, predict_owners, rea
 from umbel.device_client.releases.installed import installed
 from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Passphrase
 from umbel.device_client.vault.store import (
-    CURRENT,
     Added,
     Entry,
     Erased,
@@ -38,7 +36,7 @@ from umbel.device_client.vault.store import (
 )
 from umbel.shared.errors import ConfigError, ExampleError, StoreError
 from umbel.shared.examples import Example, text_problems
-from umbel.shared.files import clear_unfinished, sha256_bytes
+from umbel.shared.files import clear_unfinished, sha256_bytes, sole_use
 from umbel.shared.profile import FloatArray, unpack_profile
 from umbel.shared.release import Release
 
@@ -84,6 +82,7 @@ class Device:
     def __init__(self, home: Path, store: Store):
         self.home = home
         self._store = store
+        self._release: Release | None = None
         self._engine: Engine | None = None
 
     @classmethod
@@ -146,14 +145,17 @@ class Device:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @cached_property
+    @property
     def release(self) -> Release:
-        """The release in use, checked when it is first asked for.
+        """The release in use, checked when it is first asked for; another process may have updated since.
 
         Raises:
             ReleaseError: It is missing or damaged.
         """
-        return installed(self.home / _RELEASES, self.release_id)
+        used = self.release_id
+        if self._release is None or self._release.release_id != used:
+            self._release = installed(self.home / _RELEASES, used)
+        return self._release
 
     @property
     def release_id(self) -> str:
@@ -193,9 +195,9 @@ class Device:
         """
         from umbel.device_client.device import packed_onboarding
 
-        began, release, before = time.perf_counter(), self.release, self.before()
+        began, engine, before = time.perf_counter(), self.engine(threads), self.before()
+        release = engine.release
         examples, texts = self.known()
-        engine = self.engine(threads)
         packed, found = packed_onboarding(release, examples, texts, explain=explain, engine=engine)
         self._keep(release, packed, before, "onboarded", examples, began, {"texts": len(texts)})
         return found
@@ -233,7 +235,7 @@ class Device:
 
         budget = Budget(threads, seconds, memory_mib)
         engine = self.engine(threads)
-        learning = HomeLearning(self._store, self.release, budget, anew=anew, engine=engine)
+        learning = HomeLearning(self._store, engine.release, budget, anew=anew, engine=engine)
         return learning.learn(stopped, on_progress)
 
     def predict(
@@ -259,13 +261,14 @@ class Device:
             ProfileError: The profile is damaged.
         """
         engine = reader(self.engine(threads), precision)
-        profile = None if generic else self.profile()
+        profile = None if generic else self.profile(engine.release)
         return predict_owners(engine, texts, np.zeros(len(texts), np.int64), [profile], compare=compare)
 
     def engine(self, threads: int = 1) -> Engine:
         """Returns the release's graphs; they stay open for the next call, with one copy of the weights."""
-        if self._engine is None or self._engine.release != self.release or self._engine.threads != threads:
-            self._engine = Engine(self.release, threads=threads)
+        release = self.release
+        if self._engine is None or self._engine.release != release or self._engine.threads != threads:
+            self._engine = Engine(release, threads=threads)
         return self._engine
 
     def profile(self, release: Release | None = None) -> dict[str, FloatArray] | None:
@@ -304,7 +307,7 @@ class Device:
         from umbel.device_client.releases.updating import Update, Wanted
 
         found = Update(self.home, self._store, wanted or Wanted(), threads, hears).run()
-        self.__dict__.pop("release", None)  # it may be another one now
+        self._release = None  # what was damaged may have been fetched again
         return found
 
     def status(self) -> dict[str, Any]:
@@ -423,15 +426,19 @@ class Device:
             ask: Gives the new passphrase.
 
         Raises:
+            BusyError: Another process does the same.
             ConfigError: There is no such holder, or it holds the key already.
-            StoreError: It cannot keep the key; the old one still opens the store.
+            StoreError: It cannot keep the key; the old one still opens the store. Or another process has
+                changed the holder since the store was opened.
         """
         _check_key(key)
-        if key == self._store.holder != Passphrase.kind:
-            raise ConfigError(f"the store's key is held that way already: {key}")
-        self._store.rekey(_holders(self.home, ask)(key, self._store.number), _event("rekeyed", key=key))
-        if key != KeyFile.kind:
-            KeyFile(self.home / _KEY).erase()  # one may lie there still, if this was interrupted before
+        with sole_use(self.home):  # of two at once, one would erase the key that the other has just made
+            self._store.check_holder()
+            if self._store.holder != KeyFile.kind:
+                KeyFile(self.home / _KEY).erase()  # one may lie there still, if this was interrupted before
+            if key == self._store.holder != Passphrase.kind:
+                raise ConfigError(f"the store's key is held that way already: {key}")
+            self._store.rekey(_holders(self.home, ask)(key, self._store.number), _event("rekeyed", key=key))
 
     def export(self, path: Path, ask: Ask) -> int:
         """Writes all of it, sealed by a passphrase of its own, into one file for another device.
@@ -444,12 +451,8 @@ class Device:
         inside = path.resolve().parent
         if inside == self.home.resolve():
             raise StoreError("an export would lie among the files of the home", hint="Name another folder.")
-        state = self._store.state()
-        profiles = {}
-        for name, own in self._store.profiles().items():
-            current = CURRENT if own.about["state"] == state else ""
-            profiles[name] = KeptProfile(own.packed, {**own.about, "state": current})
-        size = write_export(path, Exported(self._store.number, tuple(self.entries()), profiles), ask)
+        entries, profiles = self._store.snapshot()
+        size = write_export(path, Exported(self._store.number, tuple(entries), profiles), ask)
         self._store.note(_event("exported", bytes=size))
         return size
 

@@ -6,8 +6,9 @@ import json
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -20,6 +21,7 @@ from umbel.shared.checks import NestingError, parsed_json
 from umbel.shared.errors import StoreError
 
 _WAIT_SECONDS = 30.0
+_PAUSE_SECONDS = 0.05
 CURRENT = "current"
 """Stands, in an export, for the state of the entries beside it."""
 
@@ -109,9 +111,17 @@ class Store:
     the other.
     """
 
-    def __init__(self, connection: sqlite3.Connection, key: bytes, number: str, holder: KeyHolder):
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        key: bytes,
+        number: str,
+        holder: KeyHolder,
+        wrapped: Mapping[str, Any],
+    ):
         self._connection = connection
         self._key = key
+        self._wrapped = wrapped
         self._sealer = Sealer(key)
         self._holder = holder
         self._runs = Runs(connection, self._sealer)
@@ -153,7 +163,7 @@ class Store:
                 kept = wrap(key, holder, number)
                 rows = [("store", number.encode()), ("key", json.dumps(kept).encode())]
                 connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-                store = cls(connection, key, number, holder)
+                store = cls(connection, key, number, holder, kept)
                 for name, value in (settings or {}).items():
                     store._put_setting(name, value)
                 store._put_event(event)
@@ -175,7 +185,7 @@ class Store:
                     _update(connection, path)
                 number, kept = _meta(connection, path)
                 holder = holders(str(kept.get("holder")), number)
-                return cls(connection, unwrap(kept, holder, number), number, holder)
+                return cls(connection, unwrap(kept, holder, number), number, holder, kept)
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -244,6 +254,21 @@ class Store:
             raise StoreError("the store is damaged", ["its count of examples is not right"], _DAMAGED)
         return found
 
+    def snapshot(self) -> tuple[list[Entry], dict[str, KeptProfile]]:
+        """Returns entries, and profiles by release, of one moment, whatever other processes do.
+
+        The state of a profile that was learned from just these entries is `CURRENT`, and others' is empty.
+        """
+        with _explained(None), _transaction(self._connection, "BEGIN"):
+            entries, state, profiles = self.entries(), self._state(), self._profiles(None)
+        told = {
+            name: KeptProfile(
+                kept.packed, {**kept.about, "state": CURRENT if kept.about["state"] == state else ""}
+            )
+            for name, kept in profiles.items()
+        }
+        return entries, told
+
     def first_added(self) -> str | None:
         """Returns when the oldest entry was entrusted; None if there is none."""
         with self._reading():
@@ -297,7 +322,9 @@ class Store:
                 count = self._erasures() + 1
                 self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('erasures', ?)", (count,))
                 self._put_event(None if event is None else {**event, **asdict(found)})
-        self._scrub()
+        # Where nothing was erased now, one before may have left something; who still reads is no error then.
+        with nullcontext() if kinds else suppress(StoreError):
+            self._scrub()
         return found
 
     def _remove(self, number: int) -> tuple[int, int] | None:
@@ -533,31 +560,54 @@ class Store:
         sealed = self._sealer.seal(json.dumps(value).encode(), f"settings/{name}")
         self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"own {name}", sealed))
 
+    def check_holder(self) -> None:
+        """Checks that the key is held as it was when this store was opened.
+
+        Raises:
+            StoreError: Another process has given it to another holder, or has taken another passphrase.
+        """
+        with self._reading():
+            row = self._connection.execute("SELECT value FROM meta WHERE name = 'key'").fetchone()
+        try:
+            same = row is not None and parsed_json(row[0]) == self._wrapped
+        except (ValueError, TypeError, NestingError):
+            same = False
+        if not same:
+            raise StoreError(
+                "another process has changed who holds the store's key", hint="Open the store again."
+            )
+
     def rekey(self, holder: KeyHolder, event: Event = None) -> None:
         """Gives the key to another holder, or takes another passphrase; nothing is sealed again.
 
         Raises:
-            StoreError: The holder cannot keep it, or the store cannot be written: the old one still opens it.
+            StoreError: The holder cannot keep it, the store cannot be written, or `check_holder` says no: the
+                old one still opens it.
         """
-        new = json.dumps(wrap(self._key, holder, self.number)).encode()  # asks, so nobody is kept waiting
+        self.check_holder()
+        new = wrap(self._key, holder, self.number)  # asks, so nobody is kept waiting
         with self._writing():
-            self._connection.execute("UPDATE meta SET value = ? WHERE name = 'key'", (new,))
+            self.check_holder()
+            self._connection.execute(
+                "UPDATE meta SET value = ? WHERE name = 'key'", (json.dumps(new).encode(),)
+            )
             self._put_event(event)
-        old, self._holder = self._holder, holder
+        old, self._holder, self._wrapped = self._holder, holder, new
         if holder.kind != old.kind:
             old.erase()
         self._scrub()
 
     def _scrub(self) -> None:
         """Leaves no erased piece in the write-ahead log; what the file freed, SQLite overwrote."""
+        until = time.monotonic() + _WAIT_SECONDS / 2
         try:
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            # SQLite itself waits for readers and writers, but not for another process that does the same.
+            while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() > until:
+                    raise _unscrubbed("another process is still reading what was there before")
+                time.sleep(_PAUSE_SECONDS)
         except sqlite3.Error as error:
-            raise StoreError(
-                "it is done, but what was erased may still lie, sealed, in the store's write-ahead log",
-                [_said(error)],
-                "The next command that erases overwrites it. Free some space if the disk is full.",
-            ) from None
+            raise _unscrubbed(_said(error)) from None
 
     def _entry(self, number: int, mark: object, sealed: object) -> Entry:
         if not isinstance(mark, bytes):
@@ -602,6 +652,14 @@ def is_taken(path: Path) -> bool:
 def taken_place(path: Path) -> StoreError:
     """Returns what is said where a store is that is to be made."""
     return StoreError(f"there is a store at {path}", hint="Use it, or name another home: --home FOLDER.")
+
+
+def _unscrubbed(why: str) -> StoreError:
+    return StoreError(
+        "it is done, but what was erased may still lie, sealed, in the store's write-ahead log",
+        [why],
+        "The next command that erases overwrites it. Free some space if the disk is full.",
+    )
 
 
 def _absent(path: Path) -> StoreError:
@@ -674,8 +732,8 @@ def _update(connection: sqlite3.Connection, path: Path) -> None:
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
+def _transaction(connection: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+    connection.execute(begin)
     try:
         yield
         connection.execute("COMMIT")

@@ -15,8 +15,9 @@ from umbel.device_client.profile_file import read_profile
 from umbel.device_client.releases.installed import install
 from umbel.device_client.vault.portable import Exported, write_export
 from umbel.device_client.vault.store import Entry
-from umbel.shared.errors import ExampleError, ReleaseError, StoreError
+from umbel.shared.errors import BusyError, ExampleError, ReleaseError, StoreError
 from umbel.shared.examples import Example
+from umbel.shared.files import sole_use
 from umbel.shared.release import Release
 
 CANARY = "a canary sang in the mine at noon"
@@ -164,6 +165,14 @@ def test_the_key_changes_hands(
     assert (status["key"], status["examples"]) == ("passphrase", 4)
 
 
+def test_of_two_who_change_the_holder_one_waits(tiny_release: Release, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with enrolled(tiny_release, home) as device:
+        with sole_use(home), pytest.raises(BusyError):
+            device.rekey("passphrase", lambda: "correct horse battery")
+        assert (device.status()["key"], (home / "key").exists()) == ("file", True)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -246,6 +255,19 @@ def test_what_is_kept_is_listed_before_it_is_forgotten(
     assert status == 1  # nobody answered
     assert CANARY in err
     assert len(told(capsys, "list")) == 4
+
+
+def test_what_was_erased_is_told_though_learning_again_fails(
+    tiny_release: Release, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with enrolled(tiny_release, tmp_path / "home") as device:
+        device.add([Example("owner", text, label) for text, label in MINE])
+        device.learn()
+        device.release.blob_path("tokenizer.json").write_bytes(b"{}")
+    status, out, err = umbel(capsys, "forget", "--number", 1, "--yes", "--json")
+    assert (status, "tokenizer" in err) == (2, True)
+    found = json.loads(out)
+    assert (found["erased"]["examples"], found["erased"]["profiles"], found["again"]) == (1, 1, None)
 
 
 def test_labels_of_another_release_are_not_imported(tiny_release: Release, tmp_path: Path) -> None:

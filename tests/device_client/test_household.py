@@ -10,7 +10,8 @@ from umbel import cli
 from umbel.device_client import Device, Household
 from umbel.device_client.engine import Engine
 from umbel.device_client.prediction import Prediction, predict_texts
-from umbel.shared.errors import ConfigError, ExampleError, StoreError
+from umbel.device_client.releases.updating import Wanted
+from umbel.shared.errors import ConfigError, ExampleError, ReleaseError, StoreError
 from umbel.shared.examples import Example
 from umbel.shared.release import Release
 
@@ -71,6 +72,51 @@ def test_all_who_do_not_open_are_told(homes: dict[str, Path], tmp_path: Path) ->
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["bob", "eve"]
     with pytest.raises(StoreError, match="somebody in it"):
         Household.open({})
+
+
+def test_each_home_has_its_own_copy_checked(homes: dict[str, Path]) -> None:
+    """Ann's is whole, though Bob's of the same release and Cleo's are not: both are told, with the reason."""
+    for name in ("bob", "cleo"):
+        with Device.open(homes[name]) as device:
+            blob = device.release.blob_path("tokenizer.json")
+        blob.unlink()
+        if name == "cleo":
+            blob.write_bytes(b"{}")
+    with pytest.raises(ReleaseError, match="cannot be asked") as caught:
+        Household.open(homes)
+    bob, cleo = caught.value.problems
+    assert bob.startswith("bob: ")
+    assert cleo.startswith("cleo: ")
+    assert "has 2 bytes" in cleo
+
+
+def test_a_missing_key_is_told_with_what_it_is(homes: dict[str, Path]) -> None:
+    (homes["ann"] / "key").unlink()
+    with pytest.raises(StoreError) as caught:
+        Household.open(homes)
+    (problem,) = caught.value.problems
+    assert problem.startswith("ann: the store's key cannot be read from")
+    assert problem.endswith("No such file or directory")
+
+
+def test_a_member_who_is_updated_meanwhile(homes: dict[str, Path], tiny_release: Release) -> None:
+    """A household and a device that stay open answer with what is in use now, and keep under its id."""
+    with Household.open(homes) as household, Device.open(homes["ann"]) as device:
+        before = household.predict(TEXTS, OWNERS)
+        device.predict(TEXTS)
+        with Device.open(homes["ann"]) as other:
+            assert other.update(Wanted(release=tiny_release.folder, force=True)).outcome == "adopted"
+            wanted = other.predict(TEXTS)
+        found = household.predict(TEXTS, ["ann"] * len(TEXTS))
+        for one, answer, alone in zip(found, device.predict(TEXTS), wanted, strict=True):
+            same(one, alone)
+            same(answer, alone)
+        device.learn(anew=True)
+        assert device.release.release_id == tiny_release.release_id
+        assert device.status()["profile"] is not None
+        for number, answer in enumerate(household.predict(TEXTS, OWNERS)):
+            if OWNERS[number] != "ann":
+                same(answer, before[number])
 
 
 def test_what_cannot_be_asked_is_told(homes: dict[str, Path]) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import keyring
 import pytest
 from keyring.backend import KeyringBackend
+from tests.channels import plain_release
 
+from umbel.device_client.owner import Device
 from umbel.device_client.vault.keys import KeyFile, KeyHolder, Keyring, Passphrase, unwrap, wrap
 from umbel.device_client.vault.sealing import new_key
-from umbel.shared.errors import StoreError
+from umbel.shared.errors import ConfigError, StoreError
 
 WORDS = "correct horse battery"
 
@@ -131,6 +133,34 @@ def test_a_keyring_forgets(ring: InMemory) -> None:
     with pytest.raises(StoreError, match="no key for this store"):
         holder.read({})
     holder.erase()
+
+
+def test_a_key_that_an_interrupted_change_has_left_is_erased(tmp_path: Path, ring: InMemory) -> None:
+    """Killed before it erased the file, the same command does it, though the holder is the new one."""
+    home = tmp_path / "home"
+    with Device.enroll(home, plain_release(tmp_path / "release", "one").folder) as device:
+        left = (home / "key").read_bytes()
+        device.rekey("keyring")
+        (home / "key").write_bytes(left)
+        with pytest.raises(ConfigError, match="already: keyring"):
+            device.rekey("keyring")
+        assert not (home / "key").exists()
+    Device.open(home).close()
+
+
+def test_who_was_there_before_another_changed_the_holder_erases_nothing(
+    tmp_path: Path, ring: InMemory
+) -> None:
+    """A process that opened the store under the old holder must not put another key over the new one's."""
+    home = tmp_path / "home"
+    with Device.enroll(home, plain_release(tmp_path / "release", "one").folder) as device:
+        with Device.open(home) as late:
+            device.rekey("keyring")
+            kept = dict(ring.kept)
+            with pytest.raises(StoreError, match="another process has changed"):
+                late.rekey("keyring")
+        assert ring.kept == kept
+    Device.open(home).close()
 
 
 def test_a_keyring_that_keeps_nothing_is_found_out(ring: InMemory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,48 @@ def test_what_is_forgotten_is_in_no_file_any_more(tmp_path: Path) -> None:
         assert store.profiles() == {}
 
 
+def test_what_a_reader_still_holds_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is erased, but not yet from the write-ahead log; where nothing was erased, that is no error."""
+    monkeypatch.setattr("umbel.device_client.vault.store._WAIT_SECONDS", 0.2)
+    with made(tmp_path) as store:
+        store.add([entry("one"), entry(CANARY)])
+        with closing(sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)) as raw:
+            raw.execute("BEGIN")
+            raw.execute("SELECT sealed FROM entries").fetchall()
+            store.add([entry("three")])
+            assert store.remove([99]) == Erased()
+            with pytest.raises(StoreError, match="it is done, but") as caught:
+                store.remove([2])
+        assert caught.value.problems == ("another process is still reading what was there before",)
+        assert told(store) == [("one", LABEL), ("three", LABEL)]
+        store.remove([99])
+        assert (tmp_path / "store.sqlite-wal").stat().st_size == 0
+
+
+def test_a_snapshot_is_of_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is forgotten while it is read is wholly in it: the entry, and the profile that came of it."""
+    monkeypatch.setattr("umbel.device_client.vault.store._WAIT_SECONDS", 0.2)
+    plain = Store.entries
+    with made(tmp_path) as store, reopened(tmp_path) as other:
+        store.add([entry("one"), entry(CANARY)])
+        store.save_profile("r", KeptProfile(PROFILE.packed, {**ABOUT, "state": store.state()}))
+        store.save_profile("old", PROFILE)
+
+        def meanwhile(self: Store) -> list[Entry]:
+            found = plain(self)
+            if self is store:
+                with suppress(StoreError):  # the snapshot is the reader that holds on
+                    other.remove([2])
+            return found
+
+        monkeypatch.setattr(Store, "entries", meanwhile)
+        entries, profiles = store.snapshot()
+        assert [own.text for own in entries] == ["one", CANARY]
+        assert {name: kept.about["state"] for name, kept in profiles.items()} == {"old": "", "r": "current"}
+        monkeypatch.setattr(Store, "entries", plain)
+        assert ([own.text for own in store.snapshot()[0]], store.snapshot()[1]) == (["one"], {})
+
+
 def test_erased_for_good_even_if_it_does_not_open(tmp_path: Path) -> None:
     made(tmp_path).close()
     (tmp_path / "key").write_bytes(b"lost")
@@ -291,6 +334,30 @@ def test_another_holder_takes_the_key_over(tmp_path: Path) -> None:
         assert told(store) == [("one", LABEL)]
     with reopened(tmp_path) as store:
         assert (store.holder, told(store)) == ("passphrase", [("one", LABEL)])
+
+
+def test_who_holds_the_key_is_changed_by_one_at_a_time(tmp_path: Path) -> None:
+    """Who opened it before another changed the holder changes nothing, and makes no key."""
+    with made(tmp_path) as store, reopened(tmp_path) as late:
+        store.rekey(Passphrase(lambda: WORDS))
+        with pytest.raises(StoreError, match="another process has changed who holds"):
+            late.rekey(KeyFile(tmp_path / "key"))
+        assert not (tmp_path / "key").exists()
+    with reopened(tmp_path) as store:
+        assert store.holder == "passphrase"
+
+
+def test_a_holder_that_changes_while_another_is_asked(tmp_path: Path) -> None:
+    with made(tmp_path) as store, reopened(tmp_path) as other:
+
+        def ask() -> str:
+            other.rekey(Passphrase(lambda: WORDS))
+            return "another horse battery"
+
+        with pytest.raises(StoreError, match="another process has changed who holds"):
+            store.rekey(Passphrase(ask))
+    with reopened(tmp_path) as store:
+        assert store.holder == "passphrase"
 
 
 @pytest.mark.parametrize("table", ["entries", "profiles", "log"])
