@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     help="Learn a private profile from a few of your own examples, and predict with it. "
-    "Nothing leaves this machine.",
+    "Your texts, labels and profile never leave this machine; only if you allow it "
+    "('umbel device policy'), changes of what everybody shares do, in rounds.",
 )
 
 _Release = Annotated[
@@ -39,6 +40,10 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words
 _PROFILE = Path("profile.umbel")
 _SHOWN = 5
 _LEAST_SHOWN = 0.005  # it would read 0 %
+_LIFE = (  # commands in the order in which an owner needs them
+    *("enroll", "add", "list", "onboard", "learn", "predict", "status", "update", "policy", "consent"),
+    *("egress", "log", "household", "export", "import", "rekey", "forget"),
+)
 _CLEAR = 2.0  # times what every kind of people has where nothing is known
 _LONGEST = 120
 
@@ -301,3 +306,4 @@ add_to(app)
 egress_commands.add_to(app)
 app.command()(update)
 app.command()(household)
+app.registered_commands.sort(key=lambda info: _LIFE.index(info.name or info.callback.__name__))

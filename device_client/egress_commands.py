@@ -11,7 +11,7 @@ import typer
 from umbel.device_client.home_commands import HOME, Home, opened
 
 if TYPE_CHECKING:
-    from umbel.device_client.egress.policy import Policy
+    from umbel.device_client.egress.policy import Consent, Policy
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
 _SHOW = "show"
@@ -69,41 +69,64 @@ def policy(
 
 def consent(
     rounds: Annotated[
-        int | None, typer.Option(min=1, max=10**6, help="How many changes may leave; 1 unless given.")
+        int | None, typer.Option(min=1, max=10**6, help="Give consent: how many changes may leave.")
     ] = None,
     days: Annotated[
-        float | None, typer.Option(min=0.01, max=366, help="For how long; 7 unless given.")
+        float | None, typer.Option(min=0.01, max=366, help="With --rounds: for how long; 7 unless given.")
     ] = None,
     none: Annotated[bool, typer.Option("--none", help="Take consent back.")] = False,
     home: Home = HOME,
     as_json: _Json = False,
 ) -> None:
-    """Consent to some rounds with the release that you have, where your policy is to be asked.
+    """Consent to some rounds with the release that you have, or show what consent there is.
 
-    A round has a deadline, and nobody may be there to answer: so consent is given before. It ends with the
-    last of the rounds, with its time, or with another release, whichever comes first.
+    It counts where your policy is 'ask'. A round has a deadline, and nobody may be there to answer: so
+    consent is given before. It ends with the last of the rounds, with its time, or with another release,
+    whichever comes first.
 
     For instance: umbel device consent --rounds 10 --days 7
     """
     from dataclasses import replace
-    from datetime import UTC, datetime, timedelta
 
-    from umbel.device_client.egress.policy import ASK, Consent
-    from umbel.shared.errors import ConfigError
-
+    _check_consent(rounds, days, none)
     with opened(home) as device:
-        kept = device.policy()
-        if kept.rule != ASK:
-            raise ConfigError(
-                f"consent says nothing under the policy '{kept.rule}'",
-                hint="Be asked: umbel device policy ask.",
-            )
-        until = datetime.now(UTC) + timedelta(days=7 if days is None else days)
-        given = Consent(device.release_id, until.isoformat(timespec="seconds"), rounds or 1)
-        new = replace(kept, consent=None if none else given)
-        device.keep_policy(new)
+        new = device.policy()
+        if none or rounds is not None:
+            _check_asked(new)
+            given = None if rounds is None else _consent(device.release_id, rounds, days)
+            new = replace(new, consent=given)
+            device.keep_policy(new)
         against = _against(new, device.release_id)
     _told({**new.as_json(), "against": against}, _policy_words(new, against), as_json)
+
+
+def _check_consent(rounds: int | None, days: float | None, none: bool) -> None:
+    from umbel.shared.errors import ConfigError
+
+    if none and (rounds is not None or days is not None):
+        raise ConfigError("--none takes consent back, so it stands alone")
+    if days is not None and rounds is None:
+        raise ConfigError("--days says for how long, but not how many rounds", hint="Give --rounds, too.")
+
+
+def _check_asked(policy: Policy) -> None:
+    from umbel.device_client.egress.policy import ASK
+    from umbel.shared.errors import ConfigError
+
+    if policy.rule != ASK:
+        raise ConfigError(
+            f"consent says nothing under the policy '{policy.rule}'",
+            hint="Be asked: umbel device policy ask.",
+        )
+
+
+def _consent(release: str, rounds: int, days: float | None) -> Consent:
+    from datetime import UTC, datetime, timedelta
+
+    from umbel.device_client.egress.policy import Consent
+
+    until = datetime.now(UTC) + timedelta(days=7 if days is None else days)
+    return Consent(release, until.isoformat(timespec="seconds"), rounds)
 
 
 def egress(home: Home = HOME, as_json: _Json = False) -> None:
@@ -119,7 +142,8 @@ def egress(home: Home = HOME, as_json: _Json = False) -> None:
     for row in rows:
         typer.echo(_row(row))
     sent = [row for row in rows if row["outcome"] == "sent"]
-    typer.echo(f"{sum(row['bytes'] for row in sent):,} bytes left in {len(sent)} messages.")
+    messages = f"{len(sent)} message{'' if len(sent) == 1 else 's'}"
+    typer.echo(f"{sum(row['bytes'] for row in sent):,} bytes left in {messages}.")
 
 
 def _row(row: Mapping[str, Any]) -> str:
@@ -148,7 +172,10 @@ def _policy_words(policy: Policy, against: list[str]) -> str:
     if policy.rule == "ask" and given is None:
         words.append("Consent: none. Give it for some rounds: umbel device consent --rounds 10")
     elif policy.rule == "ask" and given is not None:
-        words.append(f"Consent: {given.rounds} rounds, until {given.until}, release {given.release[:12]}")
+        rounds = f"{given.rounds} round{'' if given.rounds == 1 else 's'}"
+        words.append(f"Consent: {rounds}, until {given.until}, release {given.release[:12]}")
+    else:
+        words.append("Consent: is not asked for under this policy. To be asked: umbel device policy ask")
     now = ["Now:     what is asked may leave."] if not against else ["Now:     nothing would leave."]
     return "\n".join([*words, *now, *(f"         {line}" for line in against)])
 

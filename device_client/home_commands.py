@@ -165,13 +165,29 @@ def add(
             texts.append(text)
         found = device.add(rows, texts)
         counts = device.counts()
+        advice = _advice(device) if found.new + found.changed else ""
     told = {**asdict(found), "examples": counts[0], "texts": counts[1]}
     words = (
         f"{found.new} new, {found.changed} with another label, {found.known} known as they are. "
-        f"Your device has {counts[0]} examples and {counts[1]} texts without a label.\n"
-        "Learn from them: umbel device learn"
+        f"Your device has {_count(counts[0], 'example')} and {_count(counts[1], 'text')} without a label."
     )
-    _told(told, words, as_json)
+    _told(told, "\n".join(filter(None, (words, advice))), as_json)
+
+
+def _advice(device: Device) -> str:
+    """Says what is to be done next with what the device has."""
+    examples, texts = device.counts()
+    if examples:
+        return "Learn from them: umbel device learn"
+    if not texts:
+        return ""
+    if device.release.manifest.onboarding is not None:
+        return "Get a first profile from them: umbel device onboard"
+    return "To learn, some need a label: umbel device add --examples mine.jsonl"
+
+
+def _count(number: int, one: str) -> str:
+    return f"{number} {one}" if number == 1 else f"{number} {one}s"
 
 
 def status(home: Home = HOME, as_json: _Json = False) -> None:
@@ -222,7 +238,8 @@ def _where(row: dict[str, Any]) -> str:
 
 def _leaves(left: dict[str, Any]) -> str:
     last = f", the last at {left['last']}" if left["last"] else ""
-    return f"policy {left['policy']}; {left['bytes']:,} bytes in {left['messages']} messages so far{last}"
+    messages = _count(left["messages"], "message")
+    return f"policy {left['policy']}; {left['bytes']:,} bytes in {messages} so far{last}"
 
 
 def log(home: Home = HOME, as_json: _Json = False) -> None:
@@ -349,12 +366,14 @@ def forget(
 
     For instance: umbel device forget --text "quiet story"
     """
-    from umbel.device_client.owner import erase
-    from umbel.shared.errors import ConfigError
+    from umbel.device_client.owner import erase, has_store
+    from umbel.shared.errors import ConfigError, StoreError
 
     if sum((bool(number), text is not None, everything)) != 1 or (text is not None and not text.strip()):
         raise ConfigError("say what to forget", hint="Give one of --number, --text and --everything.")
     if everything:
+        if not has_store(home.expanduser()):
+            raise StoreError(f"there is no store in {home}", hint="Nothing was erased. Is it another --home?")
         _sure(yes, "Erase your store and its key for good?")
         erase(home.expanduser(), asked())
         _told({"everything": True}, "Your store and its key are erased.", as_json)
@@ -417,8 +436,14 @@ def _again(device: Device, before: str | None, threads: int, as_json: bool) -> d
 
 
 def _sure(yes: bool, question: str) -> None:
-    if not yes:
-        typer.confirm(question, abort=True, err=True)
+    """Asks before something is erased.
+
+    Raises:
+        Exit: The answer is no.
+    """
+    if not yes and not typer.confirm(question, err=True):
+        typer.echo("Nothing was erased.", err=True)
+        raise typer.Exit(1)
 
 
 def _told(found: dict[str, Any], words: str, as_json: bool) -> None:

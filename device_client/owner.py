@@ -506,6 +506,11 @@ def erase(home: Path, ask: Ask = unasked) -> None:
     destroy(home / STORE, _holders(home, ask))
 
 
+def has_store(home: Path) -> bool:
+    """Whether a store, or what is left of one, lies in a home."""
+    return any((home / f"{STORE}{ending}").exists() for ending in ("", "-wal", "-shm"))
+
+
 def _holders(home: Path, ask: Ask) -> Holders:
     def holder(kind: str, number: str) -> KeyHolder:
         if kind == KeyFile.kind:

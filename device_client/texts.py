@@ -15,7 +15,7 @@ def file_texts(file: Path | None) -> list[str]:
     """Returns the lines of a file ("-" stands for stdin) that are not blank; none without a file.
 
     Raises:
-        ExampleError: It has none, some are no texts, or it holds examples.
+        ExampleError: It has none, some are no texts, or they are examples.
         OSError: It cannot be read.
     """
     from umbel.shared.errors import ExampleError
@@ -24,8 +24,7 @@ def file_texts(file: Path | None) -> list[str]:
         return []
     if file.suffix in _EXAMPLES:
         raise ExampleError(f"{file} holds examples, not texts", hint=f"Give it as --examples {file}.")
-    lines = _stdin() if str(file) == "-" else _read(file)
-    found = {number: line for number, line in enumerate(lines, 1) if line.strip()}
+    found = _plain(file, f"Give it as --examples {file}.")
     if not found:
         raise ExampleError(f"there are no texts in {file}", hint="Give a file with one text a line.")
     _check({f"line {number}": line for number, line in found.items()}, str(file))
@@ -36,14 +35,16 @@ def given_texts(given: list[str], file: Path | None) -> list[str]:
     """Returns the texts to predict: words ("-" stands for the lines of stdin), and the lines of a file.
 
     Raises:
-        ExampleError: There are none, some are no texts, or a file or stdin is no text.
+        ExampleError: There are none, some are no texts, or a file or stdin is no text or holds examples.
         OSError: The file cannot be read.
     """
     from umbel.shared.errors import ExampleError
 
     texts = [text for text in given if text != "-"]
-    texts += _stdin() if "-" in given else []
-    texts += _read(file) if file is not None else []
+    files = [Path("-")] if "-" in given else []
+    files += [file] if file is not None and file not in files else []
+    for own in files:
+        texts += _plain(own, "Give a file with one text a line.").values()
     if not texts:
         hint = 'Give texts: umbel device predict "some text", or --texts FILE with one a line.'
         raise ExampleError("there is nothing to predict", hint=hint)
@@ -82,6 +83,36 @@ def owned_texts(file: Path) -> tuple[list[str], list[str]]:
         raise ExampleError(f"there are no texts to answer in {file}", wrong, hint)
     _check({f"text {number}": text for number, text in enumerate(texts, 1)}, str(file))
     return texts, owners
+
+
+def _plain(file: Path, hint: str) -> dict[int, str]:
+    """Returns the lines of a file ("-" stands for stdin) that are not blank, by their number.
+
+    Raises:
+        ExampleError: It is no text, or every line is an example in JSON.
+        OSError: It cannot be read.
+    """
+    from umbel.shared.errors import ExampleError
+
+    stdin = str(file) == "-"
+    lines = _stdin() if stdin else _read(file)
+    found = {number: line for number, line in enumerate(lines, 1) if line.strip()}
+    if found and all(map(_is_example, found.values())):
+        raise ExampleError(f"{'stdin' if stdin else file} holds examples, not texts", hint=hint)
+    return found
+
+
+def _is_example(line: str) -> bool:
+    """Whether a line is a JSON object with a text, as in a file of examples."""
+    from umbel.shared.checks import parsed_json
+
+    if not line.lstrip().startswith("{"):
+        return False
+    try:
+        row = parsed_json(line)
+    except ValueError:
+        return False
+    return isinstance(row, dict) and "text" in row
 
 
 def _check(texts: Mapping[str, str], source: str) -> None:

@@ -118,7 +118,8 @@ class Policy:
         costs = found.metered if self.network == SYSTEM else self.network == METERED
         power = {None: "whether this machine is on wall power is not known", False: "it is on battery"}
         network = {
-            None: "whether the network is metered is not known; say it: umbel device policy --network",
+            None: "whether the network is metered is not known; "
+            "if it is not, say so: umbel device policy --network unmetered",
             True: "the network is metered",
         }
         return [line for line in (power.get(found.wall_power), network.get(costs)) if line]

@@ -72,7 +72,9 @@ def test_a_policy_is_shown_set_and_kept(capsys: pytest.CaptureFixture[str]) -> N
     [
         (["policy", "sometimes", "--norm", "-1"], "never, ask, plugged-in, always"),
         (["policy", "--network", "fast"], "system, unmetered, metered"),
-        (["consent"], "umbel device policy ask"),
+        (["consent", "--rounds", "2"], "umbel device policy ask"),
+        (["consent", "--none", "--rounds", "2"], "stands alone"),
+        (["consent", "--days", "2"], "--rounds"),
         (["consent", "--rounds", "0"], "--rounds"),
     ],
 )
@@ -90,6 +92,8 @@ def test_consent_is_for_so_many_rounds_of_this_release(
 ) -> None:
     told(capsys, "policy", "ask")
     mine = Departure("train", Asker(), tiny_release.release_id)
+    shown = umbel(capsys, "consent")[1]  # asking gives none
+    assert "Give it for some rounds: umbel device consent --rounds" in shown
     assert entered(home, mine) == ["policy ask: no consent was given"]
     given = told(capsys, "consent", "--rounds", "2")["consent"]
     assert (given["rounds"], given["release"]) == (2, tiny_release.release_id)
@@ -101,7 +105,8 @@ def test_consent_is_for_so_many_rounds_of_this_release(
     assert told(capsys, "policy")["consent"]["rounds"] == 1
     assert entered(home, mine) == []
     assert entered(home, mine) == ["policy ask: the rounds that consent was given for are over"]
-    told(capsys, "consent")
+    told(capsys, "consent", "--rounds", "1")
+    assert "Consent: 1 round, until" in umbel(capsys, "consent")[1]
     assert told(capsys, "consent", "--none")["against"] == ["policy ask: no consent was given"]
 
 
@@ -124,7 +129,7 @@ def test_what_left_and_what_did_not_is_shown(home: Path, capsys: pytest.CaptureF
     assert {**rows[1], "at": ""} == {"at": "", **CHANGE.as_json(), "outcome": "sent", "why": []}
     out = umbel(capsys, "egress")[1]
     assert "round 4  norm 0.25  to library, run 1\n    policy never: nothing may leave" in out
-    assert out.endswith("\n1,234 bytes left in 1 messages.\n")
+    assert out.endswith("\n1,234 bytes left in 1 message.\n")
     assert told(capsys, "status")["egress"]["bytes"] == 1234
 
 

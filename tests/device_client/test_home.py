@@ -1,7 +1,9 @@
 """A device with a home, as its owner types it: enrolled, fed, asked, moved to another machine, forgotten."""
 
+import io
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -268,6 +270,52 @@ def test_what_was_erased_is_told_though_learning_again_fails(
     assert (status, "tokenizer" in err) == (2, True)
     found = json.loads(out)
     assert (found["erased"]["examples"], found["erased"]["profiles"], found["again"]) == (1, 1, None)
+
+
+def test_no_is_an_answer_and_nothing_is_erased(
+    tiny_release: Release, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, _, err = umbel(capsys, "forget", "--everything")
+    assert (status, "there is no store" in err, "Erase" in err) == (2, True, False)
+    told(capsys, "enroll", "-r", tiny_release.folder)
+    told(capsys, "add", "-e", mine())
+    for words in (["--number", "4"], ["--everything"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+        status, out, err = umbel(capsys, "forget", *words)
+        assert (status, out, "Nothing was erased." in err) == (1, "", True)
+        assert "not answered" not in err
+    assert len(told(capsys, "list")) == 4
+
+
+def test_what_is_to_be_done_with_what_was_added_is_said(
+    tiny_release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(capsys, "enroll", "-r", tiny_release.folder)
+    onboards = tiny_release.manifest.onboarding is not None
+    out = umbel(capsys, "add", "--text", "a slow film")[1]
+    assert "0 examples and 1 text without a label." in out
+    assert ("umbel device onboard" in out, "umbel device learn" in out) == (onboards, False)
+    assert "umbel device" not in umbel(capsys, "add", "--text", "a slow film")[1]
+    assert "umbel device learn" in umbel(capsys, "add", "-e", mine())[1]
+
+
+@pytest.mark.parametrize("words", [["add", "--texts"], ["predict"], ["predict", "--texts"]])
+def test_examples_are_not_taken_for_texts(
+    words: list[str],
+    tiny_release: Release,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told(capsys, "enroll", "-r", tiny_release.folder)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n" + mine().read_bytes())))
+    status, out, err = umbel(capsys, *words, "-")
+    assert (status, out, "stdin holds examples, not texts" in err) == (2, "", True)
+    assert CANARY not in err
+    assert told(capsys, "list") == []
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'a film\n\n \n{"text": 1}\n')))
+    status, out, err = umbel(capsys, *words, "-", "--json")
+    assert (status, err) == (0, "")
+    assert len(out.splitlines()) == 2 or json.loads(out)["new"] == 2  # a text may look like JSON
 
 
 def test_labels_of_another_release_are_not_imported(tiny_release: Release, tmp_path: Path) -> None:
