@@ -329,14 +329,37 @@ def import_(
 ) -> None:
     """Take over what another device of yours has exported.
 
-    Texts that are known here are kept once. Nothing is taken over if anything in the file was changed.
+    Texts that are known here are kept once, with the label that they have here. So is your profile, if you
+    have one. Nothing is taken over if anything in the file was changed.
 
     For instance: umbel device import me.umbel-export
     """
     with opened(home) as device:
+        before = device.how()
         found = device.import_(file, asked(_EXPORT_SECRET, "Passphrase of the export"))
-    words = f"{found.new} texts are new here, {found.changed} have another label, {found.known} were known."
-    _told(asdict(found), words, as_json)
+        profile = device.status()["profile"]
+        current = profile is not None and profile["current"]
+        next_step = "Use it: umbel device predict" if current else _advice(device)
+    came = before is None and profile is not None
+    told = {**asdict(found), "profile_came": came, "profile_current": current}
+    words = (
+        f"Of the texts {found.new} are new here, {found.changed} got a label, {found.known} were known"
+        f" as they are.\n{_kept_labels(found.kept)}{_came(came, profile is not None)}"
+    )
+    _told(told, "\n".join(filter(None, (words, next_step))), as_json)
+
+
+def _kept_labels(kept: int) -> str:
+    if not kept:
+        return ""
+    whose = "text has another label there; the one" if kept == 1 else "texts have other labels there; those"
+    return f"{kept} {whose} from here stayed.\n"
+
+
+def _came(came: bool, has_profile: bool) -> str:
+    if came:
+        return "The profile for your release came over."
+    return "Your profile from here stayed." if has_profile else "No profile for your release came over."
 
 
 def forget(

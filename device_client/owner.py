@@ -459,6 +459,8 @@ class Device:
     def import_(self, path: Path, ask: Ask) -> Added:
         """Takes over what another device exported: entries, and profiles for releases that have none here.
 
+        A text that has a label here keeps it.
+
         Raises:
             ExampleError: Labels are not this release's, or texts are none; then nothing is taken over.
             StoreError: It is no export, was changed, or has another passphrase; then nothing is taken over.
@@ -472,7 +474,7 @@ class Device:
         own = self._store.profiles()
         profiles = {name: kept for name, kept in found.profiles.items() if name not in own}
         event = _event("imported", entries=len(found.entries), source=found.store)
-        return self._store.add(found.entries, profiles, event)
+        return self._store.add(found.entries, profiles, event, relabel=False)
 
     def known(self) -> tuple[list[Example], list[str]]:
         """Returns the owner's examples, and their texts without a label."""

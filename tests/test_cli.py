@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import NoReturn
 
+import click
 import pytest
 import typer
 
@@ -213,3 +214,11 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     command = f'"{sys.executable}" -c "{code}" | true'
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert run.stderr == ""
+
+
+def test_help_is_wrapped_by_the_terminal_alone() -> None:
+    found = cli.load("device")
+    assert isinstance(found, click.Group)
+    helps = [found.help, *(command.help for command in found.commands.values())]
+    assert not [text for text in helps if text is None or "\n" in text.replace("\n\n", "")]
+    assert "opens it without you" in (found.commands["enroll"].help or "")  # two lines of its docstring

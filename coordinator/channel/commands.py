@@ -123,6 +123,7 @@ def rotate(
     place = channel.rotate(role)
     found = channel.status() | {"role": role, "key": str(place)}
     words = f"The new key of {role} is {place}. The old one no longer counts: erase it once this is served."
+    words += f"\nThe pin is {found['pin']} now; the one from before still works, too."
     _tell(found, words, as_json)
 
 

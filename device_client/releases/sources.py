@@ -286,10 +286,15 @@ def _unreachable(url: str, why: str) -> UnreachableError:
 
 
 def _reason(error: BaseException) -> str:
-    """Returns what lies under an error of urllib3's, by its kind; what a certificate lacks is said."""
+    """Returns what lies under an error of urllib3's, in words where there are some, else by its kind."""
     inner = error
     while isinstance(own := getattr(inner, "reason", None) or next(iter(inner.args), None), Exception):
         inner = own
     if isinstance(inner, ssl.SSLCertVerificationError):
         return f"nobody vouches for its certificate: {inner.verify_message}"
+    if isinstance(inner, urllib3.exceptions.NameResolutionError):
+        return "no host of that name is found, or there is no network"
+    if isinstance(inner, urllib3.exceptions.NewConnectionError):
+        cause = inner.__cause__
+        return ((isinstance(cause, OSError) and cause.strerror) or "no connection").lower()
     return type(inner).__name__

@@ -84,11 +84,15 @@ def pinned_root(source: AbstractSource, pin: Pin) -> bytes:
     """
     found = plain_bytes(pin.root, _MAX_ROOT_BYTES) if pin.root is not None else None
     if found is None:
-        for data in _roots(source):
+        number = 0
+        for number, data in enumerate(_roots(source), 1):  # noqa: B007 - read below
             if pin.first_use or sha256_bytes(data) == pin.sha256:
                 found = data  # on first use the newest
             if not pin.first_use and found is not None:
                 break
+        if not number:
+            hint = "Look at the address, or the folder, again."
+            raise ReleaseError("there is no channel there", [f"{METADATA}/{root_name(1)} is not found"], hint)
     if found is None:
         raise ReleaseError(
             "this channel is not the one that you trust", ["none of its root files has that pin"], _ASK

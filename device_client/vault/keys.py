@@ -204,22 +204,22 @@ def wrap(key: bytes, holder: KeyHolder, store: str) -> dict[str, Any]:
     return {"holder": holder.kind, "told": told, "wrapped": sealed.hex()}
 
 
-def unwrap(kept: Mapping[str, Any], holder: KeyHolder, store: str) -> bytes:
-    """Returns the store's key.
+def unwrap(kept: Mapping[str, Any], holder: KeyHolder, store: str, what: str = "the store") -> bytes:
+    """Returns the key of a store, or of an export of one: `what` is its name in words.
 
     Raises:
         StoreError: The holder's key is not there or is another one: a wrong passphrase, say.
     """
     told, wrapped = kept.get("told"), kept.get("wrapped")
     if not isinstance(told, dict) or not isinstance(wrapped, str):
-        raise StoreError("the store's key is damaged", hint="Take the store from a backup.")
+        raise StoreError(f"{what}'s key is damaged", hint=f"Take {what} from a backup.")
     outer = holder.read(told)
     try:
         return Sealer(outer).open(bytes.fromhex(wrapped), f"{_PLACE}/{store}/{holder.kind}")
     except (StoreError, ValueError):
-        what = "the passphrase is wrong" if holder.kind == Passphrase.kind else "the key is another store's"
+        why = "the passphrase is wrong" if holder.kind == Passphrase.kind else "the key is another store's"
         raise StoreError(
-            f"the store does not open: {what}, or the store's key was changed", hint="Nothing was changed."
+            f"{what} does not open: {why}, or {what}'s key was changed", hint="Nothing was changed."
         ) from None
 
 

@@ -69,7 +69,7 @@ def read_export(path: Path, ask: Ask) -> Exported:
     number, kept = header.get("store"), header.get("key")
     if header.get("format") != _FORMAT or not isinstance(number, str) or not isinstance(kept, dict):
         raise _no_export(path)
-    key = unwrap(kept, Passphrase(ask), number)
+    key = unwrap(kept, Passphrase(ask), number, "the export")
     piece = Sealer(key).open(sealed, f"export/{number}")
     try:
         return _exported(number, parsed_json(piece))

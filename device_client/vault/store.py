@@ -61,11 +61,19 @@ class Entry:
 @final
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What came of adding entries: how many were new, got another label, or were known as they are."""
+    """What came of adding entries.
+
+    Attributes:
+        new: Texts that were not known.
+        changed: Known texts that got another label.
+        known: Texts that were known as they are.
+        kept: Known texts that kept their label, and not the other one that came.
+    """
 
     new: int
     changed: int
     known: int
+    kept: int = 0
 
 
 @final
@@ -207,16 +215,19 @@ class Store:
         entries: Sequence[Entry],
         profiles: Mapping[str, KeptProfile] | None = None,
         event: Event = None,
+        *,
+        relabel: bool = True,
     ) -> Added:
         """Adds entries, and profiles by release, all or none; a known text gets the new label, if any.
 
+        Without `relabel` a text that has a label keeps it: which of two is newer is not known of an export.
         Profiles that were learned from just these entries (`CURRENT`) are so here, too, if nothing else is.
         """
-        counts = {"new": 0, "changed": 0, "known": 0}
+        counts = {"new": 0, "changed": 0, "known": 0, "kept": 0}
         with self._writing():
             alone = self._connection.execute("SELECT COUNT(*) FROM entries").fetchone()[0] == 0
             for entry in entries:
-                counts[self._put(entry)] += 1
+                counts[self._put(entry, relabel)] += 1
             for release, kept in (profiles or {}).items():
                 current = alone and kept.about["state"] == CURRENT
                 about = {**kept.about, "state": self._state() if current else ""}
@@ -224,12 +235,14 @@ class Store:
             self._put_event(event)
         return Added(**counts)
 
-    def _put(self, entry: Entry) -> str:
+    def _put(self, entry: Entry, relabel: bool) -> str:
         mark = self._sealer.mark(entry.text.encode())
         found = self._connection.execute("SELECT id, sealed FROM entries WHERE mark = ?", (mark,)).fetchone()
         old = None if found is None else self._entry(found[0], mark, found[1])
         if old is not None and entry.label in (None, old.label):
             return "known"
+        if old is not None and old.label is not None and not relabel:
+            return "kept"
         row = {"text": entry.text, "label": entry.label, "added": entry.added if old is None else old.added}
         sealed = self._sealer.seal(json.dumps(row).encode(), f"entries/{mark.hex()}")
         labelled = entry.label is not None

@@ -14,6 +14,7 @@ with 130.
 
 import errno
 import importlib
+import inspect
 import io
 import os
 import sys
@@ -128,7 +129,16 @@ def load(name: str) -> click.Command:
     module, _, attribute = part.target.partition(":")
     group = typer.main.get_group(getattr(importlib.import_module(module), attribute))
     group.suggest_commands = False
+    _join_lines(group)
     return group.commands[part.command] if part.command else group
+
+
+def _join_lines(command: click.Command) -> None:
+    """Makes each paragraph of the help one line: docstrings are wrapped for editors, terminals wrap anew."""
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for inner in getattr(command, "commands", {}).values():
+        _join_lines(inner)
 
 
 @final

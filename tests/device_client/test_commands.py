@@ -361,8 +361,8 @@ def test_a_text_is_shown_as_it_is_in_the_table(
         ),
         (
             ["-"],
-            b"tender secret\n\nfilm\n",
-            ["umbel: some of these texts cannot be used", "  - text 2: text is missing or empty"],
+            b" \n\n",
+            ["umbel: there is nothing to predict"],
         ),
         (["-"], b"tender secret\n\xff", ["umbel: what stdin gives is not UTF-8 text", "  - byte 15"]),
         (["-t", "texts.txt"], b"\xfftender secret", ["umbel: texts.txt is not UTF-8 text", "  - byte 1"]),

@@ -66,7 +66,7 @@ def test_from_enrolment_to_forgetting(tiny_release: Release, capsys: pytest.Capt
     found = told(capsys, "enroll", "--release", tiny_release.folder)
     assert (found["release"], found["key"], found["profile"]) == (tiny_release.release_id, "file", None)
     added = told(capsys, "add", "--examples", mine())
-    assert added == {"new": 4, "changed": 0, "known": 0, "examples": 4, "texts": 0}
+    assert added == {"new": 4, "changed": 0, "known": 0, "kept": 0, "examples": 4, "texts": 0}
     assert told(capsys, "add", "--text", MINE[0][0], "--label", "no")["changed"] == 1
     assert told(capsys, "add", "--text", "only read")["texts"] == 1
     generic = umbel(capsys, "predict", CANARY, "--json")[1]
@@ -135,13 +135,19 @@ def test_a_move_to_another_machine(
     told(capsys, "enroll", "-r", tiny_release.folder, "--key", "passphrase")
     monkeypatch.setenv("UMBEL_EXPORT_PASSPHRASE", "wrong horse battery")
     status, _, err = umbel(capsys, "import", "me.export")
-    assert (status, "passphrase is wrong" in err) == (2, True)
+    assert (status, "the export does not open: the passphrase is wrong" in err) == (2, True)
     assert told(capsys, "status")["examples"] == 0
     monkeypatch.setenv("UMBEL_EXPORT_PASSPHRASE", "correct horse battery")
-    assert told(capsys, "import", "me.export") == {"new": 4, "changed": 0, "known": 0}
+    assert told(capsys, "import", "me.export") == {
+        **{"new": 4, "changed": 0, "known": 0, "kept": 0},
+        **{"profile_came": True, "profile_current": True},
+    }
     assert umbel(capsys, "predict", CANARY, "--json")[1] == before
     assert told(capsys, "status")["profile"]["current"] is True
-    assert told(capsys, "import", "me.export") == {"new": 0, "changed": 0, "known": 4}
+    assert told(capsys, "import", "me.export") == {
+        **{"new": 0, "changed": 0, "known": 4, "kept": 0},
+        **{"profile_came": False, "profile_current": True},
+    }
     monkeypatch.delenv("UMBEL_PASSPHRASE")
     status, _, err = umbel(capsys, "status")
     assert (status, "UMBEL_PASSPHRASE" in err) == (2, True)
@@ -270,6 +276,20 @@ def test_what_was_erased_is_told_though_learning_again_fails(
     assert (status, "tokenizer" in err) == (2, True)
     found = json.loads(out)
     assert (found["erased"]["examples"], found["erased"]["profiles"], found["again"]) == (1, 1, None)
+
+
+def test_labels_from_here_stay_when_an_export_has_others(
+    tiny_release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(capsys, "enroll", "-r", tiny_release.folder)
+    told(capsys, "add", "-e", mine())
+    told(capsys, "export", "me.export")
+    told(capsys, "add", "--text", CANARY, "--label", "no")  # newer than the export
+    out = umbel(capsys, "import", "me.export")[1]
+    assert "1 text has another label there; the one from here stayed." in out
+    assert "No profile for your release came over.\nLearn from them: umbel device learn\n" in out
+    assert told(capsys, "import", "me.export")["kept"] == 1
+    assert told(capsys, "list")[3]["label"] == "no"
 
 
 def test_no_is_an_answer_and_nothing_is_erased(
