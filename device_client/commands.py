@@ -306,6 +306,6 @@ add_to(app)
 egress_commands.add_to(app)
 app.command()(update)
 app.command()(household)
-app.registered_commands.sort(
-    key=lambda info: _LIFE.index(info.name or getattr(info.callback, "__name__", ""))
-)
+for _info in app.registered_commands:
+    _info.name = _info.name or getattr(_info.callback, "__name__", "")
+app.registered_commands.sort(key=lambda info: _LIFE.index(info.name or ""))
