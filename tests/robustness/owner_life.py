@@ -148,6 +148,8 @@ def _moved(held: Held, step: Step) -> Held:
         others = tuple(own for own in held.exports if own[0] != step.name)
         return replace(held, exports=(*others, (step.name, held.entries, held.profiles)))
     _, rows, profiles = next(found for found in held.exports if found[0] == step.name)
+    labels = dict(held.entries)
+    rows = tuple(row for row in rows if labels.get(row[0]) is None)  # a label from here stays
     return replace(held, entries=merged(held.entries, rows), profiles={**profiles, **held.profiles})
 
 
