@@ -80,7 +80,9 @@ def test_wheel_holds_types_licence_and_the_experiments_data(repository: Path, wh
     assert any(name.endswith("licenses/LICENSE") for name in wheel_files)
     files = [path for part in PARTS for path in (repository / part).rglob("*") if path.is_file()]
     data = {path for path in files if path.suffix not in {".py", ".pyc"} and not path.name.startswith(".")}
-    assert {f"umbel/{path.relative_to(repository)}" for path in data} - wheel_files == set()
+    wanted = {path for path in data if path.name != "result.json"}  # figures stay in the repository
+    assert {f"umbel/{path.relative_to(repository)}" for path in wanted} - wheel_files == set()
+    assert not [name for name in wheel_files if name.endswith("/result.json")]
 
 
 def test_nothing_but_the_package_is_shipped(built: Path, wheel_files: set[str]) -> None:
