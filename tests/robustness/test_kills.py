@@ -41,6 +41,7 @@ def killed(repository: Path, release: Release, out: Path, *words: object) -> dic
     return found
 
 
+@pytest.mark.slow  # many seconds
 def test_killed_some_times(repository: Path, embedded_release: Release, tmp_path: Path) -> None:
     found = killed(repository, embedded_release, tmp_path, "--each", "add", "--count", 2)
     assert found["kills"] > 20

@@ -375,6 +375,7 @@ def killed(repository: Path, first: Release, newer: Release, folder: Path, every
     return found
 
 
+@pytest.mark.slow  # many seconds
 def test_killed_some_times(
     repository: Path, first: Release, others: dict[str, Release], tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ def request(sides: Sides, command: str, **changes: object) -> Request:
     return Request(**{**plain, **changes})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow  # many seconds
 def test_a_device_is_measured_and_what_was_measured_is_kept(sides: Sides) -> None:
     wanted = request(sides, "device", only=("start", "step"))
     found = run_bench(wanted, QUIET)
