@@ -23,7 +23,7 @@ from umbel.shared.examples import Example
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import Release
 
-_FORMAT = 1  # of what a run keeps; another one is begun anew
+_FORMAT = 2  # of what a run keeps, its pieces included; another one is begun anew
 _SECONDS = 1.0  # between two times that a run is kept
 _SHARE = 0.02  # of the time, for keeping it
 _REMEMBERED = 16  # graph runs by which the next one's time is judged
