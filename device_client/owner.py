@@ -20,6 +20,7 @@ from umbel.device_client.egress.policy import Policy
 from umbel.device_client.engine import Engine
 from umbel.device_client.events import event as _event
 from umbel.device_client.events import now as _now
+from umbel.device_client.known import known
 from umbel.device_client.prediction import INT8, Prediction, predict_owners, reader
 from umbel.device_client.releases.installed import installed
 from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Passphrase
@@ -468,8 +469,7 @@ class Device:
         from umbel.device_client.vault.portable import read_export
 
         found = read_export(path, ask)
-        examples = [Example("owner", own.text, own.label) for own in found.entries if own.label is not None]
-        texts = [own.text for own in found.entries if own.label is None]
+        examples, texts = known(found.entries)
         _check(examples, texts, self.release.manifest.labels)
         own = self._store.profiles()
         profiles = {name: kept for name, kept in found.profiles.items() if name not in own}
@@ -478,9 +478,7 @@ class Device:
 
     def known(self) -> tuple[list[Example], list[str]]:
         """Returns the owner's examples, and their texts without a label."""
-        entries = self._store.entries()
-        examples = [Example("owner", own.text, own.label) for own in entries if own.label is not None]
-        return examples, [own.text for own in entries if own.label is None]
+        return known(self._store.entries())
 
     def _keep(
         self,

@@ -13,13 +13,13 @@ import numpy as np
 
 from umbel.device_client.engine import Engine
 from umbel.device_client.events import event, now
+from umbel.device_client.known import known
 from umbel.device_client.memory import fitting_rows
 from umbel.device_client.own_learning import Learned, OwnLearning, Progress
 from umbel.device_client.states import packed, unpacked
 from umbel.device_client.vault.runs import HOLDER, RUN, KeptRun
 from umbel.device_client.vault.store import KeptProfile, Store
 from umbel.shared.errors import ExampleError
-from umbel.shared.examples import Example
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import Release
 
@@ -174,11 +174,10 @@ class HomeLearning:
         self._state, self._erasures = store.state(), store.erasures()
         entries = store.entries()
         self._rows = [*(e for e in entries if e.label is not None), *(e for e in entries if e.label is None)]
-        self.examples = [Example("owner", e.text, e.label) for e in entries if e.label is not None]
+        self.examples, self._texts = known(entries)
         if not self.examples:
             hint = "Add some: umbel device add --examples FILE."
             raise ExampleError("there are no examples to learn from", hint=hint)
-        self._texts = [e.text for e in entries if e.label is None]
         self._read = False
 
     def learn(

@@ -14,6 +14,7 @@ from typing import Any, final
 
 from umbel.device_client.device import packed_learning, packed_onboarding
 from umbel.device_client.events import event, now
+from umbel.device_client.known import known
 from umbel.device_client.own_learning import Progress
 from umbel.device_client.releases.fetching import OnBytes, fetch, missing_bytes
 from umbel.device_client.releases.installed import install, installed, keep_only, whole
@@ -130,7 +131,7 @@ class Update:
                     self._taken(channel, offer)  # what was damaged is fetched again
                 return Updated("current", self._used)
             before = self._store.state(), self._store.erasures()
-            examples, texts = self._known()
+            examples, texts = known(self._store.entries())
             _check_labels(examples, offer)
             verdict = self._verdict(offer.release_id, before[0])
             if self._wanted.check:
@@ -278,7 +279,7 @@ class Update:
         if previous is None:
             raise ReleaseError("there is no release before the one in use")
         old, before = installed(self._releases, previous), (self._store.state(), self._store.erasures())
-        _check_labels(self._known()[0], Offer(old.release_id, old.manifest))
+        _check_labels(known(self._store.entries())[0], Offer(old.release_id, old.manifest))
         verdict = {"release": self._used, "used": previous, "state": before[0], "proof": None}
         self._store.switch(
             {RELEASE: previous, _PREVIOUS: self._used, _VERDICT: verdict},
@@ -287,11 +288,6 @@ class Update:
             erasures=before[1],
         )
         return Updated("back", previous, self._used)
-
-    def _known(self) -> tuple[list[Example], list[str]]:
-        entries = self._store.entries()
-        examples = [Example("owner", own.text, own.label) for own in entries if own.label is not None]
-        return examples, [own.text for own in entries if own.label is None]
 
     def _tidy(self, *releases: str | None) -> None:
         """Removes other releases' files; what cannot be removed now is by the next update."""
