@@ -12,9 +12,9 @@ import numpy as np
 from umbel.device_client.cross_validation import cross_validated
 from umbel.device_client.engine import Engine
 from umbel.device_client.held_out import HeldOut
-from umbel.device_client.learning import Encoded, encode_examples, example_logits
+from umbel.device_client.learning import example_logits
 from umbel.device_client.memory import fitting_rows
-from umbel.device_client.onboarding import influences, onboarded, read_known
+from umbel.device_client.onboarding import influences, onboarded
 from umbel.device_client.own_learning import (
     Learned,
     OwnLearning,
@@ -112,11 +112,18 @@ def packed_onboarding(
     *,
     explain: bool = True,
     threads: int = 1,
-    engine: Engine | None = None,
 ) -> tuple[bytes, Onboarded]:
-    """Returns the packed profile that `onboard_profile` keeps, and what came of it; see there.
+    """Returns the packed profile that `onboard_profile` keeps, and what came of it; see there."""
+    check_known(examples, texts)
+    engine = Engine(release, threads=threads)
+    return onboarding_of(OwnTexts(engine, examples, texts, onboards=True).read(), explain=explain)
 
-    An `engine` of the release that is open already is taken in place of another one.
+
+def check_known(examples: Sequence[Example], texts: Sequence[str]) -> None:
+    """Refuses what no first profile can be made from.
+
+    Raises:
+        ExampleError: There is nothing, or the examples are of several people.
     """
     if not examples and not texts:
         raise ExampleError(
@@ -125,21 +132,31 @@ def packed_onboarding(
             "--texts, --examples.",
         )
     check_one_owner(examples)
-    engine = engine or Engine(release, threads=threads)
-    known = read_known(engine, encode_examples(engine, examples), engine.encode(texts))
+
+
+def onboarding_of(own: OwnTexts, *, explain: bool = True) -> tuple[bytes, Onboarded]:
+    """Returns the packed profile that onboarding makes of texts that it is given and that have been read.
+
+    Args:
+        own: The texts.
+        explain: Also find each text's influence.
+
+    Raises:
+        ReleaseError: The release has no onboarding.
+    """
+    engine, known = own.engine, own.known()
     exact, weights = onboarded(engine, [known])
+    release = engine.release
     profile = release.manifest.profile.rounded(exact)
     data = pack_profile(release.manifest.profile, profile, release.release_id)
-    tokens = engine.encode([*(example.text for example in examples), *texts])
-    seen = Encoded(tokens, known.labels, known.embedding if engine.embeds else None)
-    before, after = softmax(known.logits), softmax(example_logits(engine, seen, profile))
+    before, after = softmax(known.logits), softmax(example_logits(engine, own.everything(), profile))
     return data, Onboarded(
         len(data),
         float((before.argmax(1) != after.argmax(1)).mean()),
         float(0.5 * np.abs(after - before).sum(1).mean()),
         _likenesses(release, weights[0]),
         tuple(float(value) for value in influences(engine, known)) if explain else (),
-        example_notes(examples),
+        example_notes(own.examples),
     )
 
 
@@ -232,7 +249,5 @@ def cross_validate(
         ProfileError: Learning did not converge.
     """
     check_one_owner(examples)
-    own = OwnTexts(Engine(release, threads=threads), examples, texts)
-    while not own.reading.finished:
-        own.reading.advance()
+    own = OwnTexts(Engine(release, threads=threads), examples, texts).read()
     return cross_validated(own.engine, own.support(), own.recipe, folds, start=own.starter())

@@ -75,6 +75,11 @@ class OwnTexts:
     wants all of them read each time.
 
     Attributes:
+        engine: The release.
+        examples: The owner's examples.
+        recipe: How it learns from so many.
+        starts: Whether onboarding is given all of them.
+        reading: What is left to read.
         rows: Texts of a graph run at most, where it works on tokens.
     """
 
@@ -85,12 +90,23 @@ class OwnTexts:
         texts: Sequence[str],
         known: Mapping[int, FloatArray] | None = None,
         rows: int | None = None,
+        *,
+        onboards: bool | None = None,
     ):
-        """Encodes them, and finds what is to be read; arguments as in `OwnLearning`."""
-        self.engine = engine
+        """Encodes them, and finds what is to be read; other arguments as in `OwnLearning`.
+
+        Args:
+            engine: The release.
+            examples: The owner's examples.
+            texts: Further texts of theirs.
+            known: What some texts were read as.
+            rows: Texts of a graph run at most.
+            onboards: Whether onboarding is to be given all of them; None: if learning starts from it.
+        """
+        self.engine, self.examples = engine, examples
         self._support = encode_examples(engine, examples)
         self.recipe = engine.release.manifest.recipe.at(len(examples))
-        self.starts = engine.onboards and self.recipe.start != 0.0
+        self.starts = engine.onboards and self.recipe.start != 0.0 if onboards is None else onboards
         self._all = engine.encode([*(example.text for example in examples), *texts])
         used = len(self._all) if self.starts else len(examples)
         self._known = {place: own for place, own in (known or {}).items() if place < used and engine.embeds}
@@ -98,6 +114,12 @@ class OwnTexts:
         self._missing = np.array([n for n in range(wanted) if n not in self._known], np.int64)
         self.rows = min(rows or _MOST_ROWS, _usual_rows(self._all))
         self.reading = Reading(engine, self._all.rows(self._missing), self.rows)
+
+    def read(self) -> OwnTexts:
+        """Reads what is left to read, and returns itself."""
+        while not self.reading.finished:
+            self.reading.advance()
+        return self
 
     def unread(self) -> list[int]:
         """Returns the places of the texts that were not known when it began."""
@@ -110,21 +132,29 @@ class OwnTexts:
         return replace(self._support, embedding=self._embedding()[: len(self._support)])
 
     def fresh(self) -> dict[int, FloatArray]:
-        """Returns what texts were read as that were not known, by their place; labelled ones come first."""
+        """Returns what texts were read as that were not known, by their place, once all are read."""
+        if not self.reading.finished:
+            return {}
         return dict(zip(self._missing.tolist(), self.reading.embedding, strict=True))
 
     def starter(self) -> Starter | None:
         """Returns where learning starts; None: from zeros."""
         if not self.starts:
             return None
-        count = len(self._support)
-        unlabelled = np.full(len(self._all) - count, UNKNOWN, np.int64)
-        labels = np.concatenate([self._support.labels, unlabelled])
-        embedding, logits = self._embedding(), self.reading.logits
+        return starter(self.engine, [self.known()], [len(self._support)], self.recipe.start)
+
+    def known(self) -> Known:
+        """Returns what is known of the owner, where onboarding is given all of it."""
+        own, logits = self.everything(), self.reading.logits
         if self.engine.embeds:
-            nobody = self.engine.release.manifest.profile.zeros(1)
-            logits = example_logits(self.engine, Encoded(self._all, labels, embedding), nobody)
-        return starter(self.engine, [Known(logits, embedding, labels)], [count], self.recipe.start)
+            logits = example_logits(self.engine, own, self.engine.release.manifest.profile.zeros(1))
+        return Known(logits, self._embedding(), own.labels)
+
+    def everything(self) -> Encoded:
+        """Returns the same, as it is answered under a profile."""
+        unlabelled = np.full(len(self._all) - len(self._support), UNKNOWN, np.int64)
+        labels = np.concatenate([self._support.labels, unlabelled])
+        return Encoded(self._all, labels, self._embedding() if self.engine.embeds else None)
 
     def _embedding(self) -> FloatArray:
         found = np.zeros((len(self._known) + len(self._missing), self.engine.embedding_size), np.float32)
@@ -149,6 +179,7 @@ class OwnLearning:
         *,
         known: Mapping[int, FloatArray] | None = None,
         rows: int | None = None,
+        own: OwnTexts | None = None,
     ):
         """Encodes the texts; no graph is run yet.
 
@@ -158,6 +189,7 @@ class OwnLearning:
             texts: Further texts of theirs.
             known: What some texts were read as, (d,), by their place among examples and further texts.
             rows: Texts of a graph run at most; see `ProfileLearning`.
+            own: All of these as they have been prepared before, for other ends, and perhaps read.
 
         Raises:
             ExampleError: There are none, they are of several people, or a label is not one of the release's.
@@ -166,7 +198,7 @@ class OwnLearning:
             raise ExampleError("there are no examples to learn from", hint="Add some: umbel device add.")
         check_one_owner(examples)
         self._engine, self._examples, self._rows = engine, examples, rows
-        self.texts = OwnTexts(engine, examples, texts, known, rows)
+        self.texts = own or OwnTexts(engine, examples, texts, known, rows)
         self._idle = bool(texts) and not self.texts.starts
         self._learning: CautiousLearning | None = None
         self._answers: list[Answering] = []

@@ -194,13 +194,18 @@ class Device:
             ExampleError: Nothing was added yet.
             ReleaseError: The release has no onboarding.
         """
-        from umbel.device_client.device import packed_onboarding
+        from umbel.device_client.device import check_known, onboarding_of
+        from umbel.device_client.entrusted import Entrusted
+        from umbel.device_client.own_learning import OwnTexts
 
-        began, engine, before = time.perf_counter(), self.engine(threads), self.before()
-        release = engine.release
-        examples, texts = self.known()
-        packed, found = packed_onboarding(release, examples, texts, explain=explain, engine=engine)
-        self._keep(release, packed, before, "onboarded", examples, began, {"texts": len(texts)})
+        began, engine, own = time.perf_counter(), self.engine(threads), Entrusted(self._store)
+        check_known(own.examples, own.texts)
+        texts = OwnTexts(engine, own.examples, own.texts, own.readings(engine), onboards=True).read()
+        own.keep_readings(engine, texts.fresh())
+        packed, found = onboarding_of(texts, explain=explain)
+        before = own.state, own.erasures
+        told = {"texts": len(own.texts)}
+        self._keep(engine.release, packed, before, "onboarded", own.examples, began, told)
         return found
 
     def learn(
@@ -307,7 +312,10 @@ class Device:
         """
         from umbel.device_client.releases.updating import Update, Wanted
 
-        found = Update(self.home, self._store, wanted or Wanted(), threads, hears).run()
+        def engine_of(release: Release) -> Engine:
+            return Engine(release, threads=threads)
+
+        found = Update(self.home, self._store, wanted or Wanted(), engine_of, hears).run()
         self._release = None  # what was damaged may have been fetched again
         return found
 

@@ -9,11 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-import numpy as np
-
 from umbel.device_client.engine import Engine
+from umbel.device_client.entrusted import Entrusted
 from umbel.device_client.events import event, now
-from umbel.device_client.known import known
 from umbel.device_client.memory import fitting_rows
 from umbel.device_client.own_learning import Learned, OwnLearning, Progress
 from umbel.device_client.states import packed, unpacked
@@ -171,11 +169,9 @@ class HomeLearning:
         self._began = time.perf_counter()
         self._store, self._release, self._budget, self._anew = store, release, budget, anew
         self._engine = engine
-        self._state, self._erasures = store.state(), store.erasures()
-        entries = store.entries()
-        self._rows = [*(e for e in entries if e.label is not None), *(e for e in entries if e.label is None)]
-        self.examples, self._texts = known(entries)
-        if not self.examples:
+        self._own = Entrusted(store)
+        self._state = self._own.state
+        if not self._own.examples:
             hint = "Add some: umbel device add --examples FILE."
             raise ExampleError("there are no examples to learn from", hint=hint)
         self._read = False
@@ -201,7 +197,7 @@ class HomeLearning:
             return as_before
         engine = self._engine or Engine(self._release, threads=self._budget.threads)
         learning, about, kept = self._prepared(engine, kept)
-        keeper = Keeper(self._store, self._release.release_id, about, self._erasures, kept)
+        keeper = Keeper(self._store, self._release.release_id, about, self._own.erasures, kept)
         pace = Pace(self._budget.seconds, self._began)
         before, resumed = float(kept.about["seconds"]) if kept else 0.0, kept is not None
         while not learning.finished:
@@ -235,7 +231,7 @@ class HomeLearning:
         self, engine: Engine, kept: KeptRun | None
     ) -> tuple[OwnLearning, dict[str, Any], KeptRun | None]:
         """Returns the learning where it is to go on, what it is of, and the run if it does go on with it."""
-        known = self._known(engine)
+        known = self._own.readings(engine)
         if kept is not None:
             learning = self._learning(engine, known, kept.about["rows"])
             unread = self._unread(learning)
@@ -256,35 +252,21 @@ class HomeLearning:
         return learning, about, None
 
     def _learning(self, engine: Engine, known: Mapping[int, FloatArray], rows: int | None) -> OwnLearning:
-        return OwnLearning(engine, self.examples, self._texts, known=known, rows=rows)
+        return OwnLearning(engine, self._own.examples, self._own.texts, known=known, rows=rows)
 
     def _unread(self, learning: OwnLearning) -> list[int]:
-        return [self._rows[place].number for place in learning.texts.unread()]
+        return [self._own.number(place) for place in learning.texts.unread()]
 
     def _fitting(self, engine: Engine) -> int | None:
         limit = self._budget.memory_mib
-        return None if limit is None else fitting_rows(engine, self.examples, self._texts, limit)
-
-    def _known(self, engine: Engine) -> dict[int, FloatArray]:
-        """Returns what texts were read as, by their place: examples first."""
-        if not engine.embeds:
-            return {}
-        found = self._store.readings(engine.reader)
-        return {
-            place: np.frombuffer(found[entry.number], np.float32)
-            for place, entry in enumerate(self._rows)
-            if entry.number in found
-        }
+        return None if limit is None else fitting_rows(engine, self._own.examples, self._own.texts, limit)
 
     def _keep_readings(self, engine: Engine, learning: OwnLearning) -> None:
         """Keeps what texts were read as once all are read, so that none of them is read again."""
         if self._read or not engine.embeds or not learning.texts.reading.finished:
             return
         self._read = True
-        fresh = learning.texts.fresh()
-        found = {self._rows[place].number: own.tobytes() for place, own in fresh.items()}
-        if found:
-            learning.readings_kept = self._store.keep_readings(engine.reader, found, self._erasures)
+        learning.readings_kept = self._own.keep_readings(engine, learning.texts.fresh())
 
     def _stopped(self, learning: OwnLearning, keeper: Keeper, seconds: float, resumed: bool) -> Outcome:
         at = learning.progress()
@@ -300,17 +282,17 @@ class HomeLearning:
             "how": "learned",
             "at": now(),
             "state": self._state,
-            "examples": len(self.examples),
+            "examples": len(self._own.examples),
             "seconds": round(seconds, 3),
             **told,
         }
         said = self._event("learned", seconds, {"steps": steps})
         kept = KeptProfile(data, about)
-        self._store.save_profile(self._release.release_id, kept, self._erasures, said, ends_run=True)
+        self._store.save_profile(self._release.release_id, kept, self._own.erasures, said, ends_run=True)
         return Outcome(True, resumed=resumed, seconds=seconds, about=about, notes=found.notes)
 
     def _event(self, what: str, seconds: float, told: Mapping[str, Any]) -> dict[str, Any]:
-        own = {"release": self._release.release_id, "examples": len(self.examples)}
+        own = {"release": self._release.release_id, "examples": len(self._own.examples)}
         return event(what, **own, seconds=round(seconds, 3), **told)
 
 

@@ -8,11 +8,12 @@ from typing import Any, final
 
 import numpy as np
 
-from umbel.device_client.device import cross_validate
+from umbel.device_client.cross_validation import cross_validated
 from umbel.device_client.engine import Engine
 from umbel.device_client.held_out import nll_of, text_folds
-from umbel.device_client.learning import Encoded, encode_examples, example_logits, read_once, stored, together
-from umbel.device_client.onboarding import read_known, starter
+from umbel.device_client.learning import Encoded, example_logits, stored, together
+from umbel.device_client.onboarding import Known, starter
+from umbel.device_client.own_learning import OwnTexts
 from umbel.shared.examples import Example
 from umbel.shared.files import sha256_bytes
 from umbel.shared.profile import FloatArray
@@ -55,46 +56,64 @@ class Proof:
         return Proof(row["examples"], row["nll_old"], row["nll_new"])
 
 
-def proven(
-    old: Release,
-    new: Release,
-    how: str | None,
-    examples: Sequence[Example],
-    texts: Sequence[str],
-    threads: int,
-) -> Proof | None:
-    """Compares two releases as they serve their owner.
+@final
+class Trial:
+    """One owner's examples, by which releases are compared as they serve their owner.
 
     Folds go by text, so that both releases learn from the same examples and are asked the same. How texts
     fall into folds is chance, and with few examples it weighs; where learning takes moments, three ways to
     cut are averaged.
-
-    Args:
-        old: The release in use.
-        new: The other one.
-        how: How the profile came about: "learned" or "onboarded"; None: there is none, so that its owner gets
-            what everybody gets.
-        examples: The owner's examples.
-        texts: Their texts without a label, of which onboarding makes use.
-        threads: Threads of a graph run.
-
-    Returns:
-        None where there are no examples.
-
-    Raises:
-        ExampleError: A label is not one of both releases'.
-        ProfileError: Learning did not converge.
     """
-    if not examples:
-        return None
-    cuts = [cut(examples, number) for number in range(_CUTS if _quick(old) and _quick(new) else 1)]
-    if len(np.unique(cuts[0])) < 2:
-        how = None  # nothing is left to learn from
-    sides = [
-        float(np.mean([_held_out(release, how, examples, texts, folds, threads) for folds in cuts]))
-        for release in (old, new)
-    ]
-    return Proof(len(examples), *sides)
+
+    def __init__(self, how: str | None, examples: Sequence[Example], texts: Sequence[str], *, quick: bool):
+        """Cuts the examples.
+
+        Args:
+            how: How the profile comes about: "learned" or "onboarded"; None: there is none, so that its owner
+                gets what everybody gets.
+            examples: The owner's examples; there may be none, and then there is nothing to compare by.
+            texts: Their texts without a label, of which onboarding makes use.
+            quick: Whether `is_quick` says so of both releases.
+        """
+        self.how, self._examples, self._texts = how, examples, texts
+        self._cuts = [cut(examples, number) for number in range(_CUTS if quick else 1)]
+        self._learns = len(np.unique(self._cuts[0])) > 1  # else nothing is left to learn from
+
+    def texts(self, engine: Engine, known: Mapping[int, FloatArray] | None = None) -> OwnTexts:
+        """Returns what a release reads to serve its owner, and nothing of it read yet.
+
+        Args:
+            engine: The release.
+            known: What some texts were read as, by their place among examples and further texts.
+        """
+        if self.how == "learned":
+            return OwnTexts(engine, self._examples, self._texts, known)
+        onboards = self.how == "onboarded" and engine.onboards
+        return OwnTexts(engine, self._examples, self._texts, known, onboards=onboards)
+
+    def nll(self, own: OwnTexts) -> float | None:
+        """Returns the mean nll of the examples, each under what the others gave; None if there are none.
+
+        Args:
+            own: What `texts` gave, read.
+
+        Raises:
+            ProfileError: Learning did not converge.
+        """
+        if not self._examples:
+            return None
+        return float(np.mean([self._held_out(own, folds) for folds in self._cuts]))
+
+    def _held_out(self, own: OwnTexts, folds: Index) -> float:
+        engine, support = own.engine, own.support()
+        if self.how == "learned" and self._learns:
+            found = cross_validated(engine, support, own.recipe, folds, start=own.starter())
+            assert found is not None
+            return float(found.nll_personal.mean())
+        if self.how == "onboarded" and self._learns and engine.onboards:
+            return _onboarded(engine, support, own.known(), folds)
+        logits = example_logits(engine, support, engine.release.manifest.profile.zeros(1))
+        return float(nll_of(logits, support.labels).mean())
 
 
 def cut(examples: Sequence[Example], number: int) -> Index:
@@ -103,34 +122,12 @@ def cut(examples: Sequence[Example], number: int) -> Index:
     return text_folds(keys, FOLDS)
 
 
-def _quick(release: Release) -> bool:
+def is_quick(release: Release) -> bool:
     """Says whether texts are read once, so that what is learned from them takes moments."""
     return all(f"{graph}.onnx" in release.manifest.blobs for graph in EMBEDDED)
 
 
-def _held_out(
-    release: Release,
-    how: str | None,
-    examples: Sequence[Example],
-    texts: Sequence[str],
-    folds: Index,
-    threads: int,
-) -> float:
-    """Returns the mean nll of the examples, each under what the others gave."""
-    if how == "learned":
-        found = cross_validate(release, examples, folds, texts=texts, threads=threads)
-        assert found is not None
-        return float(found.nll_personal.mean())
-    engine = Engine(release, threads=threads)
-    (support,) = read_once(engine, [encode_examples(engine, examples)])
-    if how == "onboarded" and engine.onboards:
-        return _onboarded(engine, support, texts, folds)
-    logits = example_logits(engine, support, release.manifest.profile.zeros(1))
-    return float(nll_of(logits, support.labels).mean())
-
-
-def _onboarded(engine: Engine, support: Encoded, texts: Sequence[str], folds: Index) -> float:
-    known = read_known(engine, support, engine.encode(texts))
+def _onboarded(engine: Engine, support: Encoded, known: Known, folds: Index) -> float:
     start = starter(engine, [known], [len(support)], 1.0)
     assert start is not None
     rows, names = np.arange(len(support)), np.unique(folds)

@@ -12,14 +12,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from umbel.device_client.device import packed_learning, packed_onboarding
+from umbel.device_client.device import onboarding_of
+from umbel.device_client.engine import Engine
+from umbel.device_client.entrusted import Entrusted
 from umbel.device_client.events import event, now
 from umbel.device_client.known import known
-from umbel.device_client.own_learning import Progress
+from umbel.device_client.own_learning import Learned, OwnLearning, OwnTexts, Progress
 from umbel.device_client.releases.fetching import OnBytes, fetch, missing_bytes
 from umbel.device_client.releases.installed import install, installed, keep_only, whole
 from umbel.device_client.releases.origin import RELEASES, TRUST, Channel, trusted
-from umbel.device_client.releases.proving import Proof, proven
+from umbel.device_client.releases.proving import Proof, Trial, is_quick
 from umbel.device_client.releases.sources import source_of
 from umbel.device_client.releases.trust import Offer, Pin
 from umbel.device_client.runs import told_of
@@ -112,8 +114,15 @@ class Hears:
 class Update:
     """One update of one device."""
 
-    def __init__(self, home: Path, store: Store, wanted: Wanted, threads: int, hears: Hears | None):
-        self._home, self._store, self._wanted, self._threads = home, store, wanted, threads
+    def __init__(
+        self,
+        home: Path,
+        store: Store,
+        wanted: Wanted,
+        engine_of: Callable[[Release], Engine],
+        hears: Hears | None,
+    ):
+        self._home, self._store, self._wanted, self._engine_of = home, store, wanted, engine_of
         self._releases, self._hears = home / RELEASES, hears or Hears()
         self._used = str(store.setting(RELEASE))
 
@@ -130,10 +139,9 @@ class Update:
                 if not self._wanted.check and whole(self._releases, self._used) is None:
                     self._taken(channel, offer)  # what was damaged is fetched again
                 return Updated("current", self._used)
-            before = self._store.state(), self._store.erasures()
-            examples, texts = known(self._store.entries())
-            _check_labels(examples, offer)
-            verdict = self._verdict(offer.release_id, before[0])
+            own = Entrusted(self._store)
+            _check_labels(own.examples, offer)
+            verdict = self._verdict(offer.release_id, own.state)
             if self._wanted.check:
                 to_fetch = 0 if self._wanted.release else missing_bytes(offer, self._releases)
                 return Updated("available", self._used, offer.release_id, to_fetch, *_known_of(verdict))
@@ -141,7 +149,7 @@ class Update:
             if verdict is not None and not self._wanted.force:
                 return Updated("kept", self._used, offer.release_id, 0, *_known_of(verdict))
             new = self._taken(channel, offer)
-            return self._tried(old, new, examples, texts, before)
+            return self._tried(old, new, own)
 
     def _channel(self) -> Channel | None:
         """Returns the channel to look at; one that is trusted anew is kept."""
@@ -200,24 +208,41 @@ class Update:
             raise ReleaseError("what was fetched is another release than was offered", hint="Try again.")
         return taken
 
-    def _tried(
+    def _tried(self, old: Release | None, new: Release, own: Entrusted) -> Updated:
+        """Compares a new release with the one in use, if that can be read; takes it over or leaves it."""
+        kept = self._store.profile(self._used)
+        quick = is_quick(new) and (old is None or is_quick(old))
+        trial = Trial(_how(kept, own.examples), own.examples, own.texts, quick=quick)
+        before = None
+        if old is not None and own.examples:
+            self._hears.on_phase("trying it on your examples")
+            before = self._nll_old(trial, self._engine_of(old), own)
+        engine = self._engine_of(new)
+        texts = trial.texts(engine, own.readings(engine))  # read once, to be tried and to be learned from
+        after = None if before is None else trial.nll(texts.read())
+        proof = None if before is None or after is None else Proof(len(own.examples), before, after)
+        if proof is not None and not proof.as_good and not self._wanted.force:
+            return self._left(new, proof, own.state)
+        self._hears.on_phase("learning your profile for it")
+        profile = self._profile(trial.how, texts, own)
+        own.keep_readings(engine, texts.fresh())
+        return self._adopted(old, new, proof, profile, own)
+
+    def _nll_old(self, trial: Trial, engine: Engine, own: Entrusted) -> float | None:
+        """Returns what the release in use loses; what it reads for it is kept, as long as it is in use."""
+        texts = trial.texts(engine, own.readings(engine)).read()
+        own.keep_readings(engine, texts.fresh())
+        return trial.nll(texts)
+
+    def _adopted(
         self,
         old: Release | None,
         new: Release,
-        examples: Sequence[Example],
-        texts: Sequence[str],
-        before: tuple[str, int],
+        proof: Proof | None,
+        profile: KeptProfile | None,
+        own: Entrusted,
     ) -> Updated:
-        """Compares a new release with the one in use, if that can be read; takes it over or leaves it."""
-        kept, proof = self._store.profile(self._used), None
-        if old is not None:
-            self._hears.on_phase("trying it on your examples")
-            how = None if kept is None else _kind(kept)
-            proof = proven(old, new, how, examples, texts, self._threads)
-        if proof is not None and not proof.as_good and not self._wanted.force:
-            return self._left(new, proof, before[0])
-        self._hears.on_phase("learning your profile for it")
-        profile = None if kept is None else self._relearned(new, kept, examples, texts, before[0])
+        """Takes a release over, with its profile, in one transaction."""
         told = {} if proof is None else proof.as_json()
         previous = self._used if old is not None else self._store.setting(_PREVIOUS)
         previous = None if previous == new.release_id else previous
@@ -227,37 +252,32 @@ class Update:
             {} if profile is None else {new.release_id: profile},
             event("updated", release=new.release_id, before=self._used, **told),
             keep=here,
-            erasures=before[1],
+            erasures=own.erasures,
         )
         self._tidy(*here)
         return Updated("adopted", new.release_id, self._used, 0, proof, unread=old is None)
 
-    def _relearned(
-        self,
-        new: Release,
-        kept: KeptProfile,
-        examples: Sequence[Example],
-        texts: Sequence[str],
-        state: str,
-    ) -> KeptProfile | None:
-        """Returns the profile for a new release, made as it was proven; None where it can make none."""
-        began = time.perf_counter()
-        if examples and _kind(kept) == "learned":
-            packed, found = packed_learning(
-                new,
-                examples,
-                texts=texts,
-                threads=self._threads,
-                on_progress=self._hears.on_progress,
-            )
-            about = {"how": "learned", **told_of(found, new.manifest.recipe.steps)}
-        elif new.manifest.onboarding is not None:
-            packed, _ = packed_onboarding(new, examples, texts, explain=False, threads=self._threads)
-            about = {"how": "onboarded", "texts": len(texts)}
+    def _profile(self, how: str | None, texts: OwnTexts, own: Entrusted) -> KeptProfile | None:
+        """Returns the profile for a new release, made as it was tried; None where it can make none."""
+        began, release = time.perf_counter(), texts.engine.release
+        if how == "learned":
+            packed, found = self._learned(texts, own)
+            about = {"how": how, **told_of(found, release.manifest.recipe.steps)}
+        elif how == "onboarded" and texts.engine.onboards:
+            packed, _ = onboarding_of(texts.read(), explain=False)
+            about = {"how": how, "texts": len(own.texts)}
         else:
             return None
-        own = {"at": now(), "state": state, "examples": len(examples)}
-        return KeptProfile(packed, about | own | {"seconds": round(time.perf_counter() - began, 3)})
+        told = {"at": now(), "state": own.state, "examples": len(own.examples)}
+        return KeptProfile(packed, about | told | {"seconds": round(time.perf_counter() - began, 3)})
+
+    def _learned(self, texts: OwnTexts, own: Entrusted) -> tuple[bytes, Learned]:
+        learning = OwnLearning(texts.engine, own.examples, own.texts, own=texts)
+        while not learning.finished:
+            learning.advance()
+            if self._hears.on_progress is not None:
+                self._hears.on_progress(learning.progress())
+        return learning.result()
 
     def _left(self, new: Release, proof: Proof, state: str) -> Updated:
         """Remembers that a release is not as good, so that it is not tried again on the same examples."""
@@ -295,9 +315,11 @@ class Update:
             keep_only(self._releases, {name for name in releases if name})
 
 
-def _kind(kept: KeptProfile) -> str:
-    """Returns how a profile came about: learned, at home or in a round, or onboarded."""
-    return "onboarded" if kept.about["how"] == "onboarded" else "learned"
+def _how(kept: KeptProfile | None, examples: Sequence[Example]) -> str | None:
+    """Returns how a profile comes about: learned, at home or in a round, or onboarded; None: not at all."""
+    if kept is None:
+        return None
+    return "learned" if examples and kept.about["how"] != "onboarded" else "onboarded"
 
 
 def _check_labels(examples: Sequence[Example], offer: Offer) -> None:

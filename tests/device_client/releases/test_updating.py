@@ -19,10 +19,12 @@ from tests.channels import Publisher
 
 from umbel import cli
 from umbel.device_client.device import cross_validate, packed_learning
+from umbel.device_client.engine import Engine
+from umbel.device_client.own_learning import Progress
 from umbel.device_client.owner import Device
 from umbel.device_client.releases import updating
 from umbel.device_client.releases.installed import install
-from umbel.device_client.releases.proving import Proof, cut, proven
+from umbel.device_client.releases.proving import Proof, Trial, cut
 from umbel.device_client.releases.trust import Pin
 from umbel.device_client.releases.updating import Wanted
 from umbel.shared.errors import BusyError, ReleaseError, StoreError
@@ -104,15 +106,21 @@ def test_a_release_that_is_as_good_takes_over(
     assert device.update(given(others["same"])).outcome == "current"
 
 
+def tried(release: Release, rows: list[Example]) -> float | None:
+    """What a release loses where its owner learns."""
+    trial = Trial("learned", rows, [], quick=False)
+    return trial.nll(trial.texts(Engine(release)).read())
+
+
 def test_figures_are_those_of_cross_validation(first: Release, others: dict[str, Release]) -> None:
     """Folds go by text: examples of the same text are never on both sides."""
     rows = [*MINE, replace(MINE[0])]
-    found = proven(first, others["worse"], "learned", rows, [], 1)
     folds = cut(rows, 0)
     assert folds[0] == folds[-1]
-    sides = [cross_validate(release, rows, folds) for release in (first, others["worse"])]
-    assert found is not None
-    assert [found.nll_old, found.nll_new] == [side.nll_personal.mean() for side in sides if side is not None]
+    for release in (first, others["worse"]):
+        side = cross_validate(release, rows, folds)
+        assert side is not None
+        assert tried(release, rows) == side.nll_personal.mean()
 
 
 def test_a_release_that_is_worse_does_not(
@@ -125,7 +133,7 @@ def test_a_release_that_is_worse_does_not(
     assert found.proof.nll_new > found.proof.nll_old
     assert device.predict(["good film"]) == before
     with monkeypatch.context() as context:
-        context.setattr(updating, "proven", None)  # nothing is tried again
+        context.setattr(updating, "Trial", None)  # nothing is tried again
         again = device.update(given(others["worse"]))
         assert (again.outcome, again.tried_before, again.proof) == ("kept", True, found.proof)
         check = device.update(given(others["worse"], check=True))
@@ -179,20 +187,24 @@ def test_without_a_profile_the_generic_models_are_compared(
 
 
 def test_one_text_alone_is_still_a_comparison(first: Release, others: dict[str, Release]) -> None:
-    found = proven(first, others["same"], "learned", [MINE[0]], [], 1)
-    assert found is not None
-    assert found.nll_old == found.nll_new > 0
+    found = [tried(release, [MINE[0]]) for release in (first, others["same"])]
+    assert found[0] is not None
+    assert found[0] > 0
+    assert found[0] == found[1]
+
+
+def follower(release: Release, folder: Path, **changed: Any) -> Release:
+    """Another release of the same blobs."""
+    manifest = replace(release.manifest, parent=release.release_id, **changed)
+    return write_release(folder, manifest, {n: release.blob_path(n).read_bytes() for n in manifest.blobs})
 
 
 def test_an_onboarded_profile_is_onboarded_anew(first: Release, tmp_path: Path) -> None:
-    manifest = replace(first.manifest, parent=first.release_id)
-    blobs = {name: first.blob_path(name).read_bytes() for name in manifest.blobs}
-    follower = write_release(tmp_path / "follower", manifest, blobs)
     with Device.enroll(tmp_path / "home", first.folder) as device:
         device.add(MINE, ["a very slow film"])
         device.onboard(explain=False)
         before = device.profile()
-        found = device.update(given(follower))
+        found = device.update(given(follower(first, tmp_path / "follower")))
         after = device.profile()
         assert device.status()["profile"]["how"] == "onboarded"
     assert found.outcome == "adopted"
@@ -201,6 +213,37 @@ def test_an_onboarded_profile_is_onboarded_anew(first: Release, tmp_path: Path) 
     assert before is not None
     assert after is not None
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("how", ["learned", "onboarded"])
+def test_each_text_is_read_once(
+    embedded_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """For all folds and cuts, and what is learned then; by releases with the same encoder once for both."""
+    read: list[int] = []
+    plain = Engine.read
+
+    def counted(engine: Engine, tokens: Any, shared: Any) -> Any:
+        read.append(len(tokens))
+        return plain(engine, tokens, shared)
+
+    monkeypatch.setattr(Engine, "read", counted)
+    same = follower(embedded_release, tmp_path / "same")
+    shorter = embedded_release.manifest.max_tokens - 1
+    other = follower(embedded_release, tmp_path / "other", max_tokens=shorter)
+    with Device.enroll(tmp_path / "home", embedded_release.folder) as device:
+        device.add(MINE, ["a very slow film"])
+        assert device.update(given(same)).outcome == "adopted"
+        assert sum(read) == 10  # there is no profile, so the further text says nothing
+        make: Callable[[], object] = device.learn if how == "learned" else device.onboard
+        make()
+        assert device.update(given(embedded_release)).outcome == "adopted"
+        assert sum(read) == 11
+        assert device.update(given(other)).outcome == "adopted"
+        assert device.status()["profile"]["how"] == how
+        make()
+        device.learn()
+        assert sum(read) == 2 * 11
 
 
 def test_labels_that_a_release_lacks(device: Device, first: Release, tmp_path: Path) -> None:
@@ -215,16 +258,14 @@ def test_labels_that_a_release_lacks(device: Device, first: Release, tmp_path: P
 
 
 def test_what_is_forgotten_meanwhile_is_not_brought_back(
-    device: Device, first: Release, others: dict[str, Release], monkeypatch: pytest.MonkeyPatch
+    device: Device, first: Release, others: dict[str, Release]
 ) -> None:
-    def forgetting(*args: Any, **options: Any) -> Any:
-        found = packed_learning(*args, **options)
-        device.forget([device.entries()[0].number])
-        return found
+    def meanwhile(_: Progress) -> None:
+        if len(device.entries()) == 10:
+            device.forget([device.entries()[0].number])
 
-    monkeypatch.setattr(updating, "packed_learning", forgetting)
     with pytest.raises(StoreError, match="has been forgotten"):
-        device.update(given(others["same"]))
+        device.update(given(others["same"]), hears=updating.Hears(on_progress=meanwhile))
     status = device.status()
     assert (status["release"], status["profile"], status["examples"]) == (first.release_id, None, 9)
 
