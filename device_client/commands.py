@@ -253,8 +253,8 @@ def predict(
     with _work(release, home, None, None, profile) as work:
         found = work.predict(wanted, generic, precision, threads)
     if as_json:
-        for row in found:
-            typer.echo(json.dumps(row.as_json()))
+        for text, row in zip(wanted, found, strict=True):
+            typer.echo(json.dumps({"text": text, **row.as_json()}))
         return
     _table(wanted, found)
 

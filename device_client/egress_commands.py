@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel.device_client.home_commands import HOME, Home, opened
+from umbel.device_client.home_commands import HOME, LAST, Home, opened, paged
 
 if TYPE_CHECKING:
     from umbel.device_client.egress.policy import Consent, Policy
@@ -129,21 +129,20 @@ def _consent(release: str, rounds: int, days: float | None) -> Consent:
     return Consent(release, until.isoformat(timespec="seconds"), rounds)
 
 
-def egress(home: Home = HOME, as_json: _Json = False) -> None:
+def egress(last: LAST = None, home: Home = HOME, as_json: _Json = False) -> None:
     """Show what left your device, when, to whom and how much, and what was refused and why.
 
     What a change holds is not kept. Bytes are those of the answer, without what a transport puts around it.
     """
     with opened(home) as device:
-        rows = device.egress()
+        rows, total = paged(device.egress, last, as_json), device.left()
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
         typer.echo(_row(row))
-    sent = [row for row in rows if row["outcome"] == "sent"]
-    messages = f"{len(sent)} message{'' if len(sent) == 1 else 's'}"
-    typer.echo(f"{sum(row['bytes'] for row in sent):,} bytes left in {messages}.")
+    count = total["messages"]
+    typer.echo(f"{total['bytes']:,} bytes left in {count} message{'' if count == 1 else 's'}.")
 
 
 def _row(row: Mapping[str, Any]) -> str:

@@ -34,6 +34,11 @@ PIN = Annotated[
 FIRST_USE = Annotated[
     bool, typer.Option("--trust-on-first-use", help="With a channel: trust whoever answers this time.")
 ]
+_PAGE = 50
+LAST = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help=f"Only the last ones; {_PAGE} unless given, with --json all."),
+]
 SECRET = "UMBEL_PASSPHRASE"
 _LONGEST = 120
 _NEW_SECRET = "UMBEL_NEW_PASSPHRASE"
@@ -127,6 +132,9 @@ def enroll(
 
 
 def add(
+    given: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="The same as --examples FILE.", show_default=False)
+    ] = None,
     examples: Annotated[
         Path | None,
         typer.Option(
@@ -146,13 +154,20 @@ def add(
     A text that is known already is kept once; it gets the new label if it comes with another one. What is
     typed after --text stays in your shell's history: a file, or --texts - for stdin, does not.
 
-    For instance: umbel device add --text "A slow, quiet story." --label yes
+    For instance: umbel device add mine.jsonl
+
+    Or: umbel device add --text "A slow, quiet story." --label yes
     """
     from umbel.shared.errors import ConfigError
     from umbel.shared.examples import Example, read_examples
 
+    if given is not None and examples is not None:
+        raise ConfigError(
+            "examples are given twice", hint="Give a file with --examples or without, one at a time."
+        )
+    examples = given or examples
     if examples is None and file is None and text is None:
-        raise ConfigError("there is nothing to add", hint="Give --examples, --texts or --text.")
+        raise ConfigError("there is nothing to add", hint="Give a file of examples, --texts or --text.")
     if label is not None and text is None:
         raise ConfigError("--label says something of --text, which is missing")
     with opened(home) as device:
@@ -242,10 +257,10 @@ def _leaves(left: dict[str, Any]) -> str:
     return f"policy {left['policy']}; {left['bytes']:,} bytes in {messages} so far{last}"
 
 
-def log(home: Home = HOME, as_json: _Json = False) -> None:
+def log(last: LAST = None, home: Home = HOME, as_json: _Json = False) -> None:
     """Show what your device did; no text and no number of a profile is in it. What left it: egress."""
     with opened(home) as device:
-        rows = device.log()
+        rows = paged(device.log, last, as_json)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -254,6 +269,22 @@ def log(home: Home = HOME, as_json: _Json = False) -> None:
             f"{name} {_short(value)}" for name, value in row.items() if name not in ("at", "what")
         )
         typer.echo(f"{row['at']}  {row['what']}  {rest}".rstrip())
+
+
+def paged(rows: Callable[[int | None], list[dict[str, Any]]], last: int | None, all_: bool) -> list[Any]:
+    """Returns the last rows of a log: as many as are wanted, or else all, or of many a page.
+
+    Args:
+        rows: Gives so many of the last ones; None: all.
+        last: How many are wanted.
+        all_: Whether all are, if that is not said; else it is told where there are earlier ones.
+    """
+    if last is not None or all_:
+        return rows(last)
+    found = rows(_PAGE + 1)
+    if len(found) > _PAGE:
+        typer.echo(f"(the last {_PAGE}; more of them: --last N)", err=True)
+    return found[-_PAGE:]
 
 
 def _short(value: object) -> str:
@@ -277,11 +308,15 @@ def list_(home: Home = HOME, as_json: _Json = False) -> None:
 
 
 def _list(own: Sequence[Entry], *, err: bool = False) -> None:
+    from rich.cells import cell_len
+
     from umbel.shared.checks import tamed
 
-    for entry in own:
-        label = "-" if entry.label is None else tamed(entry.label)
-        typer.echo(f"{entry.number:>5}  {label}  {tamed(entry.text)[:_LONGEST]}", err=err)
+    labels = ["-" if entry.label is None else tamed(entry.label) for entry in own]
+    width = max(map(cell_len, labels), default=0)
+    for entry, label in zip(own, labels, strict=True):
+        shown = label + " " * (width - cell_len(label))
+        typer.echo(f"{entry.number:>5}  {shown}  {tamed(entry.text)[:_LONGEST]}", err=err)
 
 
 def _within(words: str, text: str) -> bool:

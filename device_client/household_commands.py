@@ -48,8 +48,8 @@ def household(
     with Household.open(homes, ask=_ask, threads=threads) as everybody:
         found = everybody.predict(texts, owners, precision=precision)
     if as_json:
-        for owner, row in zip(owners, found, strict=True):
-            told = {"owner": owner, **row.as_json()}
+        for owner, text, row in zip(owners, texts, found, strict=True):
+            told = {"owner": owner, "text": text, **row.as_json()}
             del told["generic_label"]  # nobody asked for it
             typer.echo(json.dumps(told))
         return

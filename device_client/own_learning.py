@@ -294,8 +294,9 @@ class OwnLearning:
         labels = self.texts.support().labels
         generic, personal = (float(nll_of(own.logits, labels).mean()) for own in self._answers)
         notes = ((_IDLE,) if self._idle else ()) + example_notes(self._examples)
-        strength = float(learning.strengths()[0])
-        return data, Learned(len(data), generic, personal, strength, notes, learning.held_out(0))
+        strength, held_out = float(learning.strengths()[0]), learning.held_out(0)
+        notes += _worse_note(strength, held_out)
+        return data, Learned(len(data), generic, personal, strength, notes, held_out)
 
 
 def check_one_owner(examples: Sequence[Example]) -> None:
@@ -323,6 +324,16 @@ def example_notes(examples: Sequence[Example]) -> tuple[str, ...]:
             "all examples have the same label; add some with another one, or predictions will lean to it."
         )
     return tuple(notes)
+
+
+def _worse_note(strength: float, held_out: HeldOut | None) -> tuple[str, ...]:
+    """Returns what to know of a profile that is used although it did worse on what was held out."""
+    if held_out is None or strength == 0.0 or held_out.nll_personal.mean() <= held_out.nll_generic.mean():
+        return ()
+    return (
+        "on examples that were held out, the profile did worse than none. It is used all the same, as far as "
+        "they leave open that it helps; predict --generic leaves it aside.",
+    )
 
 
 def _usual_rows(tokens: TokenBatch) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from umbel.device_client.egress.policy import Policy
+from umbel.device_client.egress.totals import NOTHING, added
 from umbel.device_client.engine import Engine
 from umbel.device_client.events import event as _event
 from umbel.device_client.events import now as _now
@@ -341,7 +342,7 @@ class Device:
             "texts": others,
             "since": self._store.first_added(),
             "profile": own,
-            "egress": self._left(),
+            "egress": {"policy": self.policy().rule, **self.left()},
             "unfinished": self._unfinished(release, state),
             "runs": [row for row in self._store.log(_SEARCHED) if row["what"] in _RUNS][-_TOLD_RUNS:],
             "store_bytes": sum(file.stat().st_size for file in self.home.glob(f"{STORE}*")),
@@ -355,22 +356,21 @@ class Device:
         told = {name: about[name] for name in ("began", "seconds", "doing", "done", "total")}
         return {**told, "current": about["state"] == state}
 
-    def log(self) -> list[dict[str, Any]]:
-        """Returns what this device did, oldest first; no text and no number of a profile is in it."""
-        return self._store.log()
+    def log(self, last: int | None = None) -> list[dict[str, Any]]:
+        """Returns what this device did, oldest first; no text and no number of a profile is in it.
 
-    def egress(self) -> list[dict[str, Any]]:
-        """Returns what left this device, and what was refused and why, oldest first."""
-        return self._store.egress()
+        Args:
+            last: So many of the last events; None: all.
+        """
+        return self._store.log(-1 if last is None else last)
 
-    def _left(self) -> dict[str, Any]:
-        sent = [row for row in self._store.egress() if row["outcome"] == "sent"]
-        return {
-            "policy": self.policy().rule,
-            "messages": len(sent),
-            "bytes": sum(row["bytes"] for row in sent),
-            "last": sent[-1]["at"] if sent else None,
-        }
+    def egress(self, last: int | None = None) -> list[dict[str, Any]]:
+        """Returns what left this device, and what was refused and why, oldest first; `last` as in `log`."""
+        return self._store.egress(-1 if last is None else last)
+
+    def left(self) -> dict[str, Any]:
+        """Returns how many messages left this device, their bytes, and when the last one did."""
+        return dict(self._store.egress_total(added) or NOTHING)
 
     def policy(self) -> Policy:
         """Returns what the owner allows to leave."""
@@ -383,7 +383,7 @@ class Device:
 
     def enter(self, judge: Callable[[Any, int], tuple[Any, Mapping[str, Any]]]) -> Mapping[str, Any]:
         """Writes an entry of the egress log, and what the policy is after it; see `Store.enter`."""
-        return self._store.enter(_POLICY, judge)
+        return self._store.enter(_POLICY, judge, added)
 
     def client_number(self, fresh: int) -> int:
         """Returns the number by which coordinators know this device; `fresh` if it has none yet."""

@@ -85,9 +85,18 @@ def reader(engine: Engine, precision: str) -> Engine:
     Raises:
         ConfigError: There is no such precision.
     """
+    check_precision(precision)
+    return engine.quick() if precision == INT8 else engine
+
+
+def check_precision(precision: str) -> None:
+    """Refuses what is none of `PRECISIONS`.
+
+    Raises:
+        ConfigError: It is none.
+    """
     if precision not in PRECISIONS:
         raise ConfigError(f"'{precision}' is no precision", hint=f"Choose one of: {', '.join(PRECISIONS)}.")
-    return engine.quick() if precision == INT8 else engine
 
 
 def predict_owners(

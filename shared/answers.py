@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, final
 
-from umbel.shared.checks import count_problems, number_problems, shown
+from umbel.shared.checks import count_problems, key_problems, number_problems, shown
 from umbel.shared.errors import ReleaseError
 
 _TEMPERATURES = (0.05, 20.0)
@@ -86,8 +86,7 @@ def _keys(kind: type[Any], row: object, what: str) -> Mapping[str, Any]:
     names = {field.name for field in fields(kind)}
     if not isinstance(row, dict):
         raise ReleaseError(f"{what} is malformed", [f"found {shown(row)}, expected an object"])
-    problems = [f"unknown key '{shown(name)}'" for name in sorted(set(row) - names)]
-    problems += [f"missing key '{name}'" for name in sorted(names - set(row))]
+    problems = key_problems(row, names)
     if problems:
         raise ReleaseError(f"{what} is malformed", problems)
     return row

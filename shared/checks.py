@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
 _SHOWN_CHARACTERS = 40
@@ -62,6 +62,19 @@ def number_problems(name: str, value: object, low: float, high: float) -> list[s
     """
     right = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
     return [] if right else [f"{name} is {shown(value)}, expected a number from {low:g} to {high:g}"]
+
+
+def key_problems(row: Mapping[str, object], names: Collection[str]) -> list[str]:
+    """Returns a line for each key of an object that is not one of `names`, then for each that is missing.
+
+    Example:
+        >>> key_problems({"k": 1, "seeds": 2}, {"k", "seed"})
+        ["unknown key 'seeds'", "missing key 'seed'"]
+    """
+    unknown, missing = sorted(set(row) - set(names)), sorted(set(names) - set(row))
+    return [f"unknown key '{shown(name)}'" for name in unknown] + [
+        f"missing key '{name}'" for name in missing
+    ]
 
 
 def is_sha256(value: object) -> bool:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from umbel.shared.checks import count_problems, number_problems, parsed_json, shown
 from umbel.shared.errors import MessageError, ReleaseError
+from umbel.shared.norms import exceeds
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.release import Manifest
@@ -31,7 +32,6 @@ RATES = ("local_rate", "clip", "profile_dropout", "onboarding_rate")
 """The local settings that are no whole numbers."""
 
 # A sum of squares in another order may differ in its last bits; that is no larger change.
-_NORM_SLACK = 1e-5
 _HINT = "Both sides must run the same umbel and the same release; nothing was changed."
 
 
@@ -208,7 +208,7 @@ class Contribution:
             *_array_problems(self.change, manifest.trainables),
         ]
         norm = math.inf if problems else l2_norm(self.change.values())
-        if not problems and norm > task.settings.clip * (1 + _NORM_SLACK):
+        if not problems and exceeds(norm, task.settings.clip):
             problems.append(f"the change has norm {norm:.6g}, the clip is {task.settings.clip:.6g}")
         _refuse("the contribution cannot be used", problems)
 

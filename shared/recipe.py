@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, final
 
-from umbel.shared.checks import count_problems, number_problems, shown
+from umbel.shared.checks import count_problems, key_problems, number_problems, shown
 from umbel.shared.errors import ReleaseError
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -125,8 +125,7 @@ class LearningRecipe:
                 "the learning recipe is malformed", [f"recipe: found {shown(row)}, expected an object"]
             )
         names = {field.name for field in fields(cls)}
-        problems = [f"unknown key '{shown(name)}'" for name in sorted(set(row) - names)]
-        problems += [f"missing key '{name}'" for name in sorted(names - set(row))]
+        problems = key_problems(row, names)
         recipe = cls(**{name: value for name, value in row.items() if name in names})
         problems += recipe.problems()
         if problems:

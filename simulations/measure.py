@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from umbel.device_client.engine import Engine
-from umbel.device_client.prediction import FLOAT32, INT8
+from umbel.device_client.prediction import FLOAT32, INT8, check_precision
 from umbel.shared.errors import ReleaseError
 from umbel.shared.examples import read_examples
 from umbel.shared.files import refuse_taken
@@ -53,6 +53,7 @@ def measure(
         OSError: `out` cannot be written.
     """
     begun = time.perf_counter()
+    check_precision(precision)
     if out is not None:
         refuse_taken(out)
         out.mkdir(parents=True, exist_ok=True)  # where it cannot be made, that is told before the work

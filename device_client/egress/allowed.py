@@ -19,12 +19,12 @@ import numpy.typing as npt
 
 from umbel.shared import errors
 from umbel.shared.messages import EVALUATE, SCHEMA, TRAIN, RoundTask, Wire, l2_norm
+from umbel.shared.norms import exceeds
 from umbel.shared.release import Manifest
 
 QUERY, ERROR = "query", "error"
 REASON = "reason"
 
-_NORM_SLACK = 1e-5  # a sum of squares in another order is no larger change
 _NUMBER_BYTES = 8
 
 
@@ -125,7 +125,7 @@ class Allowed:
         if size > self.most_bytes:
             found.append(f"it has {size} bytes, at most {self.most_bytes} may leave")
         norm = finite_norm(wire)
-        if norm is not None and norm > self.most_norm * (1 + _NORM_SLACK):
+        if norm is not None and exceeds(norm, self.most_norm):
             found.append(f"its norm is larger than {self.most_norm:.6g}")
         return found
 

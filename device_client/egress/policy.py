@@ -11,11 +11,11 @@ from umbel.device_client.egress.network import metered
 from umbel.device_client.egress.power import wall_power
 from umbel.shared.checks import count_problems, number_problems
 from umbel.shared.errors import ConfigError
+from umbel.shared.norms import exceeds
 
 NEVER, ASK, PLUGGED_IN, ALWAYS = POLICIES = ("never", "ask", "plugged-in", "always")
 SYSTEM, UNMETERED, METERED = NETWORKS = ("system", "unmetered", "metered")
 _MOST_ROUNDS = 10**6
-_NORM_SLACK = 1e-5  # a sum of squares in another order is no larger change
 
 
 @final
@@ -126,7 +126,7 @@ class Policy:
 
     def norm_refusals(self, norm: float | None) -> list[str]:
         """Returns what speaks against a change of a norm: its owner may have lowered the bound meanwhile."""
-        larger = norm is not None and norm > self.most_norm * (1 + _NORM_SLACK)
+        larger = norm is not None and exceeds(norm, self.most_norm)
         return [f"its norm is larger than {self.most_norm:.6g}, which the owner allows"] if larger else []
 
     def after_change(self) -> Policy:

@@ -107,7 +107,14 @@ def _proof(found: Updated) -> str:
     own = found.proof
     if own is None:
         return "There were no examples to try it on."
+    new, old = _told_apart(own.nll_new, own.nll_old)
     return (
-        f"On your {own.examples} examples, each held out once, the loss is {own.nll_new:.3f} with the "
-        f"new one and {own.nll_old:.3f} with the old one."
+        f"On your {own.examples} examples, each held out once, the loss is {new} with the new one and {old} "
+        "with the old one."
     )
+
+
+def _told_apart(one: float, other: float) -> tuple[str, str]:
+    """Returns two losses with three decimals, or with as many more, up to six, as tell them apart."""
+    digits = next((d for d in range(3, 7) if f"{one:.{d}f}" != f"{other:.{d}f}"), 3)
+    return f"{one:.{digits}f}", f"{other:.{digits}f}"

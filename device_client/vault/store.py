@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, final
 
@@ -22,6 +23,7 @@ from umbel.shared.errors import StoreError
 
 _WAIT_SECONDS = 30.0
 _PAUSE_SECONDS = 0.05
+_TOTAL = "egress total"
 CURRENT = "current"
 """Stands, in an export, for the state of the entries beside it."""
 
@@ -35,6 +37,9 @@ _DAMAGED = "Take it from a backup, or begin anew and import an export of yours."
 
 Event = Mapping[str, Any] | None
 """What the log says, with what it speaks of or not at all."""
+
+Total = Callable[[Any, Mapping[str, Any]], Any]
+"""What entries come to, one by one, as `Store.enter` says."""
 
 Holders = Callable[[str, str], KeyHolder]
 """(kind of holder, the store's number) -> who holds the key."""
@@ -514,9 +519,18 @@ class Store:
         """Returns the log, oldest first; all of it, or so many of its last events."""
         return self._rows("log", last)
 
-    def egress(self) -> list[dict[str, Any]]:
-        """Returns the log of what left and what was refused, oldest first."""
-        return self._rows("egress")
+    def egress(self, last: int = -1) -> list[dict[str, Any]]:
+        """Returns the log of what left and what was refused, oldest first; all, or so many of its last."""
+        return self._rows("egress", last)
+
+    def egress_total(self, add: Total) -> Any:
+        """Returns what the entries of that log come to; None if there are none. `add` as in `enter`."""
+        with self._reading():
+            return self._egress_total(add)
+
+    def _egress_total(self, add: Total) -> Any:
+        kept = self._setting(_TOTAL)
+        return reduce(add, self._rows("egress"), None) if kept is None else kept  # an older umbel kept none
 
     def _rows(self, table: str, last: int = -1) -> list[dict[str, Any]]:
         query = f"SELECT id, sealed FROM {table} ORDER BY id DESC LIMIT ?"
@@ -525,13 +539,14 @@ class Store:
         return [self._opened(sealed, f"{table}/{number}") for number, sealed in reversed(rows)]
 
     def enter(
-        self, name: str, judge: Callable[[Any, int], tuple[Any, Mapping[str, Any]]]
+        self, name: str, judge: Callable[[Any, int], tuple[Any, Mapping[str, Any]]], add: Total
     ) -> Mapping[str, Any]:
         """Writes an entry of the egress log, and what a setting is after it, in one transaction.
 
         Args:
             name: The setting's.
             judge: (its value or None, the count of erasures) -> (its new value, the entry).
+            add: (what all entries before come to or None, the entry) -> what they come to with it.
 
         Returns:
             The entry.
@@ -541,7 +556,9 @@ class Store:
             new, entry = judge(old, self._erasures())
             if new != old:
                 self._put_setting(name, new)
+            total = add(self._egress_total(add), entry)
             self._append("egress", entry)
+            self._put_setting(_TOTAL, total)
         return entry
 
     def setting(self, name: str) -> Any:

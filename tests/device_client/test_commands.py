@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from tests.builders import random_examples
+from tests.terminal import umbel
 
-from umbel import cli
 from umbel.shared.examples import write_examples
 from umbel.shared.files import sha256_bytes
 from umbel.shared.release import Release, write_release
@@ -31,13 +31,6 @@ MINE = [
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in an empty folder of its own."""
     monkeypatch.chdir(tmp_path)
-
-
-def umbel(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Runs `umbel device`, and returns its exit code, stdout and stderr."""
-    status = cli.main(["device", *map(str, words)])
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
 
 
 def examples(*rows: dict[str, Any], name: str = "mine.jsonl") -> Path:
@@ -79,7 +72,8 @@ def test_learn_and_predict_for_scripts(tiny_release: Release, capsys: pytest.Cap
     status, out, err = umbel(capsys, "predict", "-r", tiny_release.folder, "slow film", "good book", "--json")
     assert (status, err) == (0, "")
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [set(row) for row in rows] == [{"label", "probability", "probabilities", "generic_label"}] * 2
+    names = {"text", "label", "probability", "probabilities", "generic_label"}
+    assert ([set(row) for row in rows], rows[1]["text"]) == ([names] * 2, "good book")
     for row in rows:
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=2e-6)
         assert row["probability"] == row["probabilities"][row["label"]] == max(row["probabilities"].values())

@@ -16,6 +16,7 @@ from umbel.device_client.cross_validation import CrossValidation, cross_validate
 from umbel.device_client.device import cross_validate, packed_learning
 from umbel.device_client.held_out import HeldOut, text_folds
 from umbel.device_client.learning import Encoded, learn_exactly, predict_logits
+from umbel.device_client.own_learning import _worse_note
 from umbel.shared.bias import softmax
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.release import Release
@@ -96,6 +97,16 @@ def test_one_fold_says_nothing_and_no_number_of_an_example_is_shown() -> None:
     assert repr(found) == "HeldOut()"
     assert measured([support(0, 5)], replace(RECIPE, folds=0)) == [None]
     assert measured([support(0, 5).first(1)], RECIPE) == [None]
+
+
+@pytest.mark.parametrize(
+    ("strength", "personal", "noted"), [(0.4, 0.8, True), (0.4, 0.7, False), (0.0, 0.8, False)]
+)
+def test_a_profile_that_did_worse_and_is_used_is_noted(strength: float, personal: float, noted: bool) -> None:
+    right = np.ones(2, bool)
+    found = HeldOut(np.arange(2), np.full(2, 0.7), np.full(2, personal), right, right)
+    assert bool(_worse_note(strength, found)) == noted
+    assert _worse_note(strength, None) == ()
 
 
 @given(st.lists(st.text(max_size=2), max_size=20), st.integers(0, 5))

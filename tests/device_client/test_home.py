@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.terminal import told, umbel
 
-from umbel import cli
 from umbel.device_client.own_learning import OwnLearning
 from umbel.device_client.owner import Device
 from umbel.device_client.profile_file import read_profile
@@ -36,20 +36,6 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("UMBEL_EXPORT_PASSPHRASE", "correct horse battery")
     monkeypatch.delenv("UMBEL_PASSPHRASE", raising=False)
-
-
-def umbel(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Runs `umbel device`, and returns its exit code, stdout and stderr."""
-    status = cli.main(["device", *map(str, words)])
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
-
-
-def told(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    """Runs it with --json, and returns what that says."""
-    status, out, err = umbel(capsys, *words, "--json")
-    assert (status, err) == (0, "")
-    return json.loads(out)
 
 
 def mine() -> Path:
@@ -205,6 +191,7 @@ def test_without_a_home_one_is_told_what_to_do(
     [
         (["add"], "nothing to add"),
         (["add", "--label", "yes"], "--text"),
+        (["add", "mine.jsonl", "--examples", "mine.jsonl"], "given twice"),
         (["add", "--text", "x", "--label", "strange"], "not one of the release's"),
         (["add", "--text", " "], "text 1: text is missing or empty"),
         (["add", "--text", "half \ud83d", "--label", "yes"], "half of a surrogate pair"),
@@ -263,6 +250,35 @@ def test_what_is_kept_is_listed_before_it_is_forgotten(
     assert status == 1  # nobody answered
     assert CANARY in err
     assert len(told(capsys, "list")) == 4
+
+
+def test_a_file_is_added_by_its_name_alone_and_what_is_listed_stands_in_columns(
+    tiny_release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(capsys, "enroll", "-r", tiny_release.folder)
+    assert told(capsys, "add", mine())["new"] == 4
+    told(capsys, "add", "--text", "only read")
+    assert umbel(capsys, "list")[1].splitlines() == [
+        "    1  yes  a slow film",
+        "    2  no   a good book",
+        "    3  no   not very good",
+        f"    4  yes  {CANARY}",
+        "    5  -    only read",
+    ]
+
+
+def test_of_a_long_log_a_page_is_shown(tiny_release: Release, capsys: pytest.CaptureFixture[str]) -> None:
+    told(capsys, "enroll", "-r", tiny_release.folder)
+    with Device.open(Path("home")) as device:
+        for number in range(55):
+            device._store.note({"at": "2026", "what": f"event {number}"})
+    assert len(told(capsys, "log")) == 56
+    assert [row["what"] for row in told(capsys, "log", "--last", 2)] == ["event 53", "event 54"]
+    _, out, err = umbel(capsys, "log")
+    assert (len(out.splitlines()), out.splitlines()[0]) == (50, "2026  event 5")
+    assert err == "(the last 50; more of them: --last N)\n"
+    _, out, err = umbel(capsys, "log", "--last", 56)
+    assert (len(out.splitlines()), err) == (56, "")
 
 
 def test_what_was_erased_is_told_though_learning_again_fails(

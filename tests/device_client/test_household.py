@@ -139,7 +139,7 @@ def test_the_command_line(homes: dict[str, Path], capsys: pytest.CaptureFixture[
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     with Household.open(homes) as household:
         wanted = household.predict(TEXTS, OWNERS)
-    assert [row["owner"] for row in told] == OWNERS
+    assert [(row["owner"], row["text"]) for row in told] == list(zip(OWNERS, TEXTS, strict=True))
     assert [row["label"] for row in told] == [row.label for row in wanted]
     assert cli.main(command) == 0
     lines = capsys.readouterr().out.splitlines()

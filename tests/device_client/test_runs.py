@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.builders import random_examples
+from tests.terminal import told, umbel
 
-from umbel import cli
 from umbel.device_client.engine import Engine
 from umbel.device_client.own_learning import OwnLearning, Progress
 from umbel.device_client.owner import Device
@@ -320,52 +320,43 @@ def _kept(tmp_path: Path) -> bool:
         return device.status()["unfinished"] is not None
 
 
-def umbel(capsys: pytest.CaptureFixture[str], home: Path, *words: object) -> tuple[int, str, str]:
-    status = cli.main(["device", *map(str, words), "--home", str(home)])
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
-
-
-def told(capsys: pytest.CaptureFixture[str], home: Path, *words: object) -> Any:
-    status, out, err = umbel(capsys, home, *words, "--json")
-    assert (status, err) == (0, "")
-    return json.loads(out)
-
-
 def test_from_the_command_line(
-    embedded_release: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    embedded_release: Release,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     home_with(tmp_path, embedded_release).close()
-    home = tmp_path / "home"
-    found = told(capsys, home, "learn", "--max-seconds", "0")
+    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
+    found = told(capsys, "learn", "--max-seconds", "0")
     assert (found["finished"], found["resumed"], found["doing"]) == (False, False, "learning")
-    status, out, _ = umbel(capsys, home, "learn", "--max-seconds", "0")
+    status, out, _ = umbel(capsys, "learn", "--max-seconds", "0")
     assert status == 0
     assert "umbel device learn' goes on" in out
-    status, out, _ = umbel(capsys, home, "status")
+    status, out, _ = umbel(capsys, "status")
     assert "it goes on with umbel device learn" in out
-    found = told(capsys, home, "learn")
+    found = told(capsys, "learn")
     assert (found["finished"], found["resumed"], found["changed"]) == (True, True, True)
     held = found["held_out"]
     assert held["examples"] == found["examples"]
-    assert told(capsys, home, "learn")["changed"] is False
-    assert "Nothing has changed" in umbel(capsys, home, "learn")[1]
-    status, out, _ = umbel(capsys, home, "status")
+    assert told(capsys, "learn")["changed"] is False
+    assert "Nothing has changed" in umbel(capsys, "learn")[1]
+    status, out, _ = umbel(capsys, "status")
     assert "are right with it" in out
     assert "too few to tell" in out
-    rows = told(capsys, home, "status")["runs"]
+    rows = told(capsys, "status")["runs"]
     assert [row["what"] for row in rows] == ["stopped learning", "stopped learning", "learned"]
     assert rows[-1]["steps"] == 6
     assert rows[-1]["seconds"] >= rows[0]["seconds"]
-    found = told(capsys, home, "forget", "--number", 1, "--yes")
+    found = told(capsys, "forget", "--number", 1, "--yes")
     assert found["erased"] == {"examples": 1, "texts": 0, "profiles": 1, "runs": 0, "readings": 1}
     assert found["again"]["finished"] is True
     assert found["again"]["examples"] == held["examples"] - 1
-    status, out, _ = umbel(capsys, home, "forget", "--number", 2, "--yes", "--no-learn")
+    status, out, _ = umbel(capsys, "forget", "--number", 2, "--yes", "--no-learn")
     assert out == "Erased: 1 example, 1 profile, 1 note of a text that was read.\n"
-    assert "nothing was erased" in umbel(capsys, home, "forget", "--number", 2, "--yes")[1]
-    assert told(capsys, home, "onboard")["bytes"] > 0
-    assert told(capsys, home, "forget", "--number", 3, "--yes")["again"] == {"how": "onboarded"}
+    assert "nothing was erased" in umbel(capsys, "forget", "--number", 2, "--yes")[1]
+    assert told(capsys, "onboard")["bytes"] > 0
+    assert told(capsys, "forget", "--number", 3, "--yes")["again"] == {"how": "onboarded"}
 
 
 def test_files_keep_nothing_that_is_not_finished(
@@ -373,7 +364,7 @@ def test_files_keep_nothing_that_is_not_finished(
 ) -> None:
     (tmp_path / "mine.jsonl").write_text('{"text": "a good film", "label": "yes"}\n')
     words = ("learn", "-r", embedded_release.folder, "-e", tmp_path / "mine.jsonl", "-p", tmp_path / "p")
-    status, _, err = umbel(capsys, tmp_path / "home", *words, "--max-seconds", "5")
+    status, _, err = umbel(capsys, *words, "--max-seconds", "5")
     assert (status, "umbel device enroll" in err) == (2, True)
     assert not (tmp_path / "p").exists()
 

@@ -509,6 +509,11 @@ def test_evaluate_in_8_bits(
         assert found[precision]["config"]["precision"] == precision
     exact, quick = (found[p]["unseen"]["personal_accuracy"] for p in ("float32", "int8"))
     assert all(abs(exact[k] - quick[k]) < 0.2 for k in exact)
+    assert (
+        evaluate(tiny_release, Path("nowhere"), "--precision", "int4", "--out", "never") == 2
+    )  # before all else
+    assert "'int4' is no precision" in capsys.readouterr().err
+    assert not Path("never").exists()
     assert evaluate(tiny_release, people, "--precision", "int8") == 2
     assert "does not read texts in 8 bits" in capsys.readouterr().err
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from tests.channels import Publisher, plain_release
+from tests.terminal import umbel
 
-from umbel import cli
 from umbel.device_client.owner import Device
 from umbel.shared.errors import ReleaseError
 from umbel.shared.files import sha256_file
@@ -21,12 +21,6 @@ def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publisher:
     made.channel.create()
     made.channel.add(plain_release(tmp_path / "one", "one"))
     return made
-
-
-def umbel(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    status = cli.main(["device", *map(str, words)])
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
 
 
 def enrolled(capsys: pytest.CaptureFixture[str], *words: object) -> Any:

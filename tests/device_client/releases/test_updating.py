@@ -23,10 +23,11 @@ from umbel.device_client.engine import Engine
 from umbel.device_client.own_learning import Progress
 from umbel.device_client.owner import Device
 from umbel.device_client.releases import updating
+from umbel.device_client.releases.commands import _proof
 from umbel.device_client.releases.installed import install
 from umbel.device_client.releases.proving import Proof, Trial, cut
 from umbel.device_client.releases.trust import Pin
-from umbel.device_client.releases.updating import Wanted
+from umbel.device_client.releases.updating import Updated, Wanted
 from umbel.shared.errors import BusyError, ReleaseError, StoreError
 from umbel.shared.examples import Example
 from umbel.shared.files import sole_use
@@ -394,6 +395,15 @@ def test_a_tie_is_as_good_and_a_little_worse_is_not() -> None:
     assert Proof(8, 0.5, 0.4).as_good
     assert not Proof(8, 0.5, 0.501).as_good
     assert not Proof(8, 0.5, float("nan")).as_good
+
+
+def test_losses_that_differ_are_told_apart() -> None:
+    def said(new: float, old: float) -> str:
+        return _proof(Updated("adopted", "", proof=Proof(8, old, new)))
+
+    assert "is 0.412 with the new one and 0.500 with" in said(0.41234, 0.5)
+    assert "is 0.41234 with the new one and 0.41235 with" in said(0.41234, 0.41235)
+    assert "is 0.412 with the new one and 0.412 with" in said(0.41234, 0.41234)
 
 
 def killed(repository: Path, first: Release, newer: Release, folder: Path, every: int) -> dict[str, Any]:

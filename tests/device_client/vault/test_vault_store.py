@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -432,8 +433,12 @@ def test_a_store_of_the_first_version_gets_a_log_of_what_left(
     monkeypatch.undo()
     with reopened(tmp_path) as store:
         assert (told(store), store.egress()) == ([("one", LABEL)], [])
-        store.enter("policy", lambda old, erasures: (old, {"kind": "query"}))
+        store.enter("policy", lambda old, erasures: (old, {"kind": "query"}), counted)
         assert store.egress() == [{"kind": "query"}]
+
+
+def counted(total: int | None, entry: Mapping[str, Any]) -> int:
+    return (total or 0) + 1
 
 
 def test_an_entry_and_the_setting_it_uses_up_are_written_together(tmp_path: Path) -> None:
@@ -448,11 +453,12 @@ def test_an_entry_and_the_setting_it_uses_up_are_written_together(tmp_path: Path
         def fails(old: int, erasures: int) -> tuple[int, dict[str, int]]:
             raise KeyboardInterrupt
 
-        assert store.enter("left", judge) == {"old": 1, "erasures": 1}
+        assert store.enter("left", judge, counted) == {"old": 1, "erasures": 1}
         with pytest.raises(KeyboardInterrupt):
-            store.enter("left", fails)
+            store.enter("left", fails, counted)
     with reopened(tmp_path) as store:
         assert (store.setting("left"), store.egress()) == (0, [{"old": 1, "erasures": 1}])
+        assert store.egress_total(counted) == 1
         assert store.log() == []
 
 
