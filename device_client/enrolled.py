@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
+
 from umbel.device_client.egress.allowed import ERROR
 from umbel.device_client.egress.gate import Departure
 from umbel.device_client.egress.policy import PLUGGED_IN, Policy, Surroundings, surroundings
@@ -17,6 +19,7 @@ from umbel.shared.examples import Example
 from umbel.shared.messages import TRAIN
 from umbel.shared.profile import FloatArray, pack_profile
 from umbel.shared.release import Release
+from umbel.shared.secure.messages import COLLECT, UNMASK
 
 _FORGOTTEN = "some of what it rests on was forgotten meanwhile"
 
@@ -77,6 +80,11 @@ class EnrolledHome:
         packed = pack_profile(release.manifest.profile, dict(profile), release.release_id)
         self._device.keep_from_round(release, packed, self._before)
 
+    def rounding(self, seed: int, round_: int) -> np.random.Generator:
+        """Returns what decides how a change is rounded for a secure sum; from the system."""
+        del seed, round_
+        return np.random.Generator(np.random.Philox(key=secrets.randbits(128)))
+
     def refusals(self) -> list[str]:
         """Returns what the owner's policy says against any answer now."""
         return self._device.policy().refusals(self._device.release_id, _now(), self._look)
@@ -94,11 +102,12 @@ class EnrolledHome:
             policy = Policy.from_json(kept)
             against = list(problems)
             if not free:
-                against += policy.refusals(release, _now(), lambda: seen)
+                asked = policy.within_round() if departure.kind == UNMASK else policy
+                against += asked.refusals(release, _now(), lambda: seen)
                 against += [_FORGOTTEN] if erasures != self._before[1] else []
                 lowered = policy.most_norm < self.most_norm  # the list knows the bound of the beginning
                 against += policy.norm_refusals(departure.norm) if lowered else []
-            if departure.kind == TRAIN and not against:
+            if departure.kind in (TRAIN, COLLECT) and not against:
                 policy = policy.after_change()
             at = _now().isoformat(timespec="seconds")
             outcome = {"outcome": "refused" if against else "sent", "why": against}

@@ -32,11 +32,13 @@ from umbel.device_client.egress.gate import Asker, admit, leave
 from umbel.device_client.engine import Engine
 from umbel.device_client.releases.installed import installed
 from umbel.device_client.rounds import evaluate, train
+from umbel.device_client.secure.part import take_part
 from umbel.device_client.simulated import SimulatedHome
 from umbel.shared.errors import ConfigError, MessageError, StoreError, UmbelError
 from umbel.shared.files import sha256_file
 from umbel.shared.messages import TRAIN, Hello, Wire, read_task
 from umbel.shared.release import MANIFEST, Release, read_release
+from umbel.shared.secure.messages import STAGES, UNMASK
 
 if TYPE_CHECKING:
     from umbel.device_client.enrolled import EnrolledHome
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 HOME, DEVICES, RELEASE, THREADS, PARTITION = "home", "devices", "release", "threads", "partition-id"
 COORDINATOR = "coordinator"
 ARRAYS, CONFIG = "arrays", "config"
+_SECURE, _HELD = "secure sum", "held"
 _RAISED = 2  # Flower's code for "the ClientApp raised an exception"
 
 _AnyHome: TypeAlias = "SimulatedHome | EnrolledHome"
@@ -61,6 +64,30 @@ def query(message: Message, context: Context) -> Message:
 @app.train()
 def train_stage(message: Message, context: Context) -> Message:
     """Learns the profile and answers with the change of the shared tensors."""
+    return reply(message, context)
+
+
+@app.train("setup")
+def setup_stage(message: Message, context: Context) -> Message:
+    """Answers the first stage of a secure sum: with public keys."""
+    return reply(message, context)
+
+
+@app.train("share")
+def share_stage(message: Message, context: Context) -> Message:
+    """Answers the second: with shares of its secrets, sealed for its peers."""
+    return reply(message, context)
+
+
+@app.train("collect")
+def collect_stage(message: Message, context: Context) -> Message:
+    """Answers the third: learns the profile, and gives the change of the shared tensors, masked."""
+    return reply(message, context)
+
+
+@app.train("unmask")
+def unmask_stage(message: Message, context: Context) -> Message:
+    """Answers the last: with shares of its peers' secrets, so that their masks can be taken off the sum."""
     return reply(message, context)
 
 
@@ -88,7 +115,10 @@ def answer(message: Message, context: Context) -> Message:
     """
     to = _asker(message, context)
     with _home(context) as home:
-        admit(str(message.metadata.message_type), home, to)
+        if (
+            message.metadata.message_type != UNMASK
+        ):  # it belongs to a change that has left; no work is done for it
+            admit(str(message.metadata.message_type), home, to)
         wire, allowed = _done(home, message, context)
         return _message(leave(wire, allowed, home, to), message)
 
@@ -100,6 +130,11 @@ def _done(home: _AnyHome, message: Message, context: Context) -> tuple[Wire, All
         return Hello(client).wire(), allowed_hello(client)
     engine = _engine(context, home)
     manifest = engine.release.manifest
+    if stage in STAGES:
+        answered = take_part(engine, home, client, stage, _wire(message), _kept(context))
+        # Before anything leaves: a stage is answered once, whatever becomes of the answer.
+        context.state[_SECURE] = ConfigRecord({_HELD: answered.kept})
+        return answered.wire, answered.allowed
     task = read_task(_wire(message), manifest)
     if task.stage != stage:
         raise MessageError("the round task cannot be used", [f"it is for {task.stage}, but came as {stage}"])
@@ -107,6 +142,12 @@ def _done(home: _AnyHome, message: Message, context: Context) -> tuple[Wire, All
         change = train(engine, home, client, task)
         return change.wire(), allowed_contribution(manifest, task, home.most_norm)
     return evaluate(engine, home, task).wire(), allowed_evaluation(manifest, task)
+
+
+def _kept(context: Context) -> str:
+    """Returns what this device keeps of the secure sum that it is in; it is in the node's memory only."""
+    record = context.state.config_records.get(_SECURE)
+    return "" if record is None else str(record[_HELD])
 
 
 def _leaving(error: Exception, message: Message, context: Context) -> str:

@@ -47,6 +47,9 @@ class RoundHome(Protocol):
     def heldout(self) -> list[Example]:
         """Returns examples that nothing is learned from; only simulated devices have some."""
 
+    def rounding(self, seed: int, round_: int) -> np.random.Generator:
+        """Returns what decides how a change is rounded for a secure sum."""
+
     def save_profile(self, release: Release, profile: dict[str, FloatArray]) -> None:
         """Keeps the profile that a round has learned, name -> (1, *shape)."""
 

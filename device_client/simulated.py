@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
+import numpy as np
+
 from umbel.device_client.egress.gate import Departure
 from umbel.shared.errors import ProfileError
 from umbel.shared.examples import Example, read_examples
 from umbel.shared.files import atomic_write, plain_bytes
 from umbel.shared.profile import MAX_FILE_BYTES, FloatArray, pack_profile, unpack_profile
 from umbel.shared.release import Release
+from umbel.shared.rng import generator
 
 EXAMPLES = "examples.jsonl"
 HELDOUT = "heldout.jsonl"
@@ -97,6 +100,10 @@ class SimulatedHome:
             raise ProfileError(
                 f"cannot keep the profile {path}", [error.strerror or type(error).__name__]
             ) from None
+
+    def rounding(self, seed: int, round_: int) -> np.random.Generator:
+        """Returns what decides how a change is rounded for a secure sum: of seed, round and device."""
+        return generator(seed, round_, str(self.number), "rounding")
 
     def refusals(self) -> list[str]:
         """Returns nothing: a simulated person has no policy."""

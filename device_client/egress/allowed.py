@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from umbel.shared import errors
-from umbel.shared.messages import EVALUATE, SCHEMA, TRAIN, RoundTask, Wire, l2_norm
+from umbel.shared.messages import EVALUATE, SCHEMA, TRAIN, RoundTask, Scalar, Wire, l2_norm
 from umbel.shared.norms import exceeds
 from umbel.shared.release import Manifest
+from umbel.shared.secure.messages import Block, Session
 
 QUERY, ERROR = "query", "error"
 REASON = "reason"
@@ -33,7 +34,7 @@ _NUMBER_BYTES = 8
 class Exactly:
     """One value and its type."""
 
-    value: int | str
+    value: Scalar
 
     @property
     def most_bytes(self) -> int:
@@ -97,9 +98,11 @@ class Allowed:
     """What may leave in one answer.
 
     Attributes:
-        kind: "query", "train", "evaluate" or "error".
+        kind: "query", "train", "evaluate", "error", or a stage of a secure sum.
         scalars: key -> what its value may be; every key must be there, and no other.
         arrays: name -> shape of a float32 tensor; every one must be there, and no other.
+        blocks: name -> type and shape of an array that is no tensor of numbers that mean something: keys,
+            shares, masked changes; every one must be there. It has no norm.
         most_norm: Largest L2 norm of all tensors together.
         release: The release's id; empty where the answer does not depend on one.
         round: The task's round; None where there is no task.
@@ -108,6 +111,7 @@ class Allowed:
     kind: str
     scalars: Mapping[str, Rule]
     arrays: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    blocks: Mapping[str, Block] = field(default_factory=dict)
     most_norm: float = 0.0
     release: str = ""
     round: int | None = None
@@ -116,7 +120,14 @@ class Allowed:
     def most_bytes(self) -> int:
         """The most bytes that such an answer has, names included."""
         numbers = sum(_text_bytes(key) + rule.most_bytes for key, rule in self.scalars.items())
-        return numbers + sum(_text_bytes(name) + 4 * math.prod(shape) for name, shape in self.arrays.items())
+        every = self._every_array().items()
+        return numbers + sum(
+            _text_bytes(name) + np.dtype(kind).itemsize * math.prod(shape) for name, (kind, shape) in every
+        )
+
+    def norm(self, wire: Wire) -> float | None:
+        """Returns the L2 norm of an answer's tensors; None if it has none, or they are no numbers."""
+        return finite_norm(wire) if wire.arrays and not self.blocks else None
 
     def problems(self, wire: Wire) -> list[str]:
         """Returns all that keeps an answer from leaving, one line each."""
@@ -124,7 +135,7 @@ class Allowed:
         size = wire_bytes(wire)
         if size > self.most_bytes:
             found.append(f"it has {size} bytes, at most {self.most_bytes} may leave")
-        norm = finite_norm(wire)
+        norm = self.norm(wire)
         if norm is not None and exceeds(norm, self.most_norm):
             found.append(f"its norm is larger than {self.most_norm:.6g}")
         return found
@@ -140,12 +151,16 @@ class Allowed:
         return found
 
     def _array_problems(self, arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
-        more = len(set(arrays) - set(self.arrays))
+        every = self._every_array()
+        more = len(set(arrays) - set(every))
         found = [f"it has {more} tensors that are not on the list"] if more else []
-        for name, shape in self.arrays.items():
-            problem = _tensor_problem(arrays[name], tuple(shape)) if name in arrays else "is missing"
+        for name, (kind, shape) in every.items():
+            problem = _tensor_problem(arrays[name], kind, tuple(shape)) if name in arrays else "is missing"
             found += [f"{name} {problem}"] if problem else []
         return found
+
+    def _every_array(self) -> dict[str, Block]:
+        return {name: (np.float32, shape) for name, shape in self.arrays.items()} | dict(self.blocks)
 
 
 def allowed_hello(client: int) -> Allowed:
@@ -163,7 +178,20 @@ def allowed_contribution(manifest: Manifest, task: RoundTask, most_norm: float =
     """
     scalars = _answer(manifest, task) | {"examples": Within(int, 1, task.settings.example_cap)}
     bound = min(task.settings.clip, most_norm)
-    return Allowed(TRAIN, scalars, manifest.trainables, bound, manifest.release_id, task.round)
+    return Allowed(
+        TRAIN,
+        scalars,
+        manifest.trainables,
+        most_norm=bound,
+        release=manifest.release_id,
+        round=task.round,
+    )
+
+
+def allowed_stage(stage: str, session: Session, blocks: Mapping[str, Block]) -> Allowed:
+    """Returns what may answer a stage of a secure sum: arrays of these types and shapes, and no number."""
+    scalars = {key: Exactly(value) for key, value in session.config(stage).items()}
+    return Allowed(stage, scalars, blocks=blocks, release=session.release_id, round=session.round)
 
 
 def allowed_evaluation(manifest: Manifest, task: RoundTask) -> Allowed:
@@ -236,9 +264,9 @@ def _answer(manifest: Manifest, task: RoundTask) -> dict[str, Rule]:
     }
 
 
-def _tensor_problem(array: npt.NDArray[Any], shape: tuple[int, ...]) -> str:
-    if type(array) is not np.ndarray or array.dtype != np.float32:
-        return "is no tensor of float32"
+def _tensor_problem(array: npt.NDArray[Any], kind: type[np.generic], shape: tuple[int, ...]) -> str:
+    if type(array) is not np.ndarray or array.dtype != kind:
+        return f"is no tensor of {kind.__name__}"
     if array.shape != shape:
         return f"is not of shape {shape}"
     return "" if np.isfinite(array).all() else "holds values that are not finite"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, final
 
-from umbel.device_client.egress.allowed import Allowed, finite_norm, wire_bytes
+from umbel.device_client.egress.allowed import Allowed, wire_bytes
 from umbel.shared.errors import EgressError
 from umbel.shared.messages import Wire
 
@@ -42,13 +42,13 @@ class Departure:
     """What the log says of an answer, besides when and whether it left; nothing private is in it.
 
     Attributes:
-        kind: "query", "train", "evaluate" or "error".
+        kind: "query", "train", "evaluate", "error", or a stage of a secure sum, such as "train.collect".
         to: Who asked.
         release: The release's id; empty where the answer does not depend on one.
         round: The task's round; None where there is no task.
         bytes: What it has, the transport's own not counted.
         tensors: How many it has.
-        norm: L2 norm of all tensors together; None if there are none, or it is no number.
+        norm: L2 norm of all tensors together; None if there are none, they are masked, or it is no number.
     """
 
     kind: str
@@ -102,7 +102,7 @@ def leave(wire: Wire, allowed: Allowed, door: Door, to: Asker) -> Wire:
         allowed.round,
         wire_bytes(wire),
         len(wire.arrays),
-        finite_norm(wire) if wire.arrays else None,
+        allowed.norm(wire),
     )
     _refuse(door.enter(departure, allowed.problems(wire)))
     return wire

@@ -129,6 +129,13 @@ class Policy:
         larger = norm is not None and exceeds(norm, self.most_norm)
         return [f"its norm is larger than {self.most_norm:.6g}, which the owner allows"] if larger else []
 
+    def within_round(self) -> Policy:
+        """Returns the policy for what follows a change in its round, which is used by then."""
+        if self.rule != ASK or self.consent is None:
+            return self
+        rounds = min(self.consent.rounds + 1, _MOST_ROUNDS)
+        return replace(self, consent=replace(self.consent, rounds=rounds))
+
     def after_change(self) -> Policy:
         """Returns the policy once a change has left: of consent, one round is used."""
         if self.rule != ASK or self.consent is None:
