@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
@@ -32,7 +32,7 @@ from umbel.device_client.egress.gate import Asker, admit, leave
 from umbel.device_client.engine import Engine
 from umbel.device_client.releases.installed import installed
 from umbel.device_client.rounds import evaluate, train
-from umbel.device_client.secure.part import take_part
+from umbel.device_client.secure.part import collected, take_part
 from umbel.device_client.simulated import SimulatedHome
 from umbel.shared.errors import ConfigError, MessageError, StoreError, UmbelError
 from umbel.shared.files import sha256_file
@@ -128,13 +128,14 @@ def _done(home: _AnyHome, message: Message, context: Context) -> tuple[Wire, All
     stage, client = message.metadata.message_type, home.client_number()
     if stage == MessageType.QUERY:
         return Hello(client).wire(), allowed_hello(client)
-    engine = _engine(context, home)
-    manifest = engine.release.manifest
     if stage in STAGES:
-        answered = take_part(engine, home, client, stage, _wire(message), _kept(context))
+        opened = lambda wire, held: collected(_engine(context, home), home, client, wire, held)  # noqa: E731
+        answered = take_part(stage, _wire(message), _kept(context), _place_of(context, home).id, opened)
         # Before anything leaves: a stage is answered once, whatever becomes of the answer.
         context.state[_SECURE] = ConfigRecord({_HELD: answered.kept})
         return answered.wire, answered.allowed
+    engine = _engine(context, home)
+    manifest = engine.release.manifest
     task = read_task(_wire(message), manifest)
     if task.stage != stage:
         raise MessageError("the round task cannot be used", [f"it is for {task.stage}, but came as {stage}"])
@@ -205,18 +206,33 @@ def device_folder(devices: Path, partition: int) -> Path:
     return devices / f"{partition:06d}"
 
 
+class _Place(NamedTuple):
+    """Where a device's release lies."""
+
+    folder: str
+    id: str
+    in_home: bool
+
+
 def _engine(context: Context, home: _AnyHome) -> Engine:
     """Returns this process's engine for the release that the device has; made once, then kept."""
+    run = context.run_config if home.release_folder is None else {}
+    threads = context.node_config.get(THREADS) or run.get(THREADS) or 1
+    place = _place_of(context, home)
+    return _engine_of(place.folder, place.id, int(threads), place.in_home)
+
+
+def _place_of(context: Context, home: _AnyHome) -> _Place:
+    """Returns where the device's release lies, and which it is."""
     own, run = context.node_config, context.run_config if home.release_folder is None else {}
     folder = own.get(RELEASE) or home.release_folder or run.get(RELEASE)
-    threads = own.get(THREADS) or run.get(THREADS) or 1
     if not folder:
         raise ConfigError("this device has no release", [f"neither node nor run config has '{RELEASE}'"])
     manifest = Path(str(folder)) / MANIFEST
     # The manifest's hash is the release's id, and it changes when a folder gets another release.
     release_id = sha256_file(manifest) if manifest.is_file() else ""
     in_home = home.release_folder is not None and not own.get(RELEASE)
-    return _engine_of(str(folder), release_id, int(threads), in_home)
+    return _Place(str(folder), release_id, in_home)
 
 
 @lru_cache(maxsize=1)  # a second engine would double the memory of a small device

@@ -45,7 +45,7 @@ class SecureDevice:
 
     def answer(self, stage: str, wire: Wire) -> Wire:
         if stage == SETUP:
-            keys, held = set_up(wire, MANIFEST)
+            keys, held = set_up(wire, MANIFEST.release_id)
             return self._keep(held, keys.wire())
         held = unpacked(self.kept)
         if stage == SHARE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -42,24 +43,24 @@ class Answered:
     kept: str = ""
 
 
-def take_part(engine: Engine, home: RoundHome, client: int, stage: str, wire: Wire, kept: str) -> Answered:
+def take_part(
+    stage: str, wire: Wire, kept: str, release_id: str, collect: Callable[[Wire, Held], Answered]
+) -> Answered:
     """Answers a stage of a secure sum.
 
     Args:
-        engine: The release.
-        home: Whose examples, and where the profile is kept.
-        client: The device's number.
         stage: The message's type.
         wire: What is asked.
         kept: What the stage before gave.
+        release_id: The release that the device has.
+        collect: Answers the stage for which the release must be opened: `collected`.
 
     Raises:
         MessageError: The message cannot be used, comes out of turn, or was answered before.
-        EgressError: The change may not leave, masked or not.
-        UmbelError: The home or its examples cannot be used.
+        UmbelError: As `collect` raises it.
     """
     if stage == SETUP:
-        keys, held = set_up(wire, engine.release.manifest)
+        keys, held = set_up(wire, release_id)
         return Answered(keys.wire(), allowed_stage(SETUP, held.session, key_blocks()), held.packed())
     held = unpacked(kept)
     if stage == SHARE:
@@ -67,13 +68,26 @@ def take_part(engine: Engine, home: RoundHome, client: int, stage: str, wire: Wi
         allowed = allowed_stage(SHARE, held.session, share_blocks(len(held.peers)))
         return Answered(shares.wire(), allowed, held.packed())
     if stage == COLLECT:
-        return _collected(engine, home, client, wire, held)
+        return collect(wire, held)
     own = unmask(wire, held)
     return Answered(own.wire(), allowed_stage(UNMASK, held.session, _unmasking_blocks(wire)))
 
 
-def _collected(engine: Engine, home: RoundHome, client: int, wire: Wire, held: Held) -> Answered:
-    """Trains, and masks the change; before it is masked it must be one that might leave as it is."""
+def collected(engine: Engine, home: RoundHome, client: int, wire: Wire, held: Held) -> Answered:
+    """Trains, and masks the change; before it is masked it must be one that might leave as it is.
+
+    Args:
+        engine: The release.
+        home: Whose examples, and where the profile is kept.
+        client: The device's number.
+        wire: What is asked.
+        held: What the device has after the stage before.
+
+    Raises:
+        MessageError: The message cannot be used, or has come before.
+        EgressError: The change may not leave, masked or not.
+        UmbelError: The home or its examples cannot be used.
+    """
     manifest = engine.release.manifest
     task, held = open_task(wire, held, manifest)
     contribution = train(engine, home, client, task)

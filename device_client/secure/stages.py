@@ -45,13 +45,13 @@ from umbel.shared.secure.primitives import (
 )
 
 
-def set_up(wire: Wire, manifest: Manifest) -> tuple[PublicKeys, Held]:
+def set_up(wire: Wire, release_id: str) -> tuple[PublicKeys, Held]:
     """Begins a sum with new keys; what is left of an earlier one is thrown away.
 
     Raises:
         MessageError: The message cannot be used.
     """
-    task = read_setup(wire, manifest)
+    task = read_setup(wire, release_id)
     (mask_key, mask_public), (share_key, share_public) = key_pair(), key_pair()
     held = Held(task.session, task.group, SETUP, mask_key, share_key, (mask_public, share_public))
     return PublicKeys(task.session, mask_public, share_public), held

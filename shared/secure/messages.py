@@ -207,8 +207,8 @@ def unmasking_blocks(remaining: int, gone: int) -> dict[str, Block]:
     return {**seeds, **_placed_blocks("keys", gone, KEY_SHARE_BYTES)}
 
 
-def read_setup(wire: Wire, manifest: Manifest) -> SetupTask:
-    """Reads what a coordinator asks at first.
+def read_setup(wire: Wire, release_id: str) -> SetupTask:
+    """Reads what a coordinator asks at first of a device that has a release.
 
     Raises:
         MessageError: It is not for this release, or no group that a device may be in; lists all problems.
@@ -216,9 +216,9 @@ def read_setup(wire: Wire, manifest: Manifest) -> SetupTask:
     kinds = {"place": int, "devices": int, "shares": int, "threshold": int, "least": int, "weighted": bool}
     found, problems = _head(wire, SETUP, kinds)
     problems += _block_problems(wire.arrays, {})
-    own, given = manifest.release_id, found.get("release_id", manifest.release_id)
-    if given != own:
-        problems.append(f"it is for release {shown(given[:12])}, not for {own[:12]}")
+    given = found.get("release_id", release_id)
+    if given != release_id:
+        problems.append(f"it is for release {shown(given[:12])}, not for {release_id[:12]}")
     problems += _session_problems(found)
     group = Group(**{name: found[name] for name in kinds}) if not set(kinds) - set(found) else None
     problems += group.problems() if group else []

@@ -1,4 +1,4 @@
-"""Owners' devices in a secure sum, through the ClientApp: their gate, their policy, and a node that starts again."""
+"""Owners' devices in a secure sum, through the ClientApp: gate, policy, and a node that starts again."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -63,7 +63,7 @@ class Nodes:
             number: Context(1, 5 + number, {"home": str(home)}, RecordDict(), {})
             for number, home in homes.items()
         }
-        self.failed: list[tuple[str, int, str]] = []
+        self.failed: list[tuple[str, int, str | None]] = []
 
     def forget(self, number: int) -> None:
         """Starts a node again."""
@@ -151,7 +151,12 @@ def test_a_round_uses_one_round_of_consent_and_may_then_be_finished(
 
 
 @pytest.mark.parametrize(
-    ("stage", "summed_up"), [(SHARE, OWNERS - 1), (COLLECT, OWNERS - 1), (UNMASK, OWNERS)]
+    ("stage", "summed_up"),
+    [
+        pytest.param(SHARE, OWNERS - 1, marks=pytest.mark.slow),
+        pytest.param(COLLECT, OWNERS - 1, marks=pytest.mark.slow),
+        (UNMASK, OWNERS),
+    ],
 )
 def test_an_owner_who_says_no_between_two_stages_is_heard(
     stage: str, summed_up: int, homes: Homes, task: RoundTask, tiny_release: Release
@@ -169,7 +174,14 @@ def test_an_owner_who_says_no_between_two_stages_is_heard(
     assert [row["kind"] for row in egress(homes[2]) if row["outcome"] == "refused"] == [stage]
 
 
-@pytest.mark.parametrize("stage", STAGES[1:])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(SHARE, marks=pytest.mark.slow),
+        COLLECT,
+        pytest.param(UNMASK, marks=pytest.mark.slow),
+    ],
+)
 def test_a_node_that_starts_again_has_dropped_out_and_gives_nothing(
     stage: str, homes: Homes, task: RoundTask, tiny_release: Release
 ) -> None:
@@ -206,7 +218,7 @@ def test_nothing_is_kept_in_a_home_or_after_the_last_stage(
 def test_a_stage_that_a_node_has_answered_is_not_answered_again_although_the_answer_was_refused(
     homes: Homes, task: RoundTask, tiny_release: Release
 ) -> None:
-    """The same message twice: under the same masks a second change would show its difference from the first."""
+    """Under the same masks a second change would show its difference from the first."""
     nodes = Nodes(homes)
     secure = Summing(tiny_release.manifest, task, sorted(homes), SecureSettings(least=3))
     for stage in (SETUP, SHARE):

@@ -230,7 +230,7 @@ def test_a_group_that_would_protect_nobody_is_refused(change: dict[str, Any], pr
     group = replace(Group(0, 12, 12, 8, 5), **change)
     wire = SetupTask(Session(MANIFEST.release_id, 1, "0" * 32), group).wire()
     with pytest.raises(MessageError, match=problem):
-        set_up(wire, MANIFEST)
+        set_up(wire, MANIFEST.release_id)
 
 
 def test_below_the_coordinators_own_minimum_the_device_refuses_by_its_own_count() -> None:
