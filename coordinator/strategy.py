@@ -8,17 +8,19 @@ the last round that it is given.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from umbel.coordinator.federation.aggregation import mean_change, moved
+from umbel.coordinator.federation.aggregation import rule_class
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
+from umbel.coordinator.federation.server_step import moved
 from umbel.coordinator.federation.settings import RoundSettings
 from umbel.shared.errors import MessageError, TrainingError, UmbelError
 from umbel.shared.messages import (
@@ -40,6 +42,7 @@ from umbel.shared.rng import generator
 ARRAYS, CONFIG = "arrays", "config"
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 0.5
 _SETTLE_S = 1.0
+_PULLED_BYTES = 8 * 2**20  # of answers at a time: Flower hands all over that it is asked for and has
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +82,8 @@ class PersonalRounds(Strategy):
         self.on_round = on_round
         self.stopped = stopped
         self._release_id = manifest.release_id
+        self._rule = rule_class(settings.rule)(settings.rule_options())
+        self._change_bytes = 4 * sum(math.prod(shape) for shape in manifest.trainables.values())
         self._clients: dict[int, int] = {}  # Flower's node id -> the device's number
         self._round = _Tally()
 
@@ -103,7 +108,9 @@ class PersonalRounds(Strategy):
         for number in range(first, rounds + 1):
             started, self._round = time.perf_counter(), _Tally()
             tasks = self.configure_train(number, arrays, train_config or ConfigRecord(), grid)
-            changed, trained = self.aggregate_train(number, self._ask(grid, tasks, wait_s))
+            changed, trained = self.aggregate_train(
+                number, self._ask(grid, tasks, wait_s, self._change_bytes)
+            )
             arrays = arrays if changed is None else changed
             tasks = self.configure_evaluate(number, arrays, evaluate_config or ConfigRecord(), grid)
             evaluated = self.aggregate_evaluate(number, self._ask(grid, tasks, wait_s))
@@ -137,25 +144,33 @@ class PersonalRounds(Strategy):
         """Returns the next shared tensors, or None if too few devices answered."""
         task = self._round.task(TRAIN)
         read: Callable[[Wire], Contribution] = lambda wire: read_contribution(wire, self.manifest, task)  # noqa: E731
-        usable = self._usable(TRAIN, server_round, replies, read)
-        self._round.clients = len(usable)
-        if len(usable) < self.settings.min_replies:
+        rule, examples = self._rule, 0
+        rule.begin(self.manifest.trainables)
+        for client, contribution in self._usable(TRAIN, server_round, replies, read):
+            rule.add(client, contribution)
+            self._round.clients += 1
+            examples += contribution.examples
+        if self._round.clients < self.settings.min_replies:
             asked = len(self._round.asked[TRAIN])
             self._round.note(
-                f"round {server_round} changed nothing: {len(usable)} of {asked} devices gave a usable "
-                f"answer, {self.settings.min_replies} are needed"
+                f"round {server_round} changed nothing: {self._round.clients} of {asked} devices gave a "
+                f"usable answer, {self.settings.min_replies} are needed"
             )
             return None, None
+        values = self._move(task, rule.finish())
+        return _array_record(values), MetricRecord({"clients": self._round.clients, "examples": examples})
+
+    def _move(self, task: RoundTask, change: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """Moves the shared tensors along the round's change and returns their next values."""
         values, velocity = moved(
             task.arrays,
             self.reached.velocity,
-            mean_change([usable[client] for client in sorted(usable)], self.settings.weighting),
+            change,
             self.settings.server_rate,
             self.settings.server_momentum,
         )
         self.reached = RoundsResult(self.reached.rounds, values, velocity)
-        metrics = MetricRecord({"clients": len(usable), "examples": sum(c.examples for c in usable.values())})
-        return _array_record(values), metrics
+        return values
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -172,7 +187,7 @@ class PersonalRounds(Strategy):
             return None
         task = self._round.task(EVALUATE)
         read: Callable[[Wire], EvaluationReply] = lambda wire: read_evaluation(wire, self.manifest, task)  # noqa: E731
-        usable = self._usable(EVALUATE, server_round, replies, read)
+        usable = dict(self._usable(EVALUATE, server_round, replies, read))
         if not usable:
             return None
         accuracy = sum(usable[client].correct / usable[client].total for client in sorted(usable)) / len(
@@ -191,29 +206,33 @@ class PersonalRounds(Strategy):
 
     def _usable(
         self, stage: str, round_: int, replies: Iterable[Message], read: Callable[[Wire], Any]
-    ) -> dict[int, Any]:
-        """Returns device number -> checked answer, and notes every other task as a failure."""
-        asked, usable, reasons = (
-            self._round.asked[stage],
-            {},
-            dict.fromkeys(self._round.asked[stage].values(), "no answer"),
-        )
+    ) -> Iterator[tuple[int, Any]]:
+        """Yields device number and checked answer as they arrive; then notes every other task as a failure.
+
+        Only the first answer of a device is looked at.
+        """
+        asked = self._round.asked[stage]
+        reasons = dict.fromkeys(asked.values(), "no answer")
+        heard: set[int] = set()
         for reply in replies:
             client = asked.get(reply.metadata.src_node_id)
-            if client is None:
+            if client is None or client in heard:
                 continue
+            heard.add(client)
             if reply.has_error():
                 reasons[client] = reply.error.reason or f"error {reply.error.code}"
                 continue
             self._round.bytes_up += wire_bytes(reply.content)
             try:
-                usable[client] = read(_wire(reply.content))
+                answer = read(_wire(reply.content))
             except UmbelError as error:
                 reasons[client] = "; ".join(error.problems) or error.headline
-        for client in sorted(set(reasons) - set(usable)):
+                continue
+            del reasons[client]
+            yield client, answer
+        for client in sorted(reasons):
             self._round.failures += 1
             self._round.note(f"round {round_}, {stage}, device {client:06d}: {_first_line(reasons[client])}")
-        return usable
 
     def _finish(self, number: int, seconds: float, evaluated: MetricRecord | None) -> None:
         accuracy = None if evaluated is None else float(_scalar(evaluated["seen_accuracy"]))
@@ -280,18 +299,29 @@ class PersonalRounds(Strategy):
             grew = grew if len(nodes) == before else time.monotonic()
         return sorted(nodes)
 
-    def _ask(self, grid: Grid, messages: Iterable[Message], timeout: float) -> list[Message]:
-        """Sends messages and waits for their answers; unlike Flower's own wait, it can be stopped."""
-        waiting, answers = {key for key in grid.push_messages(messages) if key}, []
+    def _ask(
+        self, grid: Grid, messages: Iterable[Message], timeout: float, answer_bytes: int = 0
+    ) -> Iterator[Message]:
+        """Sends messages and yields their answers as they come; unlike Flower's own wait, it can be stopped.
+
+        Args:
+            grid: The way to the devices.
+            messages: What is sent.
+            timeout: Longest wait, in seconds.
+            answer_bytes: About what an answer has: so many are fetched at a time that memory stays small.
+        """
+        waiting = {key for key in grid.push_messages(messages) if key}
+        several = max(1, _PULLED_BYTES // max(1, answer_bytes))
         deadline, pause_s = time.monotonic() + timeout, _FIRST_WAIT_S
         while waiting and time.monotonic() < deadline:
-            for reply in grid.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                answers.append(reply)
+            for keys in _batches(waiting, several):
+                for reply in grid.pull_messages(keys):
+                    if reply.metadata.reply_to_message_id in waiting:
+                        waiting.discard(reply.metadata.reply_to_message_id)
+                        yield reply
             if waiting:
                 self._pause(pause_s)
                 pause_s = min(1.5 * pause_s, _LONGEST_WAIT_S)
-        return answers
 
     def _pause(self, seconds: float = _LONGEST_WAIT_S) -> None:
         if self.stopped():
@@ -344,14 +374,22 @@ def sampled(clients: Sequence[int], count: int, seed: int, round_: int, purpose:
     return sorted(clients[i] for i in index.tolist())
 
 
+def _batches(keys: Iterable[str], size: int) -> Iterator[set[str]]:
+    """Yields the keys, `size` at a time; those that were there at the beginning."""
+    remaining = list(keys)
+    for start in range(0, len(remaining), size):
+        yield set(remaining[start : start + size])
+
+
 def wire_bytes(record: Any) -> int:
     """Returns the bytes in which Flower sends a record: those of its objects, each sent once."""
     sizes: dict[str, int] = {}
     waiting = [record]
     while waiting:
         item = waiting.pop()
-        if item.object_id not in sizes:
-            sizes[item.object_id] = len(item.deflate())
+        key = item.object_id  # a hash over all of it, made anew at every look
+        if key not in sizes:
+            sizes[key] = len(item.deflate())
             waiting += (item.children or {}).values()
     return sum(sizes.values())
 

@@ -12,4 +12,9 @@ def exceeds(norm: float, most: float) -> bool:
         >>> exceeds(1.000001, 1.0), exceeds(1.001, 1.0), exceeds(float("nan"), 1.0)
         (False, True, True)
     """
-    return not norm <= most * (1 + _SLACK)
+    return not norm <= largest(most)
+
+
+def largest(most: float) -> float:
+    """Returns the largest L2 norm that does not exceed `most` by more than rounding."""
+    return most * (1 + _SLACK)

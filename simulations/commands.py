@@ -32,6 +32,13 @@ def simulate(
     rounds: Annotated[int | None, typer.Option(min=0, help="How many federated rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
     engine: Annotated[str | None, typer.Option(help="What runs the devices: flower or serial.")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="How the devices' changes become one: mean, or one that liars cannot steer: median, "
+            "trimmed-mean, krum, multi-krum."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run's folder; by default runs/EXPERIMENT.")
     ] = None,
@@ -87,12 +94,14 @@ def simulate(
 
     folder = experiment_folder(experiment)
     if is_comparison(folder):
-        refused = {"--users": users, "--rounds": rounds, "--engine": engine, "--training": training}
+        refused = {
+            "--users": users, "--rounds": rounds, "--engine": engine, "--rule": rule, "--training": training,
+        }  # fmt: skip
         _refuse(refused, "this experiment is a comparison of methods")
         _compare(folder, data, out, seed, only or [], threads, workers, restart, take, as_json)
         return
     _refuse({"--only": only, "--take": take}, "this experiment is not a comparison of methods")
-    changes = _changes(data=data, users=users, rounds=rounds, seed=seed, engine=engine)
+    changes = _changes(data=data, users=users, rounds=rounds, seed=seed, engine=engine, rule=rule)
     config = read_experiment(folder, changes)
     target = out or Path("runs") / folder.name
     progress = Progress(quiet=as_json)
@@ -223,6 +232,7 @@ def _changes(**given: Any) -> dict[str, dict[str, Any]]:
         "users": ("data", "users"),
         "rounds": ("rounds", "rounds"),
         "engine": ("rounds", "engine"),
+        "rule": ("rounds", "rule"),
         "seed": ("", "seed"),
     }
     changes: dict[str, dict[str, Any]] = {}

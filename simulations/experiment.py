@@ -80,6 +80,12 @@ class RoundsConfig(Strict):
     clip: float = Field(default=1.0, gt=0, description="Largest L2 norm of one device's change.")
     min_replies: int = Field(default=1, ge=1, description="A round with fewer changes moves nothing.")
     server_rate: float = Field(default=1.0, gt=0, description="How far the mean change is followed.")
+    rule: str = Field(
+        default="mean", description="How changes become one: mean, median, trimmed-mean, krum or multi-krum."
+    )
+    outlier_share: float = Field(
+        default=0.2, ge=0, lt=0.5, description="Share of the devices that a robust rule takes to be liars."
+    )
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
@@ -105,6 +111,8 @@ class RoundsConfig(Strict):
             clip=self.clip,
             min_replies=self.min_replies,
             server_rate=self.server_rate,
+            rule=self.rule,
+            outlier_share=self.outlier_share,
             evaluate_clients=self.evaluate_clients,
         )
 

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, final
 
+from umbel.coordinator.federation.aggregation import REGISTRY
+from umbel.coordinator.federation.aggregation.base import RuleOptions
+from umbel.coordinator.federation.aggregation.exact import MOST_WEIGHT
 from umbel.shared.checks import count_problems, number_problems, parsed_json
 from umbel.shared.errors import ConfigError, ReleaseError
 from umbel.shared.messages import RATES, LocalSettings
+from umbel.shared.norms import largest
 from umbel.shared.recipe import LearningRecipe
 
 WEIGHTINGS = ("uniform", "examples")
-_NUMBERS = (*RATES, "server_rate", "server_momentum", "timeout_s")
+_NUMBERS = (*RATES, "server_rate", "server_momentum", "outlier_share", "timeout_s")
 _COUNTS = {
     "rounds": (0, 100_000),
     "clients_per_round": (1, 10**7),
@@ -21,7 +25,12 @@ _COUNTS = {
     "evaluate_clients": (0, 10**7),
     "min_replies": (1, 10**7),
 }
-_RANGES = {"server_rate": (0.0, 1e3), "server_momentum": (0.0, 0.999), "timeout_s": (0.001, 1e9)}
+_RANGES = {
+    "server_rate": (0.0, 1e3),
+    "server_momentum": (0.0, 0.999),
+    "outlier_share": (0.0, 0.49),
+    "timeout_s": (0.001, 1e9),
+}
 
 
 @final
@@ -45,7 +54,10 @@ class RoundSettings:
         recipe: How devices learn their profile; the release's own recipe if None.
         server_rate: How far the shared tensors move along the mean change.
         server_momentum: Share of the last move that is kept; 0 for none.
-        weighting: "uniform": devices count the same; "examples": as much as the examples they report.
+        rule: How the changes become one: a name of `aggregation.REGISTRY`.
+        weighting: "uniform": devices count the same; "examples": as much as the examples they report. Only
+            the mean can weigh.
+        outlier_share: Share of the devices that a robust rule takes to be liars.
         min_replies: A round with fewer usable changes leaves the shared tensors as they are.
         evaluate_clients: Devices of the fixed panel that is evaluated after each round; 0 for none.
         timeout_s: Longest wait for a stage's replies, in seconds.
@@ -66,7 +78,9 @@ class RoundSettings:
     recipe: LearningRecipe | None = None
     server_rate: float = 1.0
     server_momentum: float = 0.0
+    rule: str = "mean"
     weighting: str = "uniform"
+    outlier_share: float = 0.2
     min_replies: int = 1
     evaluate_clients: int = 0
     timeout_s: float = 3600.0
@@ -77,10 +91,29 @@ class RoundSettings:
             problems += count_problems(name, getattr(self, name), low, high)
         for name, (least, most) in _RANGES.items():
             problems += number_problems(name, getattr(self, name), least, most)
-        if self.weighting not in WEIGHTINGS:
-            problems.append(f"weighting is {self.weighting!r}, expected one of {', '.join(WEIGHTINGS)}")
+        problems += self._rule_problems()
         if problems:
             raise ConfigError("the settings of the rounds cannot be used", problems, "Change these values.")
+
+    def _rule_problems(self) -> list[str]:
+        problems = []
+        for name, known in (("rule", tuple(REGISTRY)), ("weighting", WEIGHTINGS)):
+            if getattr(self, name) not in known:
+                problems.append(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        if not problems and self.rule != "mean" and self.weighting != "uniform":
+            problems.append(f"weighting is {self.weighting!r}, but rule '{self.rule}' does not weigh devices")
+        if not problems and self.weighting == "examples" and self._most_weight() > MOST_WEIGHT:
+            problems.append(
+                f"clients times example_cap is {self._most_weight()}, at most {MOST_WEIGHT} add up"
+            )
+        return problems
+
+    def _most_weight(self) -> int:
+        return self.clients_per_round * self.example_cap
+
+    def rule_options(self) -> RuleOptions:
+        """Returns the part that the rule is told."""
+        return RuleOptions(largest(self.clip), self.weighting, self.outlier_share)
 
     def local(self) -> LocalSettings:
         """Returns the part that devices are told."""

@@ -21,7 +21,7 @@ _RUN_ID, _SERVER_NODE = 1, 1
 
 @final
 class SerialGrid(Grid):
-    """A Flower Grid whose nodes answer within `push_messages`."""
+    """A Flower Grid whose nodes answer within `pull_messages`, so that no answer waits for the others."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class SerialGrid(Grid):
             respond: Answers one device's message; `raising` ends the run at the first error instead.
         """
         self._respond = respond
-        self._answers: dict[str, Message] = {}
+        self._asked: dict[str, Message] = {}
         self._run = Run.create_empty(_RUN_ID)
         # Node ids are not the devices' numbers, as with every other grid.
         self._contexts = {
@@ -78,23 +78,24 @@ class SerialGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Lets each device answer at once, and returns the messages' ids."""
+        """Keeps what is asked, and returns the messages' ids."""
         keys = []
         for message in messages:
             key = str(uuid4())
             message.metadata.__dict__["_message_id"] = key
-            self._answers[key] = self._respond(message, self._contexts[message.metadata.dst_node_id])
+            self._asked[key] = message
             keys.append(key)
         return keys
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Returns the answers to messages."""
-        return [self._answers.pop(key) for key in list(message_ids) if key in self._answers]
+        """Lets each device answer what it was asked, and returns the answers."""
+        asked = [self._asked.pop(key) for key in list(message_ids) if key in self._asked]
+        return [self._respond(message, self._contexts[message.metadata.dst_node_id]) for message in asked]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Lets each device answer at once, and returns the answers."""
+        """Lets each device answer, and returns the answers."""
         return self.pull_messages(self.push_messages(messages))
 
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.linear_engine import SHAPES, linear_engine
 
-from umbel.coordinator.federation.aggregation import mean_change, moved
 from umbel.coordinator.federation.journal import Journal, RoundRecord, RoundsResult
+from umbel.coordinator.federation.server_step import moved
 from umbel.coordinator.federation.settings import RoundSettings
 from umbel.coordinator.strategy import PersonalRounds, Stopped, sampled, wire_bytes
 from umbel.shared.errors import ConfigError, TrainingError
@@ -217,6 +217,56 @@ def test_an_answer_that_breaks_the_contract_is_left_out(
     assert problem in found.notes[0]
 
 
+def test_late_and_repeated_answers_change_nothing() -> None:
+    """Every answer comes twice, the second time larger, and the last round's come again in the next."""
+    grid = grid_of()
+    kept: list[Message] = []
+    answers = grid.pull_messages
+
+    def again_and_again(message_ids: Iterable[str]) -> Iterable[Message]:
+        fresh, late = list(answers(message_ids)), list(kept)
+        kept.extend(fresh)
+        return [*late, *fresh, *fresh, *late]
+
+    grid.pull_messages = again_and_again  # type: ignore[method-assign]
+    found, expected = run(grid=grid), run()
+    assert_same(found.trainables, expected.trainables)
+    assert without_seconds(found.rounds) == without_seconds(expected.rounds)
+
+
+def test_a_second_answer_of_a_device_is_not_looked_at() -> None:
+    """Whoever answers another task than their own is heard once, and the other task stays without answer."""
+    first, second, _ = sampled(range(6), 3, 4, 1, "sample")
+    grid = grid_of()
+    answers = grid.pull_messages
+
+    def two_from_one(message_ids: Iterable[str]) -> Iterable[Message]:
+        found = list(answers(message_ids))
+        for reply in found:
+            if reply.metadata.src_node_id == second + 1000 and reply.metadata.group_id == "1":
+                reply.metadata.__dict__["_src_node_id"] = first + 1000
+        return found
+
+    grid.pull_messages = two_from_one  # type: ignore[method-assign]
+    found = run(replace(SETTINGS, rounds=1, evaluate_clients=0), grid)
+    assert (found.rounds[0].clients, found.rounds[0].failures) == (2, 1)
+    assert found.rounds[0].notes == (f"round 1, train, device {second:06d}: no answer",)
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean", "krum", "multi-krum"])
+def test_a_robust_rule_can_be_chosen(rule: str) -> None:
+    """One device of six sends the largest change that passes; the rule does not follow it, the mean does."""
+
+    def work(client: int, task: RoundTask) -> Wire:
+        size = np.float32(40.0 if client == 5 else 0.01 * client)
+        change = {name: np.full(shape, size, np.float32) for name, shape in SHAPES.items()}
+        return Contribution(RELEASE, task.round, change, 1, 0.25).wire()
+
+    settings = replace(SETTINGS, rounds=1, clients_per_round=6, evaluate_clients=0)
+    assert run(settings, grid_of(work)).trainables["head.bias"][0] > 6
+    assert run(replace(settings, rule=rule), grid_of(work)).trainables["head.bias"][0] < 0.1
+
+
 def test_an_answer_with_one_key_more_is_left_out() -> None:
     def work(client: int, task: RoundTask) -> Wire:
         wire = usual(client, task)
@@ -274,20 +324,6 @@ def test_a_stop_ends_the_wait_and_keeps_what_was_finished() -> None:
     assert [len(reached.rounds) for reached in finished] == [1]
 
 
-def contributions_of(counts: list[int]) -> list[Contribution]:
-    return [Contribution(RELEASE, 1, change_of(n, 1), count, 0.0) for n, count in enumerate(counts)]
-
-
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=5), st.sampled_from(["uniform", "examples"]))
-def test_the_mean_is_that_of_a_slow_sum(counts: list[int], weighting: str) -> None:
-    found = mean_change(contributions_of(counts), weighting)
-    weights = counts if weighting == "examples" else [1] * len(counts)
-    for name in SHAPES:
-        expected = np.average([change_of(n, 1)[name] for n in range(len(counts))], axis=0, weights=weights)
-        np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-7)
-        assert found[name].dtype == np.float32
-
-
 def test_momentum_keeps_a_share_of_the_last_move() -> None:
     # v: 1, then 0.5 * 1 + 1 = 1.5; x: 0 + 2 * 1 = 2, then 2 + 2 * 1.5 = 5.
     one = {"x": np.ones(1, np.float32)}
@@ -333,17 +369,27 @@ def test_all_problems_of_settings_are_listed() -> None:
         "clip": True,
         "server_momentum": 1.0,
         "weighting": "best",
+        "rule": "best",
+        "outlier_share": 0.5,
         "seed": "x",
     }
     with pytest.raises(ConfigError) as error:
         RoundSettings.from_run_config(config)
     assert [problem.split(" is ")[0] for problem in error.value.problems] == [
-        "clip", "rounds", "clients_per_round", "seed", "server_momentum", "weighting",
+        "clip", "rounds", "clients_per_round", "seed", "server_momentum", "outlier_share", "rule",
+        "weighting",
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="recipe: missing key 'steps'"):
         RoundSettings.from_run_config({"recipe": "{}"})
     with pytest.raises(ConfigError, match="recipe is not the JSON of a learning recipe"):
         RoundSettings.from_run_config({"recipe": "[" * 100_000})
+
+
+def test_only_the_mean_weighs_and_only_weights_that_can_be_summed() -> None:
+    with pytest.raises(ConfigError, match="rule 'median' does not weigh devices"):
+        RoundSettings(rule="median", weighting="examples")
+    with pytest.raises(ConfigError, match="clients times example_cap is 2000000000, at most 1073741824"):
+        RoundSettings(weighting="examples", clients_per_round=20_000, example_cap=100_000)
 
 
 def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:

@@ -1,31 +1,12 @@
-"""From the devices' changes to the next values of the shared tensors."""
+"""From the mean change of a round to the next values of the shared tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from umbel.shared.messages import Contribution
 from umbel.shared.profile import FloatArray
-
-
-def mean_change(contributions: Sequence[Contribution], weighting: str) -> dict[str, FloatArray]:
-    """Returns the weighted mean of the changes, summed in float64 in the order given.
-
-    Args:
-        contributions: At least one, sorted by device: a sum in floating point depends on its order.
-        weighting: "uniform" or "examples".
-    """
-    weights = [float(c.examples) if weighting == "examples" else 1.0 for c in contributions]
-    total = sum(weights)
-    mean: dict[str, FloatArray] = {}
-    for name in contributions[0].change:
-        summed = np.zeros(contributions[0].change[name].shape, np.float64)
-        for weight, contribution in zip(weights, contributions, strict=True):
-            summed += weight * contribution.change[name].astype(np.float64)
-        mean[name] = (summed / total).astype(np.float32)
-    return mean
 
 
 def moved(
