@@ -88,7 +88,9 @@ def publish(
     parent: Annotated[str | None, typer.Option(help="Id of the release that this one follows.")] = None,
     int8: Annotated[
         bool,
-        typer.Option("--int8/--no-int8", help="Also a graph that predicts with the encoder in 8 bits."),
+        typer.Option(
+            "--int8/--no-int8", help="Also graphs that predict and learn with the encoder in 8 bits."
+        ),
     ] = True,
     examples: Annotated[
         Path | None,

@@ -19,11 +19,11 @@ from umbel.coordinator.graphs.embedded import embedded_graphs, measure_embedded
 from umbel.coordinator.graphs.joint import export_joint, parameter_arrays
 from umbel.coordinator.graphs.parity import check_parity, measure_parity
 from umbel.coordinator.graphs.quantized import (
-    MOST_MOVED,
     compared,
     int8_blobs,
     random_tokens,
     sample_tokens,
+    too_far,
 )
 from umbel.coordinator.graphs.split import by_content, in_no_file, split_graphs, weights_file
 from umbel.coordinator.model import PersonalModel
@@ -37,9 +37,8 @@ from umbel.shared.profile import FloatArray
 from umbel.shared.rebuilt import Rebuilt, described, digest
 from umbel.shared.release import (
     BACKBONE_WEIGHTS,
-    GRAPHS,
     INT8_BLOBS,
-    INT8_GRAPH,
+    INT8_GRAPHS,
     INT8_WEIGHTS,
     SHARED_WEIGHTS,
     TOKENIZER,
@@ -73,7 +72,7 @@ def publish(
         trained: The training.
         folder: Where the release goes; blobs that are there already are kept.
         parent: Id of the release that this one follows.
-        int8: Whether it also has the graph that predicts with the encoder's matrices in 8 bits.
+        int8: Whether it also has the graphs that predict and learn with the encoder's matrices in 8 bits.
         texts: Texts on which that is compared with float32; without any, random tokens are.
         on_phase: Hears which phase begins.
 
@@ -155,7 +154,7 @@ def publish_model(
     if int8:
         on_phase("int8")
         tokens = sample_tokens(backbone, texts, max_tokens)
-        small, found = int8_blobs(graphs["predict"], written, tokens, model.profile_spec())
+        small, found = int8_blobs(graphs, written, tokens, model.profile_spec())
     on_phase("write")
     blobs = {f"{name}.onnx": data for name, data in (graphs | behind | own).items()} | small
     blobs |= {name: file.data for name, file in files.items()} | {TOKENIZER: backbone.tokenizer_json}
@@ -225,16 +224,17 @@ def publish_update(release: Release, values: Mapping[str, FloatArray], folder: P
 
 
 def _int8_again(manifest: Manifest, blobs: Mapping[str, bytes]) -> Int8 | None:
-    """Compares the graph in 8 bits once more, on random tokens; None if it is now too far from float32."""
+    """Compares the graphs in 8 bits again, on random tokens; None if they are too far from float32 now."""
     from safetensors.numpy import load
     from tokenizers import Tokenizer
 
     weights = _weights(blobs, manifest.storage, manifest.rebuilt) | load(blobs[INT8_WEIGHTS])
     vocabulary = Tokenizer.from_str(blobs[TOKENIZER].decode()).get_vocab_size()
     tokens = random_tokens(vocabulary, manifest.max_tokens)
-    predict, small = blobs[f"{GRAPHS[0]}.onnx"], blobs[f"{INT8_GRAPH}.onnx"]
-    found = compared(predict, small, weights, tokens, manifest.profile)
-    return found if found.moved <= MOST_MOVED else None
+    plain = {name: blobs[f"{name}.onnx"] for name in INT8_GRAPHS}
+    small = {name: blobs[f"{own}.onnx"] for name, own in INT8_GRAPHS.items()}
+    found = compared(plain, small, weights, tokens, manifest.profile)
+    return None if too_far(found) else found
 
 
 def _weights(

@@ -36,6 +36,9 @@ _Profile = Annotated[
     Path | None, typer.Option("--profile", "-p", help="With --release: file of the private profile.")
 ]
 _Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads.")]
+_Precision = Annotated[
+    str, typer.Option(help="int8: compute with the encoder in 8 bits where the release can. float32: do not.")
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
 _PROFILE = Path("profile.umbel")
 _SHOWN = 5
@@ -74,6 +77,7 @@ def learn(
     max_memory: Annotated[
         int | None, typer.Option(min=1, metavar="MIB", help="What the process may have in memory at most.")
     ] = None,
+    precision: _Precision = "int8",
     anew: Annotated[
         bool, typer.Option("--anew", help="Learn from the beginning, even if nothing has changed.")
     ] = False,
@@ -95,7 +99,7 @@ def learn(
     from umbel.device_client import learning_words
     from umbel.device_client.runs import Budget
 
-    budget = Budget(threads, max_seconds, max_memory)
+    budget = Budget(threads, max_seconds, max_memory, precision)
     with _work(release, home, examples, texts, profile) as work:
         # What is learned from files is kept nowhere until it is done, so Ctrl-C ends it at once.
         with learning_words.Stops() if release is None else nullcontext(lambda: False) as stops:
@@ -136,6 +140,7 @@ def onboard(
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what is believed about you, and why.")
     ] = False,
+    precision: _Precision = "int8",
     threads: _Threads = 2,
     as_json: _Json = False,
 ) -> None:
@@ -152,7 +157,7 @@ def onboard(
     begun = time.perf_counter()
     with _work(release, home, examples, file, profile) as work:
         replaced = work.has_profile()
-        found = work.onboard(explain, threads)
+        found = work.onboard(explain, precision, threads)
         rows, texts = work.known()
     seconds = round(time.perf_counter() - begun, 3)
     start = work.release.manifest.recipe.at(len(rows)).start
@@ -235,9 +240,7 @@ def predict(
     file: Annotated[Path | None, typer.Option("--texts", "-t", help="File with one text a line.")] = None,
     profile: _Profile = None,
     generic: Annotated[bool, typer.Option("--generic", help="Predict without a profile.")] = False,
-    precision: Annotated[
-        str, typer.Option(help="int8: read texts in 8 bits where the release can. float32: do not.")
-    ] = "int8",
+    precision: _Precision = "int8",
     home: Home = HOME,
     threads: _Threads = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,

@@ -23,6 +23,7 @@ from umbel.device_client.own_learning import (
     check_one_owner,
     example_notes,
 )
+from umbel.device_client.prediction import INT8, reader
 from umbel.device_client.profile_file import check_profile_place
 from umbel.shared.bias import softmax
 from umbel.shared.errors import ExampleError
@@ -82,6 +83,7 @@ def onboard_profile(
     *,
     explain: bool = True,
     threads: int = 1,
+    precision: str = INT8,
 ) -> Onboarded:
     """Writes the owner's first profile from what is known of them, in one pass, and keeps it in a file.
 
@@ -92,15 +94,18 @@ def onboard_profile(
         path: Where the profile is kept; an older one there is replaced once the new one is whole.
         explain: Also find each text's influence, which takes a profile without each of them.
         threads: Threads of a graph run.
+        precision: "int8" reads texts in 8 bits where the release can; "float32" does not.
 
     Raises:
+        ConfigError: There is no such precision.
         ExampleError: There is nothing, the examples are of several people, or a label is not the release's.
         OSError: The profile cannot be written; an older one is untouched.
         ProfileError: Something else than a profile is there.
         ReleaseError: The release has no onboarding.
     """
     check_profile_place(path)
-    packed, found = packed_onboarding(release, examples, texts, explain=explain, threads=threads)
+    engine = reader(Engine(release, threads=threads), precision)
+    packed, found = packed_onboarding(release, examples, texts, explain=explain, engine=engine)
     atomic_write(path, packed, mode=0o600)
     return found
 
@@ -177,6 +182,7 @@ def learn_profile(
     texts: Sequence[str] = (),
     threads: int = 1,
     memory_mib: int | None = None,
+    precision: str = INT8,
     on_progress: OnProgress | None = None,
 ) -> Learned:
     """Learns the owner's profile and keeps it in a file, by an atomic write that only the owner can read.
@@ -188,17 +194,24 @@ def learn_profile(
         texts: Further texts of the owner, without labels; only onboarding makes use of them.
         threads: Threads of a graph run.
         memory_mib: What the process may take at most, in MiB; None: as much as it takes.
+        precision: "int8" computes with the encoder in 8 bits where the release can; "float32" does not.
         on_progress: Called after every graph run.
 
     Raises:
-        ConfigError: One text at a time takes more memory than it may.
+        ConfigError: There is no such precision, or one text at a time takes more memory than it may.
         ExampleError: There are none, they are of several people, or a label is not the release's.
         OSError: The profile cannot be written; an older one is untouched.
         ProfileError: Something else than a profile is there, or learning did not converge.
     """
     check_profile_place(path)
     packed, found = packed_learning(
-        release, examples, texts=texts, threads=threads, memory_mib=memory_mib, on_progress=on_progress
+        release,
+        examples,
+        texts=texts,
+        threads=threads,
+        memory_mib=memory_mib,
+        precision=precision,
+        on_progress=on_progress,
     )
     atomic_write(path, packed, mode=0o600)
     return found
@@ -211,10 +224,11 @@ def packed_learning(
     texts: Sequence[str] = (),
     threads: int = 1,
     memory_mib: int | None = None,
+    precision: str = INT8,
     on_progress: OnProgress | None = None,
 ) -> tuple[bytes, Learned]:
     """Returns the packed profile that `learn_profile` keeps, and what came of it; see there."""
-    engine = Engine(release, threads=threads)
+    engine = reader(Engine(release, threads=threads), precision)
     rows = None if memory_mib is None else fitting_rows(engine, examples, texts, memory_mib)
     learning = OwnLearning(engine, examples, texts, rows=rows)
     while not learning.finished:
@@ -231,6 +245,7 @@ def cross_validate(
     *,
     texts: Sequence[str] = (),
     threads: int = 1,
+    precision: str = INT8,
 ) -> HeldOut | None:
     """Returns what the owner's examples say of a release, each held out in the fold that is given.
 
@@ -240,6 +255,7 @@ def cross_validate(
         folds: (n,) fold of each: `umbel.device_client.held_out.text_folds` gives the same for any release.
         texts: Further texts of the owner, without labels; only onboarding makes use of them.
         threads: Threads of a graph run.
+        precision: As in `learn_profile`.
 
     Returns:
         None where there are less than two folds.
@@ -249,5 +265,5 @@ def cross_validate(
         ProfileError: Learning did not converge.
     """
     check_one_owner(examples)
-    own = OwnTexts(Engine(release, threads=threads), examples, texts).read()
+    own = OwnTexts(reader(Engine(release, threads=threads), precision), examples, texts).read()
     return cross_validated(own.engine, own.support(), own.recipe, folds, start=own.starter())

@@ -30,7 +30,7 @@ from umbel.shared.release import (
     BACKBONE_WEIGHTS,
     EMBEDDED,
     GRAPHS,
-    INT8_GRAPH,
+    INT8_GRAPHS,
     INT8_WEIGHTS,
     TOKENIZER,
     Manifest,
@@ -56,7 +56,7 @@ class Engine:
     """
 
     def __init__(self, release: Release, *, threads: int = 1):
-        """Opens the tokenizer and the weights; texts are read in float32.
+        """Opens the tokenizer and the weights; texts are read and learned from in float32.
 
         Args:
             release: A checked release.
@@ -71,22 +71,22 @@ class Engine:
         self._weights = load_weights(release)
         self._placed = placed_names(release)
         self._sessions: dict[str, Any] = {}
-        self._reads = "predict"
+        self._reads, self._learns, _ = GRAPHS
 
     @property
     def precision(self) -> str:
-        """How texts are read: "float32" or "int8"."""
-        return "int8" if self._reads == INT8_GRAPH else "float32"
+        """How texts are read and learned from: "float32" or "int8"."""
+        return "int8" if self._reads == INT8_GRAPHS[GRAPHS[0]] else "float32"
 
     def quick(self) -> Engine:
-        """Returns an engine over the same weights and sessions that reads texts in 8 bits.
+        """Returns an engine over the same weights and sessions that reads and learns from texts in 8 bits.
 
-        It is this one where the release has no such graph. What learns computes in float32 with both.
+        It is this one where the release has no such graphs. What contributes computes in float32 with both.
         """
         if not self.has_int8:
             return self
         twin = copy(self)
-        twin._reads = INT8_GRAPH
+        twin._reads, twin._learns = (INT8_GRAPHS[graph] for graph in GRAPHS[:2])
         return twin
 
     @property
@@ -164,7 +164,7 @@ class Engine:
         """
         manifest = self.release.manifest
         parts = [str(manifest.max_tokens).encode()]
-        blobs = (f"{GRAPHS[0]}.onnx", TOKENIZER, BACKBONE_WEIGHTS)
+        blobs = (f"{self._reads}.onnx", TOKENIZER, BACKBONE_WEIGHTS)
         parts += [manifest.blobs[name].sha256.encode() for name in blobs]
         for name in sorted(set(self._weights) - self._placed):
             if name.startswith("encoder."):
@@ -265,7 +265,9 @@ class Engine:
 
         Gradients are (users, *shape); arguments as in `predict`, with labels (batch,).
         """
-        return self._gradients("learn", profile, _feed(tokens, owner, profile, shared) | _targets(labels))
+        return self._gradients(
+            self._learns, profile, _feed(tokens, owner, profile, shared) | _targets(labels)
+        )
 
     def contribute(
         self,

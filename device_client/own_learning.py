@@ -41,6 +41,7 @@ class Learned:
         notes: What the owner should know about their examples.
         held_out: What examples say of profiles that were learned without them; None where there are too few,
             or the release does not hold any out.
+        precision: How it was computed: "float32" or "int8".
     """
 
     file_bytes: int
@@ -49,6 +50,7 @@ class Learned:
     strength: float
     notes: tuple[str, ...]
     held_out: HeldOut | None = None
+    precision: str = "float32"
 
 
 @final
@@ -296,7 +298,8 @@ class OwnLearning:
         notes = ((_IDLE,) if self._idle else ()) + example_notes(self._examples)
         strength, held_out = float(learning.strengths()[0]), learning.held_out(0)
         notes += _worse_note(strength, held_out)
-        return data, Learned(len(data), generic, personal, strength, notes, held_out)
+        precision = self._engine.precision
+        return data, Learned(len(data), generic, personal, strength, notes, held_out, precision)
 
 
 def check_one_owner(examples: Sequence[Example]) -> None:

@@ -188,10 +188,16 @@ class Device:
         """Returns what was added, oldest first."""
         return self._store.entries()
 
-    def onboard(self, *, explain: bool = True, threads: int = 1) -> Onboarded:
+    def onboard(self, *, explain: bool = True, precision: str = INT8, threads: int = 1) -> Onboarded:
         """Writes a first profile from all that was added, in one pass, and keeps it.
 
+        Args:
+            explain: Also find each text's influence, which takes a profile without each of them.
+            precision: "int8" reads texts in 8 bits where the release can; "float32" does not.
+            threads: Threads of a graph run.
+
         Raises:
+            ConfigError: There is no such precision.
             ExampleError: Nothing was added yet.
             ReleaseError: The release has no onboarding.
         """
@@ -199,7 +205,8 @@ class Device:
         from umbel.device_client.entrusted import Entrusted
         from umbel.device_client.own_learning import OwnTexts
 
-        began, engine, own = time.perf_counter(), self.engine(threads), Entrusted(self._store)
+        began, own = time.perf_counter(), Entrusted(self._store)
+        engine = reader(self.engine(threads), precision)
         check_known(own.examples, own.texts)
         texts = OwnTexts(engine, own.examples, own.texts, own.readings(engine), onboards=True).read()
         own.keep_readings(engine, texts.fresh())
@@ -215,6 +222,7 @@ class Device:
         threads: int = 1,
         seconds: float | None = None,
         memory_mib: int | None = None,
+        precision: str = INT8,
         anew: bool = False,
         stopped: Callable[[], bool] = lambda: False,
         on_progress: Callable[[Progress], None] | None = None,
@@ -222,25 +230,26 @@ class Device:
         """Learns the profile from all that was added, and keeps it.
 
         If it stops before it is done, what it has is kept, and the next call goes on, to the same numbers.
-        Where the profile was learned from just these examples, nothing is done.
+        Where the profile was learned from just these examples, in this precision, nothing is done.
 
         Args:
             threads: Threads of a graph run.
             seconds: How long it may take; None: until it is done.
             memory_mib: What the process may have in memory at most, in MiB; None: as much as it takes.
+            precision: "int8" computes with the encoder in 8 bits where the release can; "float32" does not.
             anew: Whether to learn from the beginning, whatever is there.
             stopped: Asked between graph runs whether to stop.
             on_progress: Called after every graph run.
 
         Raises:
-            ConfigError: One text at a time takes more memory than it may.
+            ConfigError: There is no such precision, or one text at a time takes more memory than it may.
             ExampleError: No example with a label was added yet.
             ProfileError: Learning did not converge; the old profile stays.
             StoreError: Something was forgotten meanwhile; what was learned from it is not kept.
         """
         from umbel.device_client.runs import Budget, HomeLearning
 
-        budget = Budget(threads, seconds, memory_mib)
+        budget = Budget(threads, seconds, memory_mib, precision)
         engine = self.engine(threads)
         learning = HomeLearning(self._store, engine.release, budget, anew=anew, engine=engine)
         return learning.learn(stopped, on_progress)

@@ -80,7 +80,7 @@ def predict_texts(
 
 
 def reader(engine: Engine, precision: str) -> Engine:
-    """Returns the engine that reads texts with a precision, over the same weights and sessions.
+    """Returns the engine that reads and learns with a precision, over the same weights and sessions.
 
     Raises:
         ConfigError: There is no such precision.

@@ -14,6 +14,7 @@ from umbel.device_client.entrusted import Entrusted
 from umbel.device_client.events import event, now
 from umbel.device_client.memory import fitting_rows
 from umbel.device_client.own_learning import Learned, OwnLearning, Progress
+from umbel.device_client.prediction import INT8, reader
 from umbel.device_client.states import packed, unpacked
 from umbel.device_client.vault.runs import HOLDER, RUN, KeptRun
 from umbel.device_client.vault.store import KeptProfile, Store
@@ -37,11 +38,13 @@ class Budget:
         threads: Threads of a graph run.
         seconds: How long it may take, from its beginning; then it stops and is kept. None: until it is done.
         memory_mib: What the process may have in memory at most, in MiB; None: as much as it takes.
+        precision: "int8" computes with the encoder in 8 bits where the release can; "float32" does not.
     """
 
     threads: int = 1
     seconds: float | None = None
     memory_mib: int | None = None
+    precision: str = INT8
 
 
 @final
@@ -56,7 +59,7 @@ class Outcome:
         seconds: How long it took, earlier calls of this learning included.
         progress: Where it stopped, if it did.
         about: What is known of the profile: examples, bytes, steps, nll_generic, nll_personal, strength,
-            held_out; empty if it stopped.
+            precision, held_out; empty if it stopped.
         notes: What the owner should know about their examples.
     """
 
@@ -77,6 +80,7 @@ def told_of(learned: Learned, steps: int) -> dict[str, Any]:
         "nll_generic": learned.nll_generic,
         "nll_personal": learned.nll_personal,
         "strength": learned.strength,
+        "precision": learned.precision,
         "held_out": None if learned.held_out is None else learned.held_out.figures(),
     }
 
@@ -163,12 +167,12 @@ class HomeLearning:
             engine: The release's graphs, if they are open already.
 
         Raises:
-            ConfigError: One text at a time takes more memory than it may.
+            ConfigError: There is no such precision, or one text at a time takes more memory than it may.
             ExampleError: There are no examples.
         """
         self._began = time.perf_counter()
         self._store, self._release, self._budget, self._anew = store, release, budget, anew
-        self._engine = engine
+        self._engine = reader(engine or Engine(release, threads=budget.threads), budget.precision)
         self._own = Entrusted(store)
         self._state = self._own.state
         if not self._own.examples:
@@ -195,7 +199,7 @@ class HomeLearning:
         as_before = None if self._anew or kept else self._unchanged()  # one begun anew is gone on with
         if as_before is not None:
             return as_before
-        engine = self._engine or Engine(self._release, threads=self._budget.threads)
+        engine = self._engine
         learning, about, kept = self._prepared(engine, kept)
         keeper = Keeper(self._store, self._release.release_id, about, self._own.erasures, kept)
         pace = Pace(self._budget.seconds, self._began)
@@ -214,7 +218,8 @@ class HomeLearning:
     def _unchanged(self) -> Outcome | None:
         """Returns what is said where the profile was learned from just these examples."""
         kept = self._store.profile(self._release.release_id)
-        if kept is None or kept.about["how"] != "learned" or kept.about["state"] != self._state:
+        wanted = {"how": "learned", "state": self._state, "precision": self._engine.precision}
+        if kept is None or any(kept.about.get(name) != value for name, value in wanted.items()):
             return None
         about = {"bytes": len(kept.packed), **kept.about}
         return Outcome(True, changed=False, seconds=time.perf_counter() - self._began, about=about)
@@ -222,10 +227,14 @@ class HomeLearning:
     def _kept_run(self) -> KeptRun | None:
         """Returns the run that can be gone on with."""
         about = self._store.run_about(self._release.release_id)
-        wanted = {"format": _FORMAT, "state": self._state, "memory": self._budget.memory_mib}
-        if about is None or any(about.get(name) != value for name, value in wanted.items()):
+        if about is None or any(about.get(name) != value for name, value in self._identity().items()):
             return None
         return self._store.run(self._release.release_id)
+
+    def _identity(self) -> dict[str, Any]:
+        """Returns what must be the same for a run to be gone on with."""
+        memory, precision = self._budget.memory_mib, self._engine.precision
+        return {"format": _FORMAT, "state": self._state, "memory": memory, "precision": precision}
 
     def _prepared(
         self, engine: Engine, kept: KeptRun | None
@@ -242,9 +251,7 @@ class HomeLearning:
         learning = self._learning(engine, known, rows)
         about = {
             RUN: secrets.token_hex(8),
-            "format": _FORMAT,
-            "state": self._state,
-            "memory": self._budget.memory_mib,
+            **self._identity(),
             "rows": rows,
             "unread": self._unread(learning),
             "began": now(),

@@ -64,7 +64,7 @@ class Work(ABC):
         """Learns the profile and keeps it."""
 
     @abstractmethod
-    def onboard(self, explain: bool, threads: int) -> Onboarded:
+    def onboard(self, explain: bool, precision: str, threads: int) -> Onboarded:
         """Writes a first profile and keeps it."""
 
     @abstractmethod
@@ -129,17 +129,26 @@ class FileWork(Work):
             texts=texts,
             threads=budget.threads,
             memory_mib=budget.memory_mib,
+            precision=budget.precision,
             on_progress=on_progress,
         )
         about = {"examples": len(examples), **told_of(found, self.release.manifest.recipe.steps)}
         return Outcome(True, seconds=time.perf_counter() - begun, about=about, notes=found.notes)
 
-    def onboard(self, explain: bool, threads: int) -> Onboarded:
+    def onboard(self, explain: bool, precision: str, threads: int) -> Onboarded:
         """Onboards from the files."""
         from umbel.device_client.device import onboard_profile
 
         examples, texts = self.known()
-        return onboard_profile(self.release, examples, texts, self._profile, explain=explain, threads=threads)
+        return onboard_profile(
+            self.release,
+            examples,
+            texts,
+            self._profile,
+            explain=explain,
+            threads=threads,
+            precision=precision,
+        )
 
     def predict(self, texts: Sequence[str], generic: bool, precision: str, threads: int) -> list[Prediction]:
         """Predicts with the profile's file."""
@@ -182,14 +191,15 @@ class HomeWork(Work):
             threads=budget.threads,
             seconds=budget.seconds,
             memory_mib=budget.memory_mib,
+            precision=budget.precision,
             anew=anew,
             stopped=stopped,
             on_progress=on_progress,
         )
 
-    def onboard(self, explain: bool, threads: int) -> Onboarded:
+    def onboard(self, explain: bool, precision: str, threads: int) -> Onboarded:
         """Onboards from the store."""
-        return self.device.onboard(explain=explain, threads=threads)
+        return self.device.onboard(explain=explain, precision=precision, threads=threads)
 
     def predict(self, texts: Sequence[str], generic: bool, precision: str, threads: int) -> list[Prediction]:
         """Predicts with the profile in the store; without one, as for everybody."""

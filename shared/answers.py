@@ -16,17 +16,19 @@ _MOST_TEXTS = 10**9
 @final
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """How far the graph in 8 bits is from the one in float32, as its publisher measured it.
+    """How far the graphs in 8 bits are from those in float32, as their publisher measured it.
 
     Attributes:
         texts: How many texts.
         moved: Mean change of their probabilities, from 0 to 1 (total variation).
         changed: Share of them whose most likely label is another one.
+        turned: How far the gradient by a profile turns, 1 - cosine, of the private tensor that turns most.
     """
 
     texts: int
     moved: float
     changed: float
+    turned: float
 
     def as_json(self) -> dict[str, Any]:
         """Returns it as the manifest holds it."""
@@ -43,6 +45,7 @@ class Int8:
         problems = count_problems("texts", found["texts"], 1, _MOST_TEXTS)
         for name in ("moved", "changed"):
             problems += number_problems(name, found[name], 0.0, 1.0)
+        problems += number_problems("turned", found["turned"], 0.0, 2.0)
         if problems:
             raise ReleaseError("int8 is malformed", problems)
         return cls(**found)

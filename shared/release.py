@@ -32,8 +32,8 @@ MANIFEST = "manifest.json"
 GRAPHS = ("predict", "learn", "contribute")
 EMBEDDED = ("predict_embedded", "learn_embedded")
 """The same behind a text's embedding, in releases whose methods act on nothing else."""
-INT8_GRAPH = "predict_int8"
-"""`predict` with the encoder's matrices in 8 bits, in releases that have it."""
+INT8_GRAPHS = {"predict": "predict_int8", "learn": "learn_int8"}
+"""Graphs that there are with the encoder's matrices in 8 bits as well, in releases that have them."""
 BACKBONE_WEIGHTS = "backbone.safetensors"
 INT8_WEIGHTS = "backbone_int8.safetensors"
 SHARED_WEIGHTS = "shared.safetensors"
@@ -41,7 +41,7 @@ TOKENIZER = "tokenizer.json"
 _BLOBS = (*(f"{graph}.onnx" for graph in GRAPHS), BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER)
 _ONBOARDING_BLOB, _TEACHING_BLOB = f"{ONBOARDING_GRAPH}.onnx", f"{TEACH}.onnx"
 _EMBEDDED_BLOBS = {f"{graph}.onnx" for graph in EMBEDDED}
-INT8_BLOBS = {f"{INT8_GRAPH}.onnx", INT8_WEIGHTS}
+INT8_BLOBS = {*(f"{graph}.onnx" for graph in INT8_GRAPHS.values()), INT8_WEIGHTS}
 _KEYS = (
     "format",
     "parent",
@@ -91,7 +91,7 @@ class Manifest:
         rebuilt: Shared tensor name -> the seed that it is rebuilt from: it is in no blob.
         storage: Shared tensor name -> how a blob holds it, where that is not as float32.
         onboarding: What its prototypes stand for; None where it has no onboarding.
-        int8: How far `predict_int8` is from `predict`; None where it has no such graph.
+        int8: How far `predict_int8` and `learn_int8` are from the graphs in float32; None without them.
         calibration: The temperatures of what people are shown; None: they see what the graphs give.
     """
 
@@ -303,7 +303,7 @@ def _manifest(row: Mapping[str, Any], problems: list[str]) -> Manifest | None:
     if ("onboarding" in row) != (_ONBOARDING_BLOB in blobs):
         problems.append("manifest: onboarding is there without its graph, or that without it")
     if ("int8" in row) != (set(blobs) >= INT8_BLOBS):
-        problems.append("manifest: int8 is there without its graph, or that without it")
+        problems.append("manifest: int8 is there without its graphs, or those without it")
     if any(name.startswith(PREFIX) for name in trainables) != (_TEACHING_BLOB in blobs):
         problems.append(
             "manifest: rounds train onboarding without its graph, or that is there and they do not"

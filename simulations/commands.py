@@ -291,7 +291,7 @@ def evaluate(
     ] = None,
     precision: Annotated[
         str,
-        typer.Option(help="How texts that are predicted are read: float32 or int8. Learning is in float32."),
+        typer.Option(help="How texts are read and learned from: float32, or int8 as on a device."),
     ] = "float32",
     threads: _Threads = 2,
     as_json: _Json = False,

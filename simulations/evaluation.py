@@ -50,18 +50,18 @@ def evaluate_users(
         batch_users: People who learn side by side in one graph run.
         journal: File in which finished people are kept, so that a stopped evaluation goes on where it was.
         on_users: Called with (people done, people in all).
-        precision: How texts that are predicted are read; profiles are learned in float32.
+        precision: How texts are read and learned from.
 
     Raises:
         ConfigError: There is no such precision.
         ExampleError: A label is not one of the release's.
     """
-    asked = reader(engine, precision)
-    identity = _identity(engine, users, ks, query, batch_users, asked.precision)
+    engine = reader(engine, precision)
+    identity = _identity(engine, users, ks, query, batch_users)
     rows = _read_journal(journal, identity, ks, batch_users, len(users))
     for start in range(len(rows), len(users), batch_users):
         batch = users[start : start + batch_users]
-        rows += _evaluate_batch(engine, asked, batch, ks, query)
+        rows += _evaluate_batch(engine, batch, ks, query)
         _append_journal(journal, rows[start:])
         if on_users is not None:
             on_users(len(rows), len(users))
@@ -93,17 +93,17 @@ def reachable(
 
 
 def _evaluate_batch(
-    engine: Engine, asked: Engine, users: Sequence[UserExamples], ks: Sequence[int], query: int
+    engine: Engine, users: Sequence[UserExamples], ks: Sequence[int], query: int
 ) -> list[Row]:
     supports = read_once(engine, [encode_examples(engine, user.support[: max(ks)]) for user in users])
-    queries = read_once(asked, [encode_examples(engine, user.query[:query]) for user in users])
+    queries = read_once(engine, [encode_examples(engine, user.query[:query]) for user in users])
     nobody = engine.release.manifest.profile.zeros(1)
-    generic = [example_logits(asked, part, nobody) for part in queries]
+    generic = [example_logits(engine, part, nobody) for part in queries]
     own = [example_logits(engine, part, nobody) for part in supports]
     rows: list[Row] = [{model: {} for model in _MODELS} for _ in users]
     prior = engine.release.manifest.recipe.bias_prior
     for k in ks:
-        personal = _personal_logits(engine, asked, [support.first(k) for support in supports], queries)
+        personal = _personal_logits(engine, [support.first(k) for support in supports], queries)
         for row, support, wanted, plain, shown, mine in zip(
             rows, supports, queries, generic, own, personal, strict=True
         ):
@@ -115,13 +115,13 @@ def _evaluate_batch(
 
 
 def _personal_logits(
-    engine: Engine, asked: Engine, supports: Sequence[Encoded], queries: Sequence[Encoded]
+    engine: Engine, supports: Sequence[Encoded], queries: Sequence[Encoded]
 ) -> list[FloatArray]:
     recipe = engine.release.manifest.recipe.at(max(map(len, supports), default=0))
     start = examples_starter(engine, supports, recipe.start)
     profile, _ = cautious_profiles(engine, supports, recipe, start=start)
     owner = np.repeat(np.arange(len(queries)), [len(part) for part in queries])
-    logits = example_logits(asked, together(queries), profile, owner=owner)
+    logits = example_logits(engine, together(queries), profile, owner=owner)
     ends = np.cumsum([len(part) for part in queries])
     return np.split(logits, ends[:-1])
 
@@ -137,11 +137,12 @@ def _identity(
     ks: Sequence[int],
     query: int,
     batch_users: int,
-    precision: str,
 ) -> str:
     people = [[u.user, [[e.text, e.label] for e in (*u.support[: max(ks)], *u.query[:query])]] for u in users]
     row = [engine.release.release_id, list(ks), query, batch_users, people]
-    row += [] if precision == FLOAT32 else [precision]  # as it was hashed before there was another one
+    row += (
+        [] if engine.precision == FLOAT32 else [engine.precision]
+    )  # as it was hashed before there was another one
     return sha256_bytes(json.dumps(row).encode())
 
 

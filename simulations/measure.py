@@ -43,7 +43,7 @@ def measure(
         out: Where result.json and report.html go; nowhere if None.
         threads: Threads of a graph run.
         progress: Shows people how it goes.
-        precision: How texts that are predicted are read, "float32" or "int8"; learning is in float32.
+        precision: How texts are read and learned from, "float32" or "int8".
 
     Raises:
         ReleaseError: The release cannot be used, or does not read in 8 bits though it is to.

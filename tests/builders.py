@@ -53,7 +53,7 @@ def tiny_release(
         taught: Whether rounds train that, too.
         methods: Its methods, with their options.
         recipe: How devices learn.
-        int8: Whether it has the graph that reads texts in 8 bits.
+        int8: Whether it has the graphs that compute in 8 bits.
     """
     from umbel.coordinator.publish import publish_model
 

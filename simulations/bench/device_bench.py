@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from umbel.device_client.prediction import FLOAT32, INT8, PRECISIONS
 from umbel.shared.examples import Example, write_examples
 from umbel.shared.files import atomic_write
 from umbel.shared.profile import pack_profile, unpack_profile
@@ -25,6 +28,9 @@ _TEXT = f"one text of {TOKENS} tokens"
 _RIVAL = "torch + transformers"
 _START, _PREDICT_MEMORY, _LEARN_MEMORY, _LEARN, _STEP = 0.25, 0.35, 0.5, 1.5, 1.0
 _LEARNED = 5e-3  # a profile is rounded to float16 after 16 steps that each add to a difference
+_INT8_LEARNED = (
+    0.1  # of losses in nats, and of 1 - cosine of gradients; publishing refuses what is further off
+)
 
 Once = Callable[[], Ran]
 
@@ -56,45 +62,71 @@ def start(sides: Sides, encoder: str) -> list[Row]:
 
 
 def learn(sides: Sides, encoder: str) -> list[Row]:
-    """The whole process of learning a profile by the release's recipe, and what it holds at most."""
+    """The whole process of learning a profile by the release's recipe, and what it holds at most.
+
+    The rival computes in float32. So does umbel when both must give the same profile; then it learns in 8
+    bits, as a device does.
+    """
     release, threads, place = sides.release(encoder), max(sides.settings.threads), sides.place(encoder)
     examples, profile = _examples(release, place), place / "learned.umbel"
     named = ["--release", str(release.folder), "--examples", str(examples), "--profile", str(profile)]
-    ours = _umbel(threads, "learn", *named, "--json")
+    small, exact = (_umbel(threads, "learn", *named, "--precision", p, "--json") for p in (INT8, FLOAT32))
     theirs, kept = _rival_learn(sides, encoder, threads)
     if theirs is not None:
-        _check_learned(release, ours(), profile, theirs(), kept)
-    mine, other = _whole(sides.settings.few, ours, theirs)
+        told = theirs()
+        _check_learned(release, exact(), profile, told, kept)
+        _check_losses(small(), told)
+    mine, other = _whole(sides.settings.few, small, theirs)
+    plain, _ = _whole(sides.settings.few, exact, None)
     recipe = release.manifest.recipe
     setting = f"{_SIZE}, {recipe.steps} steps, {recipe.folds} folds"
-    row: dict[str, Any] = {"encoder": encoder, "threads": threads, "against": _RIVAL, "setting": setting}
-    return [
-        Row(part="learn, whole process", unit="s",
-            ours=_seconds(mine), theirs=_seconds_or_none(other), bound=_LEARN, **row),
-        Row(part="learn, peak memory", unit="bytes", sense="share",
-            ours=_peak(mine), theirs=_peak_or_none(other), bound=_LEARN_MEMORY, **row),
-    ]  # fmt: skip
+    row: dict[str, Any] = {"encoder": encoder, "threads": threads, "against": _RIVAL}
+    found = []
+    for precision, runs, bounds in ((INT8, mine, (_LEARN, _LEARN_MEMORY)), (FLOAT32, plain, (None, None))):
+        row["setting"] = f"{setting}, {precision}"
+        found += [
+            Row(part="learn, whole process", unit="s",
+                ours=_seconds(runs), theirs=_seconds_or_none(other), bound=bounds[0], **row),
+            Row(part="learn, peak memory", unit="bytes", sense="share",
+                ours=_peak(runs), theirs=_peak_or_none(other), bound=bounds[1], **row),
+        ]  # fmt: skip
+    return found
 
 
 def step(sides: Sides, encoder: str) -> list[Row]:
     """One step of learning in a running process: gradient of all examples, and AdamW."""
     release, found = sides.release(encoder), []
     texts, labels = _support(release)
+    given: dict[str, Any] = {"texts": texts, "labels": labels}
+    recipe = dict(release.manifest.recipe.as_json())
     for threads in sides.settings.threads:
-        with sides.workers(threads) as (ours, theirs):
-            answer = ours.prepare("step", release=str(release.folder), texts=texts, labels=labels)
-            if theirs is not None:
-                given = {"texts": texts, "labels": labels, "max_tokens": MAX_TOKENS}
-                recipe = dict(release.manifest.recipe.as_json())
-                other = theirs.prepare("step", folder=str(sides.staged(encoder)), recipe=recipe, **given)
-                check_same("nll of the first step", answer[0], other[0])
-                check_same("gradient of the first step", answer[1], other[1])
-            mine, rival = sides.in_turns(ours, theirs)
-        found.append(
-            Row(part="learn, per step", encoder=encoder, setting=_SIZE, threads=threads, unit="s",
-                ours=mine, theirs=rival, against=_RIVAL, bound=_STEP)
-        )  # fmt: skip
+        for precision in PRECISIONS:
+            with sides.workers(threads) as (ours, theirs):
+                answer = ours.prepare("step", release=str(release.folder), precision=precision, **given)
+                if theirs is not None:
+                    staged = str(sides.staged(encoder))
+                    other = theirs.prepare(
+                        "step", folder=staged, recipe=recipe, max_tokens=MAX_TOKENS, **given
+                    )
+                    _check_step(precision, answer, other)
+                mine, rival = sides.in_turns(ours, theirs)
+            found.append(
+                Row(part="learn, per step", encoder=encoder, setting=f"{_SIZE}, {precision}", threads=threads,
+                    unit="s", ours=mine, theirs=rival, against=_RIVAL, bound=_STEP)
+            )  # fmt: skip
     return found
+
+
+def _check_step(precision: str, ours: Any, theirs: Any) -> None:
+    """Compares loss and gradient of the first step; of 8 bits how far the gradient turns."""
+    if precision == FLOAT32:
+        check_same("nll of the first step", ours[0], theirs[0])
+        check_same("gradient of the first step", ours[1], theirs[1])
+        return
+    mine, other = np.array(ours[1]), np.array(theirs[1])
+    cosine = float(mine @ other / (np.linalg.norm(mine) * np.linalg.norm(other)))
+    check_same("nll of the first step in 8 bits", ours[0], theirs[0], _INT8_LEARNED)
+    check_same("cosine of the gradients in 8 bits", [cosine], [1.0], _INT8_LEARNED)
 
 
 def onboard(sides: Sides, encoder: str) -> list[Row]:
@@ -151,6 +183,13 @@ def _check_learned(release: Release, ours: Ran, profile: Path, theirs: Ran, kept
     spec = release.manifest.profile
     found = unpack_profile(spec, profile.read_bytes(), release.release_id)["plora.user"]
     check_same("learned profile", found.ravel().tolist(), load_file(kept)["user"].ravel().tolist(), _LEARNED)
+
+
+def _check_losses(ours: Ran, theirs: Ran) -> None:
+    """Compares what came of learning in 8 bits with what came of it in float32."""
+    names = ("nll_generic", "nll_personal")
+    mine, other = ([json.loads(ran.printed)[name] for name in names] for ran in (ours, theirs))
+    check_same("losses in 8 bits", mine, other, _INT8_LEARNED)
 
 
 def _whole(repetitions: int, ours: Once, theirs: Once | None) -> tuple[list[Ran], list[Ran]]:

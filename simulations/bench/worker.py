@@ -43,8 +43,8 @@ def predicting(threads: int) -> Prepare:
 def stepping(threads: int) -> Prepare:
     """Returns what prepares one step of learning: the gradient of all examples, and AdamW."""
 
-    def prepare(release: str, texts: list[str], labels: list[int]) -> tuple[Work, Any]:
-        engine = Engine(read_release(Path(release)), threads=threads)
+    def prepare(release: str, texts: list[str], labels: list[int], precision: str) -> tuple[Work, Any]:
+        engine = reader(Engine(read_release(Path(release)), threads=threads), precision)
         tokens, numbers = engine.encode(texts), np.array(labels, np.int64)
         owner = np.zeros(len(texts), np.int64)
         recipe = engine.release.manifest.recipe

@@ -1,4 +1,4 @@
-"""The graph in 8 bits is what its equations say, in plain ONNX, and answers each text by itself."""
+"""The graphs in 8 bits are what their equations say, in plain ONNX, and answer each text by itself."""
 
 import copy
 from collections.abc import Mapping
@@ -17,14 +17,13 @@ from tests.coordinator.conftest import VOCABULARY, TinyBackbone
 from tests.coordinator.personal import Joint, random_batch, random_profile, trained_with
 from tests.coordinator.test_every_method import NAMES, small
 from tests.numeric import relative_error
-from tests.oracles.int8 import linear
+from tests.oracles.int8 import back, linear
 from torch import Tensor, nn
 
-from umbel.coordinator import publish
 from umbel.coordinator.graphs import quantized
 from umbel.coordinator.graphs.joint import export_joint
 from umbel.coordinator.graphs.parity import open_session
-from umbel.coordinator.graphs.quantized import LEVELS, quantized_graph, quantized_matrix
+from umbel.coordinator.graphs.quantized import LEVELS, quantized_graphs, quantized_matrix
 from umbel.coordinator.publish import publish_model, publish_update
 from umbel.shared.errors import ReleaseError
 from umbel.shared.release import Release, read_release
@@ -33,45 +32,64 @@ from umbel.shared.rng import generator
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
-def _logits(graph: bytes, weights: Arrays, feed: Arrays) -> np.ndarray[Any, Any]:
+def _run(graph: bytes, outputs: list[str], weights: Arrays, feed: Arrays) -> list[np.ndarray[Any, Any]]:
     wanted = {tensor.name for tensor in onnx.ModelProto.FromString(graph).graph.initializer}
     session = open_session("it", graph, {n: array for n, array in weights.items() if n in wanted})
-    found: np.ndarray[Any, Any] = session.run(["logits"], dict(feed))[0]
+    taken = {value.name for value in session.get_inputs()}
+    found: list[np.ndarray[Any, Any]] = session.run(outputs, {n: v for n, v in feed.items() if n in taken})
     return found
+
+
+class _OracleLinear(torch.autograd.Function):
+    """x W^T + b, there and back in the oracle's numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.weight = weight.detach().numpy()
+        rows = linear(x.detach().numpy().reshape(-1, x.shape[-1]), ctx.weight, bias.detach().numpy())
+        return torch.from_numpy(rows.reshape(*x.shape[:-1], -1))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        rows = back(g.numpy().reshape(-1, g.shape[-1]), ctx.weight)
+        return torch.from_numpy(rows.reshape(*g.shape[:-1], -1)), None, None
 
 
 def _in_oracle_numbers(encoder: nn.Module) -> None:
     """Makes every linear layer of an encoder answer what the oracle says."""
-
-    def answer(layer: Any, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
-        x, weight, bias = (tensor.detach().numpy() for tensor in (inputs[0], layer.weight, layer.bias))
-        rows = linear(x.reshape(-1, x.shape[-1]), weight, bias)
-        return torch.from_numpy(rows.reshape(*x.shape[:-1], -1))
-
     for layer in encoder.modules():
         if isinstance(layer, nn.Linear):
-            layer.register_forward_hook(answer)
+            layer.forward = lambda x, own=layer: _OracleLinear.apply(x, own.weight, own.bias)  # type: ignore[method-assign]
 
 
 def _assert_as_the_equations_say(joint: Joint) -> None:
-    """Compares the graph with torch whose encoder's linear layers answer in the oracle's numbers.
+    """Compares the graphs with torch whose encoder's linear layers compute in the oracle's numbers.
 
     Where a quotient lies next to a half, the two round it to neighbours now and then. What float32 answers is
     several times further away.
     """
-    model = copy.deepcopy(joint.model)
+    model = copy.deepcopy(joint.model).eval().requires_grad_(False)
     graphs, files = joint.graphs()
     weights = {name: array for data in files.values() for name, array in load(data).items()}
-    data, file = quantized_graph(graphs["predict"], weights)
+    small, file = quantized_graphs({name: graphs[name] for name in ("predict", "learn")}, weights)
     batch = random_batch(1, 3, 9, 2, len(VOCABULARY))
     profile = random_profile(1, 2, model.profile_spec())
     feed = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "owner": batch.owner}
-    found = _logits(data, {**weights, **load(file.data)}, {**feed, **profile})
-    plain = _logits(graphs["predict"], weights, {**feed, **profile})
+    labels = np.arange(3) % len(model.task.labels)
+    feed |= {"labels": labels, "weights": np.ones(3, np.float32), **profile}
     _in_oracle_numbers(model.encoder)
-    with torch.no_grad():
-        wanted = model(*batch.tensors(), {n: torch.tensor(v) for n, v in profile.items()}).numpy()
-    assert relative_error(found, wanted) < 0.3 * relative_error(plain, wanted)
+    private = {n: torch.tensor(v, requires_grad=True) for n, v in profile.items()}
+    logits = model(*batch.tensors(), private)
+    gradients = torch.autograd.grad(
+        model.task.nll(logits, torch.from_numpy(labels)).sum(), list(private.values())
+    )
+    wanted = {"predict": [logits.detach().numpy()], "learn": [own.numpy() for own in gradients]}
+    outputs = {"predict": ["logits"], "learn": [f"grad.{name}" for name in private]}
+    for name, expected in wanted.items():
+        found = _run(small[name], outputs[name], {**weights, **load(file.data)}, feed)
+        plain = _run(graphs[name], outputs[name], weights, feed)
+        for near, exact, right in zip(found, plain, expected, strict=True):
+            assert relative_error(near, right) < 0.3 * relative_error(exact, right), name
 
 
 def test_it_is_what_the_equations_say(tiny_joint: Joint) -> None:
@@ -89,14 +107,15 @@ def test_every_matrix_of_the_encoder_is_in_it_and_nothing_else(tiny_joint: Joint
     """Two layers of six matrices; what is left of them in float32 is no matrix product's any more."""
     graphs, files = tiny_joint.graphs()
     weights = {name: array for data in files.values() for name, array in load(data).items()}
-    data, file = quantized_graph(graphs["predict"], weights)
+    small, file = quantized_graphs({name: graphs[name] for name in ("predict", "learn")}, weights)
     assert sorted(array.dtype.name for array in load(file.data).values()) == ["float32"] * 12 + ["int8"] * 12
-    graph = onnx.ModelProto.FromString(data)
-    assert {node.domain for node in graph.graph.node} == {""}
-    assert [entry.domain for entry in graph.opset_import] == [""]
-    sizes = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}
-    left = [name for name in sizes if name.startswith("encoder.") and "embeddings" not in name]
-    assert all(len(sizes[name]) == 1 or name.endswith(".int8") for name in left)
+    for data in small.values():
+        graph = onnx.ModelProto.FromString(data)
+        assert {node.domain for node in graph.graph.node} == {""}
+        assert [entry.domain for entry in graph.opset_import] == [""]
+        sizes = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}
+        left = [name for name in sizes if name.startswith("encoder.") and "embeddings" not in name]
+        assert all(len(sizes[name]) == 1 or name.endswith(".int8") for name in left)
 
 
 @given(
@@ -133,6 +152,7 @@ def test_a_release_says_how_near_it_comes(int8_release: Release) -> None:
     found = read_release(int8_release.folder).manifest.int8
     assert found is not None
     assert (found.texts, 0 < found.moved < 0.1, 0 <= found.changed < 0.2) == (256, True, True)
+    assert 0 < found.turned < 0.1
 
 
 def test_it_is_left_out_if_so_wanted(tmp_path: Path, tiny_release: Release) -> None:
@@ -142,10 +162,13 @@ def test_it_is_left_out_if_so_wanted(tmp_path: Path, tiny_release: Release) -> N
 
 def test_what_is_too_far_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantized, "MOST_MOVED", 1e-9)
+    monkeypatch.setattr(quantized, "MOST_TURNED", 1e-9)
     made = tiny_training(tmp_path, onboarding=False, taught=False)
-    with pytest.raises(ReleaseError, match="8 bits is too far") as caught:
+    with pytest.raises(ReleaseError, match="8 bits are too far") as caught:
         publish_model(*made, tmp_path / "release", texts=["good film"])
-    assert caught.value.problems[0].startswith("on 1 texts probabilities move by ")
+    first, second = caught.value.problems
+    assert first.startswith("on 1 texts probabilities move by ")
+    assert second.startswith("gradients turn by ")
     assert not (tmp_path / "release" / "manifest.json").exists()
 
 
@@ -164,14 +187,14 @@ def test_after_rounds_it_is_the_same_and_measured_again(int8_release: Release, t
     assert found is not None
     assert before is not None
     assert (found.texts, found.moved != before.moved) == (256, True)
-    for name in ("predict_int8.onnx", "backbone_int8.safetensors"):
+    for name in ("predict_int8.onnx", "learn_int8.onnx", "backbone_int8.safetensors"):
         assert after.manifest.blobs[name] == int8_release.manifest.blobs[name]
 
 
 def test_after_rounds_that_take_it_too_far_it_is_gone(
     int8_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "MOST_MOVED", 1e-9)
+    monkeypatch.setattr(quantized, "MOST_TURNED", 1e-9)
     after = read_release(publish_update(int8_release, stirred(int8_release), tmp_path / "after").folder)
     assert after.manifest.int8 is None
     assert not any("int8" in name for name in after.manifest.blobs)

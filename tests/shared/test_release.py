@@ -221,12 +221,16 @@ def test_graphs_behind_the_embedding_come_together(release: Release) -> None:
             assert set(read_release(release.folder).manifest.blobs) > {f"{name}.onnx" for name in names}
 
 
-INT8_BLOBS = {"predict_int8.onnx": b"graph 8", "backbone_int8.safetensors": b"small numbers"}
+INT8_BLOBS = {
+    "predict_int8.onnx": b"graph 8",
+    "learn_int8.onnx": b"steps 8",
+    "backbone_int8.safetensors": b"small numbers",
+}
 
 
 def test_what_is_said_of_answers_is_read_back(tmp_path: Path) -> None:
     blobs = BLOBS | INT8_BLOBS
-    own = replace(manifest(blobs), int8=Int8(9, 0.01, 0.5), calibration=Calibration(0.5, 2.0))
+    own = replace(manifest(blobs), int8=Int8(9, 0.01, 0.5, 0.02), calibration=Calibration(0.5, 2.0))
     assert read_release(write_release(tmp_path, own, blobs).folder).manifest == own
 
 
@@ -234,8 +238,8 @@ def test_what_is_said_of_answers_is_read_back(tmp_path: Path) -> None:
     ("blobs", "change"),
     [
         (INT8_BLOBS, {}),
-        ({}, {"int8": {"texts": 9, "moved": 0.01, "changed": 0.0}}),
-        ({}, {"int8": {"texts": 0, "moved": 0.01, "changed": 0.0}}),
+        ({}, {"int8": {"texts": 9, "moved": 0.01, "changed": 0.0, "turned": 0.0}}),
+        ({}, {"int8": {"texts": 0, "moved": 0.01, "changed": 0.0, "turned": 3.0}}),
         ({}, {"calibration": {"generic": 0.0, "personal": 1.0}}),
         ({}, {"calibration": {"generic": 1.0}}),
         ({}, {"calibration": []}),

@@ -100,7 +100,7 @@ def test_learning_ends_in_the_same_profile_and_strength(sides: Sides, staged: Pa
     release = sides.release("tiny")
     texts, labels = texts_of(release, 6, 10), labels_of(6, 2)
     rows = [Example("owner", t, release.manifest.labels[n]) for t, n in zip(texts, labels, strict=True)]
-    mine = learn_profile(release, rows, tmp_path / "profile.umbel")
+    mine = learn_profile(release, rows, tmp_path / "profile.umbel", precision="float32")
     model = PersonalBert(staged)
     people = model.personalise()
     ids, mask = encoded(staged, texts, MAX_TOKENS)
