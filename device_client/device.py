@@ -104,8 +104,9 @@ def onboard_profile(
         ReleaseError: The release has no onboarding.
     """
     check_profile_place(path)
-    engine = reader(Engine(release, threads=threads), precision)
-    packed, found = packed_onboarding(release, examples, texts, explain=explain, engine=engine)
+    packed, found = packed_onboarding(
+        release, examples, texts, explain=explain, threads=threads, precision=precision
+    )
     atomic_write(path, packed, mode=0o600)
     return found
 
@@ -117,10 +118,11 @@ def packed_onboarding(
     *,
     explain: bool = True,
     threads: int = 1,
+    precision: str = INT8,
 ) -> tuple[bytes, Onboarded]:
     """Returns the packed profile that `onboard_profile` keeps, and what came of it; see there."""
     check_known(examples, texts)
-    engine = Engine(release, threads=threads)
+    engine = reader(Engine(release, threads=threads, alone=True), precision)
     return onboarding_of(OwnTexts(engine, examples, texts, onboards=True).read(), explain=explain)
 
 
@@ -228,7 +230,7 @@ def packed_learning(
     on_progress: OnProgress | None = None,
 ) -> tuple[bytes, Learned]:
     """Returns the packed profile that `learn_profile` keeps, and what came of it; see there."""
-    engine = reader(Engine(release, threads=threads), precision)
+    engine = reader(Engine(release, threads=threads, alone=True), precision)
     rows = None if memory_mib is None else fitting_rows(engine, examples, texts, memory_mib)
     learning = OwnLearning(engine, examples, texts, rows=rows)
     while not learning.finished:
@@ -265,5 +267,5 @@ def cross_validate(
         ProfileError: Learning did not converge.
     """
     check_one_owner(examples)
-    own = OwnTexts(reader(Engine(release, threads=threads), precision), examples, texts).read()
+    own = OwnTexts(reader(Engine(release, threads=threads, alone=True), precision), examples, texts).read()
     return cross_validated(own.engine, own.support(), own.recipe, folds, start=own.starter())

@@ -143,7 +143,7 @@ class Household:
             try:
                 self._releases[name] = release = self.devices[name].release
                 if release.release_id not in self._engines:
-                    self._engines[release.release_id] = Engine(release, threads=self._threads)
+                    self._engines[release.release_id] = Engine(release, threads=self._threads, alone=True)
             except UmbelError as error:
                 problems.append(_told(name, error))
         if problems:

@@ -284,7 +284,7 @@ class Device:
         """Returns the release's graphs; they stay open for the next call, with one copy of the weights."""
         release = self.release
         if self._engine is None or self._engine.release != release or self._engine.threads != threads:
-            self._engine = Engine(release, threads=threads)
+            self._engine = Engine(release, threads=threads, alone=True)
         return self._engine
 
     def profile(self, release: Release | None = None) -> dict[str, FloatArray] | None:
@@ -302,7 +302,12 @@ class Device:
         )
 
     def update(
-        self, wanted: Wanted | None = None, *, threads: int = 1, hears: Hears | None = None
+        self,
+        wanted: Wanted | None = None,
+        *,
+        precision: str = INT8,
+        threads: int = 1,
+        hears: Hears | None = None,
     ) -> Updated:
         """Looks for a newer release, and takes it over if it is at least as good on the owner's examples.
 
@@ -311,11 +316,13 @@ class Device:
 
         Args:
             wanted: Where to look, and what else an owner may say of it; None: the channel that is trusted.
+            precision: "int8" computes with encoders in 8 bits where releases can; "float32" does not.
             threads: Threads of a graph run.
             hears: Hears how far it is.
 
         Raises:
             BusyError: Another process updates this device.
+            ConfigError: There is no such precision.
             OSError: The home cannot be written; what was there goes on.
             ReleaseError: There is nowhere to look, what was found is not to be believed, or does not fit.
             StoreError: Some of what the new profile was learned from has been forgotten meanwhile.
@@ -323,7 +330,7 @@ class Device:
         from umbel.device_client.releases.updating import Update, Wanted
 
         def engine_of(release: Release) -> Engine:
-            return Engine(release, threads=threads)
+            return reader(Engine(release, threads=threads, alone=True), precision)
 
         found = Update(self.home, self._store, wanted or Wanted(), engine_of, hears).run()
         self._release = None  # what was damaged may have been fetched again

@@ -75,7 +75,7 @@ def predict_texts(
         ReleaseError: Its answers are no numbers.
     """
     profile = None if profile_path is None else read_profile(release, profile_path)
-    engine = reader(Engine(release, threads=threads), precision)
+    engine = reader(Engine(release, threads=threads, alone=True), precision)
     return predict_owners(engine, texts, np.zeros(len(texts), np.int64), [profile])
 
 

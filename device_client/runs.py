@@ -172,7 +172,7 @@ class HomeLearning:
         """
         self._began = time.perf_counter()
         self._store, self._release, self._budget, self._anew = store, release, budget, anew
-        self._engine = reader(engine or Engine(release, threads=budget.threads), budget.precision)
+        self._engine = reader(engine or Engine(release, threads=budget.threads, alone=True), budget.precision)
         self._own = Entrusted(store)
         self._state = self._own.state
         if not self._own.examples:

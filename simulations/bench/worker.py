@@ -27,7 +27,7 @@ def predicting(threads: int) -> Prepare:
     """Returns what prepares a batch whose rows belong to so many people in turn."""
 
     def prepare(release: str, texts: list[str], people: int, precision: str) -> tuple[Work, Any]:
-        engine = reader(Engine(read_release(Path(release)), threads=threads), precision)
+        engine = reader(Engine(read_release(Path(release)), threads=threads, alone=True), precision)
         tokens = engine.encode(texts)
         profile = profiles_of(engine.release.manifest.profile, people)
         owner = np.arange(len(texts)) % people
@@ -44,7 +44,7 @@ def stepping(threads: int) -> Prepare:
     """Returns what prepares one step of learning: the gradient of all examples, and AdamW."""
 
     def prepare(release: str, texts: list[str], labels: list[int], precision: str) -> tuple[Work, Any]:
-        engine = reader(Engine(read_release(Path(release)), threads=threads), precision)
+        engine = reader(Engine(read_release(Path(release)), threads=threads, alone=True), precision)
         tokens, numbers = engine.encode(texts), np.array(labels, np.int64)
         owner = np.zeros(len(texts), np.int64)
         recipe = engine.release.manifest.recipe
@@ -72,7 +72,7 @@ def holding(threads: int) -> Prepare:
     """Returns what tells the memory that the process holds with so many people, after a prediction."""
 
     def prepare(release: str, texts: list[str], people: int) -> tuple[Work, Any]:
-        engine = Engine(read_release(Path(release)), threads=threads)
+        engine = Engine(read_release(Path(release)), threads=threads, alone=True)
         profile = profiles_of(engine.release.manifest.profile, people)
         engine.predict(engine.encode(texts[:1]), np.array([people - 1]), profile, _NOTHING)
         return int, now_bytes()

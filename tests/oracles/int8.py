@@ -1,4 +1,4 @@
-"""A linear layer in 8 bits, there and back, number by number, as in coordinator/graphs/quantized.py's equations."""
+"""A linear layer in 8 bits, there and back, number by number: the equations of graphs/quantized.py."""
 
 from __future__ import annotations
 
