@@ -37,6 +37,10 @@ def update(
     ] = False,
     back: Annotated[bool, typer.Option("--back", help="Go back to the release before.")] = False,
     home: Home = HOME,
+    precision: Annotated[
+        str,
+        typer.Option(help="int8: compute with the encoder in 8 bits where the release can. float32: do not."),
+    ] = "int8",
     threads: _Threads = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")] = False,
 ) -> None:
@@ -58,7 +62,7 @@ def update(
     with opened(home) as device, fetching_bar(as_json) as on_bytes:
         hears = Hears(on_bytes, _said(as_json), learning_words.bar(as_json))
         try:
-            found = device.update(wanted, threads=threads, hears=hears)
+            found = device.update(wanted, precision=precision, threads=threads, hears=hears)
         finally:
             learning_words.end_bar(as_json)
         profile = device.status()["profile"]
