@@ -76,7 +76,7 @@ def test_many_people_have_the_same_logits_by_every_way(sides: Sides, staged: Pat
 def test_a_step_has_the_same_loss_and_gradient(sides: Sides, staged: Path) -> None:
     release = sides.release("tiny")
     texts, labels = texts_of(release, 6, 10), labels_of(6, 2)
-    mine = ours.stepping(1)(str(release.folder), texts, labels)[1]
+    mine = ours.stepping(1)(str(release.folder), texts, labels, "float32")[1]
     asked: dict[str, Any] = {
         "folder": str(staged),
         "texts": texts,
