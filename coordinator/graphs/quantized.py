@@ -229,7 +229,8 @@ def _quantized(model: ModelProto, products: Mapping[str, _Product], placed: list
         own = products.get(node.output[0])
         nodes += [node] if own is None else own.nodes(seen)
     _rebuild(model, nodes, [*model.graph.initializer, *placed, *_constants()])
-    return model.SerializeToString(deterministic=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 @final
