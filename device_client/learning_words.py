@@ -75,7 +75,7 @@ def as_json(found: Outcome) -> dict[str, Any]:
     if found.progress is not None:
         told |= {"doing": found.progress.doing, "done": found.progress.done, "total": found.progress.total}
     if found.about is not None:
-        told |= {name: found.about.get(name) for name in ("bytes", "examples", "steps")}
+        told |= {name: found.about.get(name) for name in ("bytes", "examples", "steps", "precision")}
         told |= {name: round(float(found.about[name]), 6) for name in _FIGURES}
         held_out = found.about.get("held_out")
         rounded = {name: round(value, 6) for name, value in (held_out or {}).items()}

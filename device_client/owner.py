@@ -22,7 +22,7 @@ from umbel.device_client.engine import Engine
 from umbel.device_client.events import event as _event
 from umbel.device_client.events import now as _now
 from umbel.device_client.known import known
-from umbel.device_client.prediction import INT8, Prediction, predict_owners, reader
+from umbel.device_client.prediction import INT8, Prediction, check_precision, predict_owners, reader
 from umbel.device_client.releases.installed import installed
 from umbel.device_client.vault.keys import Ask, KeyFile, KeyHolder, Keyring, Passphrase
 from umbel.device_client.vault.store import (
@@ -328,6 +328,8 @@ class Device:
             StoreError: Some of what the new profile was learned from has been forgotten meanwhile.
         """
         from umbel.device_client.releases.updating import Update, Wanted
+
+        check_precision(precision)
 
         def engine_of(release: Release) -> Engine:
             return reader(Engine(release, threads=threads, alone=True), precision)

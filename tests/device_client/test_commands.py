@@ -62,6 +62,7 @@ def test_learn_and_predict_for_scripts(tiny_release: Release, capsys: pytest.Cap
         "release": tiny_release.release_id,
         "examples": 4,
         "steps": 6,
+        "precision": "float32",
         "strength": 1.0,
         "held_out": None,
         "finished": True,
