@@ -12,6 +12,7 @@ import typer
 
 from umbel.coordinator.channel.commands import OfflineFolder, ready
 from umbel.coordinator.channel.commands import app as channel_app
+from umbel.coordinator.service import commands as service_commands
 
 if TYPE_CHECKING:
     from umbel.shared.answers import Int8
@@ -186,6 +187,9 @@ def grow(
         f"Grown: {', '.join(change)}.\nPublish it with: umbel coordinator publish {out} --out release",
         as_json,
     )
+
+
+service_commands.add_to(app)
 
 
 def _tell(found: dict[str, Any], words: str, as_json: bool) -> None:

@@ -33,6 +33,7 @@ def serve(
     *,
     on_round: Callable[[RoundRecord], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    owns: Callable[[int, int], bool] = lambda node, number: True,
 ) -> RoundsResult:
     """Runs the rounds that a run config describes, and keeps what is reached after each of them.
 
@@ -41,6 +42,7 @@ def serve(
         config: release, out, population and the settings; see simulations/flower_app/pyproject.toml.
         on_round: Called after every round.
         stopped: Asked while waiting for devices; True ends the run.
+        owns: Says whether a node may go by a number that it tells.
 
     Raises:
         ConfigError: The config cannot be used, or `out` holds a run that is longer or has other settings.
@@ -68,6 +70,9 @@ def serve(
         population=population,
         on_round=keep,
         stopped=stopped,
+        owns=owns,
+        begun=journal.begun(),
+        on_begin=journal.begin,
     )
     strategy.start(grid)
     return strategy.reached

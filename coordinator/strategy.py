@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from umbel.coordinator.federation.aggregation import rule_class
-from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
+from umbel.coordinator.federation.journal import Begun, RoundRecord, RoundsResult
 from umbel.coordinator.federation.server_step import moved
 from umbel.coordinator.federation.settings import RoundSettings
 from umbel.shared.errors import MessageError, TrainingError, UmbelError
@@ -43,6 +43,8 @@ ARRAYS, CONFIG = "arrays", "config"
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 0.5
 _SETTLE_S = 1.0
 _PULLED_BYTES = 8 * 2**20  # of answers at a time: Flower hands all over that it is asked for and has
+_GREETING_S = 10.0
+_SILENT = "no answer"
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,9 @@ class PersonalRounds(Strategy):
         population: int = 0,
         on_round: Callable[[RoundsResult], None] | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        owns: Callable[[int, int], bool] = lambda node, number: True,
+        begun: Begun | None = None,
+        on_begin: Callable[[Begun], None] = lambda begun: None,
     ):
         """Prepares the rounds.
 
@@ -74,6 +79,9 @@ class PersonalRounds(Strategy):
             population: How many devices to wait for; 0 to begin when their number no longer grows.
             on_round: Called after every round with all that was reached.
             stopped: Asked while waiting; True ends the run.
+            owns: Says whether a node may go by the number that it tells.
+            begun: The round that was begun when the run was ended, and who was to train in it.
+            on_begin: Called when a round begins, before anybody is asked.
         """
         self.manifest = manifest
         self.settings = settings
@@ -81,10 +89,15 @@ class PersonalRounds(Strategy):
         self.population = population
         self.on_round = on_round
         self.stopped = stopped
+        self.owns = owns
+        self.begun = begun
+        self.on_begin = on_begin
         self._release_id = manifest.release_id
         self._rule = rule_class(settings.rule)(settings.rule_options())
         self._change_bytes = 4 * sum(math.prod(shape) for shape in manifest.trainables.values())
         self._clients: dict[int, int] = {}  # Flower's node id -> the device's number
+        self._online: set[int] = set()  # node ids
+        self._mute: set[int] = set()  # node ids that have not answered yet
         self._round = _Tally()
 
     def start(
@@ -107,6 +120,7 @@ class PersonalRounds(Strategy):
             self._meet(grid, wait_s)
         for number in range(first, rounds + 1):
             started, self._round = time.perf_counter(), _Tally()
+            self._greet(grid, number, wait_s)
             tasks = self.configure_train(number, arrays, train_config or ConfigRecord(), grid)
             changed, trained = self.aggregate_train(
                 number, self._ask(grid, tasks, wait_s, self._change_bytes)
@@ -133,9 +147,12 @@ class PersonalRounds(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Returns the tasks of the devices that train in a round."""
-        chosen = sampled(
-            self._known(), self.settings.clients_per_round, self.settings.seed, server_round, "sample"
-        )
+        count, seed = self.settings.clients_per_round, self.settings.seed
+        if self.begun is not None and self.begun.round == server_round:
+            chosen = list(self.begun.clients)
+        else:
+            chosen = sampled(self._known(), count, seed, server_round, "sample")
+        self.on_begin(Begun(server_round, tuple(chosen)))
         return self._tasks(server_round, arrays, TRAIN, chosen)
 
     def aggregate_train(
@@ -199,7 +216,11 @@ class PersonalRounds(Strategy):
         values = {name: array.numpy() for name, array in arrays.items()}
         task = RoundTask(self._release_id, round_, self.settings.seed, stage, self.settings.local(), values)
         task.check(self.manifest)
-        nodes = {client: node for node, client in self._clients.items()}
+        nodes = {client: node for node, client in self._clients.items() if node in self._online}
+        for absent in sorted(set(clients) - set(nodes)):
+            self._round.failures += 1
+            self._round.note(f"round {round_}, {stage}, device {absent:06d}: it has not come back")
+        clients = [client for client in clients if client in nodes]
         content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(dict(task.wire().config))})
         self._round.ask(stage, task, {nodes[client]: client for client in clients}, wire_bytes(content))
         return [Message(content, nodes[client], stage, group_id=str(round_)) for client in clients]
@@ -212,7 +233,7 @@ class PersonalRounds(Strategy):
         Only the first answer of a device is looked at.
         """
         asked = self._round.asked[stage]
-        reasons = dict.fromkeys(asked.values(), "no answer")
+        reasons = dict.fromkeys(asked.values(), _SILENT)
         heard: set[int] = set()
         for reply in replies:
             client = asked.get(reply.metadata.src_node_id)
@@ -254,7 +275,7 @@ class PersonalRounds(Strategy):
             self.on_round(self.reached)
 
     def _known(self) -> list[int]:
-        return sorted(self._clients.values())
+        return sorted(number for node, number in self._clients.items() if node in self._online)
 
     def _meet(self, grid: Grid, timeout: float) -> None:
         """Waits for the devices and asks each for its number.
@@ -263,27 +284,56 @@ class PersonalRounds(Strategy):
             TrainingError: Too few devices came, or two have the same number.
         """
         nodes = self._gathered(grid, timeout)
-        content = RecordDict({ARRAYS: ArrayRecord(), CONFIG: ConfigRecord({"schema": SCHEMA})})
-        messages = [Message(content, node, MessageType.QUERY, group_id="0") for node in nodes]
-        silent: Counter[str] = Counter({"no answer": len(nodes)})
-        for reply in self._ask(grid, messages, timeout):
-            silent["no answer"] -= 1
-            if reply.has_error():
-                silent[_first_line(reply.error.reason or "error")] += 1
-                continue
-            try:
-                self._clients[reply.metadata.src_node_id] = read_hello(_wire(reply.content)).client
-            except MessageError as error:
-                silent["; ".join(error.problems)] += 1
+        silent = self._introduce(grid, nodes, timeout)
+        self._online = set(nodes)
         problems = [f"{count} devices: {reason}" for reason, count in silent.items() if count]
-        twice = [number for number, count in Counter(self._clients.values()).items() if count > 1]
-        problems += [f"number {number} is given by more than one device" for number in twice]
-        missing = self.population and len(self._clients) < self.population
-        if twice or missing or not self._clients:
+        if not self._clients or len(self._clients) < self.population:
             headline = f"{len(self._clients)} devices can take part, {self.population or 1} are needed"
             raise TrainingError(
                 "the rounds cannot begin", [headline, *problems], "See the devices' own logs."
             )
+
+    def _introduce(self, grid: Grid, nodes: Iterable[int], timeout: float) -> Counter[str]:
+        """Asks nodes for their devices' numbers, and returns why some gave none, and how many."""
+        content = RecordDict({ARRAYS: ArrayRecord(), CONFIG: ConfigRecord({"schema": SCHEMA})})
+        messages = [Message(content, node, MessageType.QUERY, group_id="0") for node in nodes]
+        silent: Counter[str] = Counter({_SILENT: len(messages)})
+        answers: Iterable[Message] = self._ask(grid, messages, timeout) if messages else []
+        for reply in sorted(answers, key=lambda reply: reply.metadata.src_node_id):
+            silent[_SILENT] -= 1
+            node = reply.metadata.src_node_id
+            self._mute.discard(node)
+            if reply.has_error():
+                silent[_first_line(reply.error.reason or "error")] += 1
+                continue
+            try:
+                number = read_hello(_wire(reply.content)).client
+            except MessageError as error:
+                silent["; ".join(error.problems)] += 1
+                continue
+            others = {own for known, own in self._clients.items() if known != node}
+            if number in others or not self.owns(node, number):
+                silent[f"number {number} is given by more than one device"] += 1
+            else:
+                self._clients[node] = number
+        return silent
+
+    def _greet(self, grid: Grid, round_: int, timeout: float) -> None:
+        """Gets to know who has come since; a round that was begun before waits for those who were to train.
+
+        A device that has not said a word is not asked again while it stays: it would hold up every round.
+        """
+        deadline = time.monotonic() + timeout
+        wanted = set(self.begun.clients) if self.begun and self.begun.round == round_ else set()
+        while True:
+            self._online = set(grid.get_node_ids())
+            self._mute &= self._online
+            new = self._online - set(self._clients) - self._mute
+            self._mute |= new  # until they answer
+            self._introduce(grid, sorted(new), min(timeout, _GREETING_S))
+            if wanted <= set(self._known()) or time.monotonic() > deadline:
+                return
+            self._pause()
 
     def _gathered(self, grid: Grid, timeout: float) -> list[int]:
         """Returns the nodes once there are enough, or once their number has stopped to grow."""

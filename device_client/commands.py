@@ -12,6 +12,7 @@ import typer
 from umbel.device_client import egress_commands
 from umbel.device_client.home_commands import HOME, Home, add_to, opened
 from umbel.device_client.household_commands import household
+from umbel.device_client.joining import commands as joining_commands
 from umbel.device_client.releases.commands import update
 from umbel.device_client.texts import given_texts
 
@@ -45,7 +46,7 @@ _SHOWN = 5
 _LEAST_SHOWN = 0.005  # it would read 0 %
 _LIFE = (  # commands in the order in which an owner needs them
     *("enroll", "add", "list", "onboard", "learn", "predict", "status", "update", "policy", "consent"),
-    *("egress", "log", "household", "export", "import", "rekey", "forget"),
+    *("join", "leave", "egress", "log", "household", "export", "import", "rekey", "forget"),
 )
 _CLEAR = 2.0  # times what every kind of people has where nothing is known
 _LONGEST = 120
@@ -306,6 +307,7 @@ def _table(texts: list[str], rows: list[Prediction]) -> None:
 
 
 add_to(app)
+joining_commands.add_to(app)
 egress_commands.add_to(app)
 app.command()(update)
 app.command()(household)

@@ -1,4 +1,4 @@
-"""The device's side of Flower: the only module of the device that knows it. It runs what is installed.
+"""The device's side of Flower: what answers its messages (`flower_link.py` carries them). It runs what is installed.
 
 An owner's device names its home in its own node config (`home`; also `coordinator`, a name for the log, and
 `release`, a folder, if it is not the one of the home); a simulated one finds its folder and its release by
@@ -102,8 +102,13 @@ def reply(message: Message, context: Context) -> Message:
     try:
         return answer(message, context)
     except Exception as error:
-        log.warning("%s failed on %s: %s", message.metadata.message_type, _place(context), _told(error))
-        return Message(Error(_RAISED, _leaving(error, message, context)), reply_to=message)
+        return refusal(message, context, error)
+
+
+def refusal(message: Message, context: Context, error: Exception) -> Message:
+    """Answers a message with the type of an error."""
+    log.warning("%s failed on %s: %s", message.metadata.message_type, _place(context), _told(error))
+    return Message(Error(_RAISED, _leaving(error, message, context)), reply_to=message)
 
 
 def answer(message: Message, context: Context) -> Message:

@@ -44,6 +44,7 @@ from umbel.shared.release import Release
 
 if TYPE_CHECKING:
     from umbel.device_client.device import Onboarded
+    from umbel.device_client.joining.membership import Membership
     from umbel.device_client.own_learning import Progress
     from umbel.device_client.releases.fetching import OnBytes
     from umbel.device_client.releases.trust import Pin
@@ -54,6 +55,7 @@ STORE = "store.sqlite"
 KEYS = ("file", "keyring", "passphrase")
 _KEY, _RELEASES = "key", "releases"
 _RELEASE, _CHANNEL, _POLICY, _CLIENT = "release", "channel", "policy", "client"
+_MEMBERSHIP = "membership"
 _OWN = ("learned", "onboarded")
 _RUNS = ("learned", "stopped learning", "onboarded")
 _SEARCHED, _TOLD_RUNS = 50, 3
@@ -406,6 +408,20 @@ class Device:
     def client_number(self, fresh: int) -> int:
         """Returns the number by which coordinators know this device; `fresh` if it has none yet."""
         return int(self._store.first_setting(_CLIENT, fresh))
+
+    def membership(self) -> Membership | None:
+        """Returns the device's place at the coordinator that it joined; None if there is none."""
+        from umbel.device_client.joining.membership import Membership
+
+        row = self._store.setting(_MEMBERSHIP)
+        return None if row is None else Membership.from_setting(row)
+
+    def keep_membership(self, membership: Membership | None) -> None:
+        """Keeps the device's place at a coordinator, its key sealed; None to leave."""
+        self._store.keep_setting(_MEMBERSHIP, None if membership is None else membership.as_setting())
+        if membership is None or membership.joined:
+            where = {} if membership is None else {"coordinator": membership.url}
+            self._store.note(_event("left" if membership is None else "joined", **where))
 
     def before(self) -> tuple[str, int]:
         """Returns what tells, once a profile is learned, whether examples were changed or forgotten."""

@@ -76,6 +76,14 @@ class EgressError(UmbelError):
     """Something was not let out of a device: it is not on the list, or its owner's policy says no."""
 
 
+class LinkError(UmbelError):
+    """A coordinator cannot be reached, is not the one that a device joined, or does not take it in."""
+
+
+class BundleError(UmbelError):
+    """A coordinator sent code to be run; a device runs what its owner installed, and nothing else."""
+
+
 class TrainingError(UmbelError):
     """Training cannot start, go on or be resumed."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, final
@@ -17,6 +18,7 @@ from umbel.shared.profile import FloatArray
 
 SCHEMA = "umbel.rounds/1"
 ROUNDS = "rounds.json"
+BEGUN = "begun.json"
 _VELOCITY = "velocity/"
 _HINT = "Give the settings that it was begun with, or another out folder."
 _RESTORE = "Restore it, or choose another out folder."
@@ -65,10 +67,26 @@ class RoundsResult:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A round that was begun.
+
+    Attributes:
+        round: Its number.
+        clients: The numbers of the devices that are to train in it, sorted.
+    """
+
+    round: int
+    clients: tuple[int, ...]
+
+
+@final
 class Journal:
     """The out folder of a run: rounds.json and the safetensors file that it names.
 
     rounds.json is replaced last and names the tensors by their hash, so that both are of the same round.
+    begun.json says who trains in the round that is going on: if it is interrupted, the same devices are asked
+    again, whoever else is there by then.
     """
 
     def __init__(self, folder: Path, release_id: str, population: int, settings: RoundSettings):
@@ -92,6 +110,34 @@ class Journal:
         velocity = {n.removeprefix(_VELOCITY): v for n, v in tensors.items() if n.startswith(_VELOCITY)}
         trainables = {n: v for n, v in tensors.items() if not n.startswith(_VELOCITY)}
         return RoundsResult(rounds, trainables, velocity)
+
+    def begin(self, begun: Begun) -> None:
+        """Keeps who is to train in a round, before anybody is asked.
+
+        Raises:
+            ConfigError: The folder cannot be written.
+        """
+        row = {"schema": SCHEMA, "settings": self._identity, **asdict(begun)}
+        self._write(BEGUN, json.dumps(row).encode())
+
+    def begun(self) -> Begun | None:
+        """Returns the round that was begun last, finished or not; None if there is none of this run."""
+        try:
+            row = parsed_json((self.folder / BEGUN).read_bytes())
+            if row["schema"] != SCHEMA or row["settings"] != self._identity:
+                return None
+            return Begun(int(row["round"]), tuple(int(client) for client in row["clients"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # the round is then begun anew, with whoever is there
+
+    def _write(self, name: str, data: bytes) -> None:
+        try:
+            atomic_write(self.folder / name, data)
+        except OSError as error:
+            problem = f"{self.folder}: {error.strerror or type(error).__name__}"
+            raise ConfigError(
+                "the rounds cannot be kept", [problem], "Choose an out folder that can be written."
+            ) from None
 
     def _refuse_other(self, path: Path, found: Mapping[str, Any]) -> None:
         names = sorted(set(found) | set(self._identity))
@@ -117,17 +163,45 @@ class Journal:
             "rounds": [asdict(record) for record in result.rounds],
             "trainables": {"file": name, "sha256": sha256},
         }
-        try:
-            atomic_write(self.folder / name, data)
-            atomic_write(self.folder / ROUNDS, json.dumps(row, indent=1).encode() + b"\n")
-            for old in self.folder.glob("trainables-*.safetensors"):
-                if old.name != name:
+        self._write(name, data)
+        self._write(ROUNDS, json.dumps(row, indent=1).encode() + b"\n")
+        for old in self.folder.glob("trainables-*.safetensors"):
+            if old.name != name:
+                with suppress(OSError):  # it only takes room
                     old.unlink(missing_ok=True)
-        except OSError as error:
-            problem = f"{self.folder}: {error.strerror or type(error).__name__}"
-            raise ConfigError(
-                "the rounds cannot be kept", [problem], "Choose an out folder that can be written."
-            ) from None
+
+
+def kept_trainables(folder: Path, release_id: str) -> tuple[int, dict[str, FloatArray]]:
+    """Returns how many rounds an out folder holds, and the shared tensors after them.
+
+    Raises:
+        ConfigError: There are none, they are of another release, or damaged.
+    """
+    path = folder / ROUNDS
+    if not path.is_file():
+        raise ConfigError(f"no rounds of release {release_id[:12]} are in {folder}")
+    row = _checked(path)
+    own = row["settings"].get("release")
+    if own != release_id:
+        raise ConfigError(f"the rounds in {folder} are of another release", [f"{own}, not {release_id}"])
+    tensors = _tensors(folder, row["trainables"]["sha256"])
+    values = {name: value for name, value in tensors.items() if not name.startswith(_VELOCITY)}
+    return len(row["rounds"]), values
+
+
+def kept_rounds(folder: Path) -> dict[str, Any]:
+    """Returns what is told of an out folder: rounds, changes that were used, failures, and the last round.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    rounds = _checked(folder / ROUNDS)["rounds"]
+    return {
+        "rounds": len(rounds),
+        "changes": sum(record["clients"] for record in rounds),
+        "failures": sum(record["failures"] for record in rounds),
+        "last": rounds[-1] if rounds else None,
+    }
 
 
 def _checked(path: Path) -> dict[str, Any]:

@@ -296,7 +296,7 @@ def test_equal_objects_travel_once() -> None:
 def test_devices_that_share_a_number_are_refused() -> None:
     with pytest.raises(TrainingError) as error:
         run(grid=grid_of(numbers=lambda n: n // 2))
-    assert "number 0 is given by more than one device" in error.value.problems
+    assert "1 devices: number 0 is given by more than one device" in error.value.problems
 
 
 def test_missing_devices_are_waited_for_and_then_named() -> None:

@@ -1,0 +1,57 @@
+"""What an operator is told of a coordinator, from its folder alone: it need not run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from umbel.coordinator.federation.journal import ROUNDS as JOURNAL
+from umbel.coordinator.federation.journal import kept_rounds
+from umbel.coordinator.service.folder import ROUNDS, Folder
+from umbel.coordinator.service.roster import Roster, name_of
+
+_SHOWN = 20
+
+
+def status_of(path: Path) -> dict[str, Any]:
+    """Returns who may take part, what rounds have reached, and until when certificates hold.
+
+    Raises:
+        ConfigError: There is no coordinator, or its files are damaged.
+    """
+    folder = Folder.read(path)
+    with Roster.open(folder.roster) as roster:
+        devices, codes = roster.devices(), roster.codes()
+    journals = sorted((path / ROUNDS).glob(f"*/{JOURNAL}"), key=lambda own: own.stat().st_mtime)
+    return {
+        "folder": str(path),
+        "url": folder.address.url,
+        "expires": folder.expiry(),
+        "codes": codes,
+        "devices": [
+            {"name": name_of(own.key), "joined": own.joined, "seen": own.seen, "barred": own.barred}
+            for own in devices
+        ],
+        "runs": [{"release": own.parent.name, **kept_rounds(own.parent)} for own in journals],
+    }
+
+
+def words_of(found: dict[str, Any]) -> str:
+    """Returns it in words."""
+    devices, codes = found["devices"], found["codes"]
+    lines = [
+        f"Devices reach this coordinator at {found['url']}; its certificate is good until "
+        f"{found['expires']['server'][:10]}.",
+        f"{len(devices)} devices joined; {codes['open']} codes are open, {codes['expired']} have expired.",
+    ]
+    for device in devices[:_SHOWN]:
+        seen = f"last heard of {device['seen']}" if device["seen"] else "not heard of since"
+        barred = ", shut out" if device["barred"] else ""
+        lines.append(f"  {device['name']}  joined {device['joined'][:10]}, {seen}{barred}")
+    if len(devices) > _SHOWN:
+        lines.append(f"  ... and {len(devices) - _SHOWN} more: --json shows all")
+    runs = [
+        f"Release {run['release']}: {run['rounds']} rounds, {run['changes']} changes used."
+        for run in found["runs"]
+    ]
+    return "\n".join([*lines, *(runs or ["No round is finished yet."])])
