@@ -1,4 +1,4 @@
-"""The device's side of Flower: what answers its messages (`flower_link.py` carries them). It runs what is installed.
+"""The device's side of Flower: what answers its messages. It runs what is installed.
 
 An owner's device names its home in its own node config (`home`; also `coordinator`, a name for the log, and
 `release`, a folder, if it is not the one of the home); a simulated one finds its folder and its release by

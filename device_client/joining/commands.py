@@ -174,7 +174,10 @@ def _take_part(membership: Membership, home: Path, window: Window, as_json: bool
         words = f"{error.headline}; the next try is in {pause_s:.0f} s"
         _tell(as_json, words, event="break", why=error.headline, pause_s=round(pause_s, 1))
 
-    taking = Participation(lambda: connected(membership, home), window, on_turn=on_turn, on_break=on_break)
+    memory = Memory()
+    taking = Participation(
+        lambda: connected(membership, home, memory), window, on_turn=on_turn, on_break=on_break
+    )
     _tell(as_json, f"Waiting for {membership.url}.", event="waiting", coordinator=membership.url)
     with _ended_by_sigterm():
         taking.run()
