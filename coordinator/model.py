@@ -110,6 +110,7 @@ class PersonalModel(nn.Module):
     def states(self, input_ids: Tensor, attention_mask: Tensor, frame: Frame) -> Tensor:
         """Returns the encoder's last token states (batch, seq, d), prompt rows left out."""
         self._holder.frame = frame
+        frame.made.clear()
         try:
             if self.prompt_rows():
                 return self._with_prompt(input_ids, attention_mask, frame)

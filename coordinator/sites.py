@@ -78,6 +78,7 @@ class Frame:
         embedding: (batch, d) the mean of each text's last token states; None before they are there.
         users: Private tensors as the caller gave them, (users, *shape); None where there may be more users
             than examples, as in training.
+        made: What methods have made of private tensors for all of their sites at once, by key.
     """
 
     profile: Mapping[str, Tensor]
@@ -90,6 +91,13 @@ class Frame:
     shift: Tensor | None = None
     embedding: Tensor | None = None
     users: Mapping[str, Tensor] | None = None
+    made: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def once(self, key: str, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Returns what `make` gave when it was first asked for in this pass."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
     def per_user(self, make: Callable[..., tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
         """Returns tensors made of private ones, a row per example, but made once per user where that can be.

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.export.graph_signature import OutputKind
 
+from umbel.coordinator.graphs.simplified import simplify
+
 
 def exported(
     module: nn.Module,
@@ -59,6 +61,7 @@ def exported(
     assert made is not None
     for value, name in zip(made.model.graph.outputs, outputs, strict=True):
         value.name = name
+    simplify(made.model)
     return made.model
 
 

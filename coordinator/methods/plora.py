@@ -96,16 +96,30 @@ class PLoRA(AbstractMethod):
         if part is None:
             return None
         rate = self.config.dropout if self.training else 0.0
+        low_rank = functional.dropout(x, rate, self.training) @ part.A.T  # (batch, seq, r)
+        personal = self._personal(site, frame, rate, x.shape[1])  # (batch, seq, r), the same for every token
+        if frame.records is not None:
+            # s B (A x + P p) - s B A x is s B P p.
+            frame.record("plora.shift", self.scale * (personal[:, 0] @ part.B.T))  # (batch, d_out)
+        # The scale goes to the matrix, which a graph holds scaled: what is added to h is a product alone.
+        return (low_rank + personal) @ (self.scale * part.B).T
+
+    def _personal(self, site: Site, frame: Frame, rate: float, tokens: int) -> Tensor:
+        """Returns P drop(m_u p_u): (batch, tokens, r); without dropout, of all sites in one product."""
         user = frame.profile["plora.user"]  # (batch, d_u)
         if frame.keep is not None:
             user = user * frame.keep
-        user = functional.dropout(user, rate, self.training)
-        low_rank = functional.dropout(x, rate, self.training) @ part.A.T  # (batch, seq, r)
-        personal = user @ part.P.T  # (batch, r)
-        if frame.records is not None:
-            # s B (A x + P p) - s B A x is s B P p, the same for every token.
-            frame.record("plora.shift", self.scale * (personal @ part.B.T))  # (batch, d_out)
-        return self.scale * ((low_rank + personal.unsqueeze(1)) @ part.B.T)
+        if rate:
+            own = functional.dropout(user, rate) @ self._part(site.name).P.T  # (batch, r)
+            return own.unsqueeze(1).expand(-1, tokens, -1)
+        names = list(self.projections)
+
+        def of_all() -> tuple[Tensor, ...]:
+            P = torch.cat([self._part(name).P for name in names])  # (sites * r, d_u)
+            every = (user @ P.T).unsqueeze(1).expand(-1, tokens, -1)  # (batch, tokens, sites * r)
+            return torch.split(every, self.config.rank, dim=-1)
+
+        return frame.once("plora.personal", of_all)[names.index(site.name)]
 
     def needs_generic_pass(self) -> bool:
         """The agreement terms compare with the generic logits."""
@@ -129,9 +143,10 @@ class PLoRA(AbstractMethod):
         return self.scale * part.B @ part.A, self.scale * part.B @ (part.P @ profile["plora.user"])
 
     def _projection(self, site: Site) -> _Projection | None:
-        if site.name not in self.projections:
-            return None
-        part = self.projections[site.name]
+        return self._part(site.name) if site.name in self.projections else None
+
+    def _part(self, name: str) -> _Projection:
+        part = self.projections[name]
         assert isinstance(part, _Projection)
         return part
 
