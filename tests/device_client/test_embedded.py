@@ -106,9 +106,15 @@ def test_only_methods_that_act_on_embeddings_alone_have_the_graphs(
 
 
 def test_the_encoder_is_not_in_the_graphs(engine: Engine) -> None:
-    names = ("predict_embedded", "learn_embedded", "learn")
-    sizes = {name: engine.release.manifest.blobs[f"{name}.onnx"].size_bytes for name in names}
-    assert sizes["predict_embedded"] < sizes["learn_embedded"] < sizes["learn"] / 4
+    graphs = {
+        name: engine.release.blob_path(f"{name}.onnx").read_bytes()
+        for name in ("predict", "predict_embedded", "learn", "learn_embedded")
+    }
+    assert {name: b"encoder." in data for name, data in graphs.items()} == {
+        **dict.fromkeys(("predict", "learn"), True),
+        **dict.fromkeys(("predict_embedded", "learn_embedded"), False),
+    }
+    assert len(graphs["predict_embedded"]) < len(graphs["learn_embedded"]) < len(graphs["learn"]) / 2
     blob = engine.release.manifest.blobs["backbone.safetensors"].sha256.encode()
     for name in ("predict_embedded", "learn_embedded"):
         assert blob not in engine.release.blob_path(f"{name}.onnx").read_bytes()
