@@ -78,7 +78,7 @@ layers: $(VENV)/ready
 device: $(DEVICE_VENV)/ready
 	$(DEVICE_BIN)/python scripts/check_device_env.py
 	$(DEVICE_BIN)/python -m pytest -m "device and not slow" \
-	  --ignore=src/umbel/device_client/flower_app.py \
+	  --ignore=src/umbel/device_client/flower_app.py --ignore=src/umbel/device_client/flower_link.py \
 	  tests/shared tests/device_client tests/test_device_isolation.py tests/test_cli.py \
 	  src/umbel/shared src/umbel/device_client
 

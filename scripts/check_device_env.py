@@ -33,6 +33,12 @@ PRESENT = (
     "umbel",
 )
 # Loaded where they are needed, not when a module of the device is imported.
+_OTHERS = (
+    "flower_app",
+    "flower_link",
+    "__init__",
+    "__main__",
+)  # with the extra `flower`, or nothing of their own
 _LAZY = (
     "cryptography.hazmat.primitives.ciphers.aead",
     "cryptography.hazmat.primitives.kdf.scrypt",
@@ -101,7 +107,7 @@ def _bytecode_of_use() -> int:
     for part in ("device_client", "shared"):
         found = sorted(Path("src/umbel", part).rglob("*.py"))
         names += [".".join(path.relative_to("src").with_suffix("").parts) for path in found]
-    wanted = [name for name in (*names, *_LAZY) if not name.endswith(("flower_app", "__init__", "__main__"))]
+    wanted = [name for name in (*names, *_LAZY) if not name.endswith(_OTHERS)]
     with tempfile.TemporaryDirectory() as folder:
         variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         command = [sys.executable, "-c", "; ".join(f"import {name}" for name in wanted)]
