@@ -151,7 +151,8 @@ def _int8_words(found: Int8 | None) -> str:
         return ""
     return (
         f"In 8 bits, probabilities move by {found.moved:.2%} on average and {found.changed:.1%} of the most "
-        f"likely labels are other ones ({found.texts} texts).\n"
+        f"likely labels are other ones ({found.texts} texts); gradients turn by {found.turned:.2g} "
+        "(1 - cosine).\n"
     )
 
 

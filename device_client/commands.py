@@ -37,6 +37,10 @@ _Profile = Annotated[
     Path | None, typer.Option("--profile", "-p", help="With --release: file of the private profile.")
 ]
 _Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads.")]
+_SAID = typer.Option(
+    help="int8: compute with the encoder in 8 bits where the release can. float32: do not. Unless given, as "
+    "what was begun, or your profile, was computed; int8 at first."
+)
 _Precision = Annotated[
     str, typer.Option(help="int8: compute with the encoder in 8 bits where the release can. float32: do not.")
 ]
@@ -78,7 +82,7 @@ def learn(
     max_memory: Annotated[
         int | None, typer.Option(min=1, metavar="MIB", help="What the process may have in memory at most.")
     ] = None,
-    precision: _Precision = "int8",
+    precision: Annotated[str | None, _SAID] = None,
     anew: Annotated[
         bool, typer.Option("--anew", help="Learn from the beginning, even if nothing has changed.")
     ] = False,

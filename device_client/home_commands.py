@@ -37,7 +37,9 @@ FIRST_USE = Annotated[
 _PAGE = 50
 LAST = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help=f"Only the last ones; {_PAGE} unless given, with --json all."),
+    typer.Option(
+        min=1, max=10**9, metavar="N", help=f"Only the last ones; {_PAGE} unless given, with --json all."
+    ),
 ]
 SECRET = "UMBEL_PASSPHRASE"
 _LONGEST = 120

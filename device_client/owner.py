@@ -36,7 +36,7 @@ from umbel.device_client.vault.store import (
     is_taken,
     taken_place,
 )
-from umbel.shared.errors import ConfigError, ExampleError, StoreError
+from umbel.shared.errors import ConfigError, ExampleError, ReleaseError, StoreError
 from umbel.shared.examples import Example, text_problems
 from umbel.shared.files import clear_unfinished, sha256_bytes, sole_use
 from umbel.shared.profile import FloatArray, unpack_profile
@@ -224,7 +224,7 @@ class Device:
         threads: int = 1,
         seconds: float | None = None,
         memory_mib: int | None = None,
-        precision: str = INT8,
+        precision: str | None = None,
         anew: bool = False,
         stopped: Callable[[], bool] = lambda: False,
         on_progress: Callable[[Progress], None] | None = None,
@@ -239,6 +239,7 @@ class Device:
             seconds: How long it may take; None: until it is done.
             memory_mib: What the process may have in memory at most, in MiB; None: as much as it takes.
             precision: "int8" computes with the encoder in 8 bits where the release can; "float32" does not.
+                None: as what was begun, or the profile, was computed; "int8" at first.
             anew: Whether to learn from the beginning, whatever is there.
             stopped: Asked between graph runs whether to stop.
             on_progress: Called after every graph run.
@@ -307,7 +308,7 @@ class Device:
         self,
         wanted: Wanted | None = None,
         *,
-        precision: str = INT8,
+        precision: str | None = None,
         threads: int = 1,
         hears: Hears | None = None,
     ) -> Updated:
@@ -318,7 +319,8 @@ class Device:
 
         Args:
             wanted: Where to look, and what else an owner may say of it; None: the channel that is trusted.
-            precision: "int8" computes with encoders in 8 bits where releases can; "float32" does not.
+            precision: "int8" computes with encoders in 8 bits where releases can; "float32" does not. None:
+                as the profile was computed; "int8" at first.
             threads: Threads of a graph run.
             hears: Hears how far it is.
 
@@ -331,14 +333,23 @@ class Device:
         """
         from umbel.device_client.releases.updating import Update, Wanted
 
-        check_precision(precision)
+        chosen = precision or self._usual_precision()
+        check_precision(chosen)
 
         def engine_of(release: Release) -> Engine:
-            return reader(Engine(release, threads=threads, alone=True), precision)
+            return reader(Engine(release, threads=threads, alone=True), chosen)
 
-        found = Update(self.home, self._store, wanted or Wanted(), engine_of, hears).run()
+        found = Update(self.home, self._store, wanted or Wanted(), engine_of, chosen, hears).run()
         self._release = None  # what was damaged may have been fetched again
         return found
+
+    def _usual_precision(self) -> str:
+        from umbel.device_client.runs import usual_precision
+
+        try:
+            return usual_precision(self._store, self.release)
+        except ReleaseError:  # it is damaged, and another one is to take over
+            return INT8
 
     def status(self) -> dict[str, Any]:
         """Returns what is held, since when, and what came of learning; no text and no number of a profile."""

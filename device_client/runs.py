@@ -38,13 +38,14 @@ class Budget:
         threads: Threads of a graph run.
         seconds: How long it may take, from its beginning; then it stops and is kept. None: until it is done.
         memory_mib: What the process may have in memory at most, in MiB; None: as much as it takes.
-        precision: "int8" computes with the encoder in 8 bits where the release can; "float32" does not.
+        precision: "int8" computes with the encoder in 8 bits where the release can; "float32" does not. None:
+            as `usual_precision` says.
     """
 
     threads: int = 1
     seconds: float | None = None
     memory_mib: int | None = None
-    precision: str = INT8
+    precision: str | None = None
 
 
 @final
@@ -70,6 +71,19 @@ class Outcome:
     progress: Progress | None = None
     about: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+
+
+def usual_precision(store: Store, release: Release) -> str:
+    """Returns how learning computes if its owner does not say: as what is under way, or the profile was.
+
+    In 8 bits at first. Where a release had no choice, nobody has chosen.
+    """
+    if release.manifest.int8 is None:
+        return INT8
+    run, kept = store.run_about(release.release_id), store.profile(release.release_id)
+    going_on = run is not None and run.get("state") == store.state()
+    about = run if going_on else None if kept is None else kept.about
+    return INT8 if about is None else str(about.get("precision", INT8))
 
 
 def told_of(learned: Learned, steps: int) -> dict[str, Any]:
@@ -172,7 +186,8 @@ class HomeLearning:
         """
         self._began = time.perf_counter()
         self._store, self._release, self._budget, self._anew = store, release, budget, anew
-        self._engine = reader(engine or Engine(release, threads=budget.threads, alone=True), budget.precision)
+        engine = engine or Engine(release, threads=budget.threads, alone=True)
+        self._engine = reader(engine, budget.precision or usual_precision(store, release))
         self._own = Entrusted(store)
         self._state = self._own.state
         if not self._own.examples:

@@ -11,7 +11,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Self, final
 
 from umbel.device_client.home_commands import HOME
-from umbel.device_client.prediction import Prediction, predict_texts
+from umbel.device_client.prediction import INT8, Prediction, predict_texts
 from umbel.device_client.texts import file_texts
 from umbel.shared.errors import ConfigError, ExampleError
 from umbel.shared.examples import Example, read_examples
@@ -129,7 +129,7 @@ class FileWork(Work):
             texts=texts,
             threads=budget.threads,
             memory_mib=budget.memory_mib,
-            precision=budget.precision,
+            precision=budget.precision or INT8,
             on_progress=on_progress,
         )
         about = {"examples": len(examples), **told_of(found, self.release.manifest.recipe.steps)}

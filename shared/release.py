@@ -27,7 +27,7 @@ from umbel.shared.rebuilt import Rebuilt, read_rebuilt
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.storage import read_storage
 
-FORMAT = "umbel.release/1"
+FORMAT = "umbel.release/2"
 MANIFEST = "manifest.json"
 GRAPHS = ("predict", "learn", "contribute")
 EMBEDDED = ("predict_embedded", "learn_embedded")
@@ -256,7 +256,7 @@ def _parse(path: str, data: bytes) -> dict[str, Any]:
         raise ReleaseError(
             f"{path} is of another version",
             [f"format is {_found(row.get('format'))}, this umbel reads '{FORMAT}'"],
-            "Install the umbel that the release was made for, or publish it again.",
+            "Install the umbel that the release was made for, or have it published again by this one.",
         )
     return row
 

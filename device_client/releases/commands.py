@@ -38,9 +38,12 @@ def update(
     back: Annotated[bool, typer.Option("--back", help="Go back to the release before.")] = False,
     home: Home = HOME,
     precision: Annotated[
-        str,
-        typer.Option(help="int8: compute with the encoder in 8 bits where the release can. float32: do not."),
-    ] = "int8",
+        str | None,
+        typer.Option(
+            help="int8: compute with the encoder in 8 bits where the release can. float32: do not. Unless "
+            "given, as your profile was computed; int8 at first."
+        ),
+    ] = None,
     threads: _Threads = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")] = False,
 ) -> None:

@@ -125,7 +125,10 @@ def clear(folder: Path) -> None:
 
 def _checked(place: Path) -> Release:
     """Reads the release that a folder is named after; another one in its place is whole in itself, too."""
-    found = read_release(place)
+    try:
+        found = read_release(place)
+    except ReleaseError as error:
+        raise ReleaseError(error.headline, error.problems, _AGAIN) from None
     if found.release_id != place.name:
         raise ReleaseError(
             "the folder of a release that this device took over holds another one",

@@ -120,8 +120,10 @@ class Update:
         store: Store,
         wanted: Wanted,
         engine_of: Callable[[Release], Engine],
+        precision: str,
         hears: Hears | None,
     ):
+        self._precision = precision
         self._home, self._store, self._wanted, self._engine_of = home, store, wanted, engine_of
         self._releases, self._hears = home / RELEASES, hears or Hears()
         self._used = str(store.setting(RELEASE))
@@ -281,7 +283,8 @@ class Update:
 
     def _left(self, new: Release, proof: Proof, state: str) -> Updated:
         """Remembers that a release is not as good, so that it is not tried again on the same examples."""
-        verdict = {"release": new.release_id, "used": self._used, "state": state, "proof": proof.as_json()}
+        same = self._compared(new.release_id, state)
+        verdict = {**same, "proof": proof.as_json()}
         told = event("kept", release=self._used, offered=new.release_id, **proof.as_json())
         self._store.switch({_VERDICT: verdict}, {}, told)
         self._tidy(self._used, new.release_id, self._store.setting(_PREVIOUS))
@@ -290,8 +293,12 @@ class Update:
     def _verdict(self, offered: str, state: str) -> Mapping[str, Any] | None:
         """Returns what is known of an offered release from an earlier try on the same examples."""
         kept: Mapping[str, Any] | None = self._store.setting(_VERDICT)
-        same = {"release": offered, "used": self._used, "state": state}
-        return kept if kept is not None and same.items() <= kept.items() else None
+        known = kept is not None and self._compared(offered, state).items() <= kept.items()
+        return kept if known else None
+
+    def _compared(self, offered: str, state: str) -> dict[str, Any]:
+        """Returns what a verdict on an offered release is of."""
+        return {"release": offered, "used": self._used, "state": state, "precision": self._precision}
 
     def _back(self) -> Updated:
         """Goes back to the release before, and does not come back to the one in use by itself."""
@@ -300,7 +307,8 @@ class Update:
             raise ReleaseError("there is no release before the one in use")
         old, before = installed(self._releases, previous), (self._store.state(), self._store.erasures())
         _check_labels(known(self._store.entries())[0], Offer(old.release_id, old.manifest))
-        verdict = {"release": self._used, "used": previous, "state": before[0], "proof": None}
+        told = {"used": previous, "state": before[0], "precision": self._precision}
+        verdict = {"release": self._used, **told, "proof": None}
         self._store.switch(
             {RELEASE: previous, _PREVIOUS: self._used, _VERDICT: verdict},
             {},

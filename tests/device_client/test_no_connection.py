@@ -1,4 +1,4 @@
-"""Nothing on a device opens a connection but its part in rounds, and the fetching of releases."""
+"""Nothing on a device opens a connection but its part in rounds, joining them, and fetching releases."""
 
 import ast
 import json
@@ -17,14 +17,18 @@ NETWORK = {
     "websockets", "xmlrpc",
 }  # fmt: skip
 STARTS_PROGRAMS = {"ctypes", "subprocess"}
-# Rounds, behind the gate; and what fetches releases, which sends nothing of its owner's.
-# trust.py lets TUF fetch through sources.py alone.
+# Rounds, behind the gate, and joining them; and what fetches releases, which sends nothing of its owner's.
+# trust.py lets TUF fetch through sources.py alone; invitation.py and reached.py read addresses and errors.
 MAY = {
     "flower_app.py": {"flwr"},
     "releases/sources.py": {"ssl", "urllib", "urllib3"},
     "releases/trust.py": {"tuf"},
     "egress/network.py": {"subprocess"},
     "secure/primitives.py": {"flwr"},  # its cryptography, for rounds
+    "flower_link.py": {"flwr", "httpx", "urllib"},
+    "joining/asking.py": {"ssl", "urllib3"},
+    "joining/reached.py": {"ssl"},
+    "invitation.py": {"ssl", "urllib"},
 }
 
 # Runs commands of `umbel device` in a process that notes what reaches out, by a socket or another program. A

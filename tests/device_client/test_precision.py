@@ -58,7 +58,7 @@ def test_it_is_the_same_every_time_whatever_the_pieces(int8_release: Release) ->
         assert summed == pytest.approx(gradient, abs=1e-4 * float(np.abs(gradient).max()))
 
 
-def test_another_precision_is_learned_anew(device: Device) -> None:
+def test_another_precision_is_learned_anew_and_stays(device: Device) -> None:
     with device:
         assert device.learn().changed
         assert not device.learn().changed
@@ -66,14 +66,27 @@ def test_another_precision_is_learned_anew(device: Device) -> None:
         assert again.changed
         assert again.about is not None
         assert again.about["precision"] == "float32"
-        assert not device.learn(precision="float32").changed
+        assert not device.learn().changed
+        assert device.learn(precision="int8").changed
+        assert not device.learn().changed
 
 
-def test_a_stopped_run_is_gone_on_with_in_its_own_precision_only(device: Device) -> None:
+def test_a_stopped_run_goes_on_in_its_own_precision(device: Device) -> None:
+    with device:
+        for precision in ("float32", "int8"):
+            stops = iter([False, False, True])
+            assert not device.learn(precision=precision, anew=True, stopped=stops.__next__).finished
+            found = device.learn()
+            assert (found.finished, found.resumed) == (True, True)
+            assert found.about is not None
+            assert found.about["precision"] == precision
+
+
+def test_in_another_precision_a_stopped_run_is_begun_anew(device: Device) -> None:
     stops = iter([False, False, True])
     with device:
-        assert not device.learn(stopped=lambda: next(stops)).finished
-        other = device.learn(precision="float32", anew=False)
+        assert not device.learn(stopped=stops.__next__).finished
+        other = device.learn(precision="float32")
         assert (other.finished, other.resumed) == (True, False)
 
 
@@ -88,5 +101,6 @@ def test_an_unknown_precision_is_refused(device: Device) -> None:
 def test_the_command_takes_it(device: Device, capsys: pytest.CaptureFixture[str]) -> None:
     device.close()
     assert told(capsys, "learn", "--home", device.home, "--precision", "float32")["precision"] == "float32"
-    assert told(capsys, "learn", "--home", device.home)["precision"] == "int8"
+    assert told(capsys, "learn", "--home", device.home)["precision"] == "float32"
+    assert told(capsys, "learn", "--home", device.home, "--precision", "int8")["precision"] == "int8"
     assert told(capsys, "status", "--home", device.home)["profile"]["precision"] == "int8"
