@@ -43,8 +43,8 @@ _METHOD = (
     f"Learning is by the default recipe: {RECIPE.steps} steps on all examples, and a cross-validation in "
     f"{RECIPE.folds} folds, which the other side does as well. Weights of the larger encoder and of "
     f"the methods are "
-    "random: they change no time. The other side computes in float32. Before a time in 8 bits is told, both sides "
-    "must give the same profile, loss and gradient in float32, and umbel nearly these in 8 bits.",
+    "random: they change no time. The other side computes in float32. Before a time in 8 bits is told, both "
+    "sides must give the same profile, loss and gradient in float32, and umbel nearly these in 8 bits.",
     "The environment's bytes are those of files, of umbel with the device extra and all that it "
     "requires; Python, "
     "pip and setuptools are not counted. It was installed with `pip install --no-compile`, and "
