@@ -6,19 +6,17 @@ import time
 from collections.abc import Callable, Iterable
 from typing import final
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
+from umbel.coordinator.federation.own_grid import OwnGrid
 from umbel.coordinator.service.link_state import LinkState
 
 _PAUSE_S = 0.1
 
 
 @final
-class LinkGrid(Grid):
+class LinkGrid(OwnGrid):
     """A Grid over the nodes that have come over the network."""
 
     def __init__(self, state: LinkState, ring: Callable[[], None]):
@@ -29,31 +27,9 @@ class LinkGrid(Grid):
             ring: Wakes the nodes that wait for something to do.
         """
         self._state, self._ring = state, ring
-        self._run = state.begin_run()
+        run = state.begin_run()
+        super().__init__(run, SUPERLINK_NODE_ID, run.primary_task_id or 0)
         self._open: dict[str, str] = {}  # message id -> its group, for what has no answer yet
-        # Flower's Message reads whom it is from here.
-        TaskIdentity.run_id, TaskIdentity.node_id = self._run.run_id, SUPERLINK_NODE_ID
-        TaskIdentity.task_id = self._run.primary_task_id or 0
-
-    def set_run(self, run: Run) -> None:
-        """Sets the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Makes a message."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Returns the ids of the nodes that are online."""

@@ -8,11 +8,10 @@ from typing import Any, final
 from uuid import uuid4
 
 from flwr.app import Context, Message, RecordDict
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
+from umbel.coordinator.federation.own_grid import OwnGrid
 from umbel.coordinator.server_app import serve
 from umbel.device_client import flower_app
 
@@ -20,7 +19,7 @@ _RUN_ID, _SERVER_NODE = 1, 1
 
 
 @final
-class SerialGrid(Grid):
+class SerialGrid(OwnGrid):
     """A Flower Grid whose nodes answer within `pull_messages`, so that no answer waits for the others."""
 
     def __init__(
@@ -36,9 +35,9 @@ class SerialGrid(Grid):
             population: How many devices there are.
             respond: Answers one device's message; `raising` ends the run at the first error instead.
         """
+        super().__init__(Run.create_empty(_RUN_ID), _SERVER_NODE, task_id=1)
         self._respond = respond
         self._asked: dict[str, Message] = {}
-        self._run = Run.create_empty(_RUN_ID)
         # Node ids are not the devices' numbers, as with every other grid.
         self._contexts = {
             number + 1000: Context(
@@ -50,28 +49,6 @@ class SerialGrid(Grid):
             )
             for number in range(population)
         }
-        # Flower's Message reads whom it is from here.
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN_ID, _SERVER_NODE, 1
-
-    def set_run(self, run: Run) -> None:
-        """Sets the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Makes a message."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Returns the nodes' ids."""
