@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.builders import random_examples
+from tests.readings import counted_readings
 from tests.terminal import told, umbel
 
 from umbel.device_client.engine import Engine
@@ -197,14 +198,7 @@ def test_what_is_forgotten_while_it_is_learned_ends_the_learning(release: Releas
 def test_a_text_is_read_once_in_its_life(
     embedded_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[int] = []
-    plain = Engine.read
-
-    def counted(engine: Engine, tokens: Any, shared: Any) -> Any:
-        read.append(len(tokens))
-        return plain(engine, tokens, shared)
-
-    monkeypatch.setattr(Engine, "read", counted)
+    read = counted_readings(monkeypatch)
     with home_with(tmp_path, embedded_release) as device:
         device.learn()
         assert sum(read) == len(device.entries())

@@ -297,16 +297,18 @@ def test_a_host_that_is_slow_on_purpose_is_left(
     assert not finished.is_set()
 
 
+def moved(handler: Any, target: str) -> bool:
+    """Answers that what is asked for lies elsewhere."""
+    handler.send_response(302)
+    handler.send_header("Location", target)
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
+    return True
+
+
 @pytest.mark.parametrize("target", ["http://127.0.0.1:9/x", "file:///etc/passwd"])
 def test_no_redirect_leads_out_of_https(one: Release, visitor: Visitor, host: Host, target: str) -> None:
-    def moved(handler: Any, name: str) -> bool:
-        handler.send_response(302)
-        handler.send_header("Location", target)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-        return True
-
-    host.misbehave = moved
+    host.misbehave = lambda handler, _: moved(handler, target)
     with pytest.raises(ReleaseError, match="by HTTPS alone"):
         visitor.look()
 
@@ -314,19 +316,15 @@ def test_no_redirect_leads_out_of_https(one: Release, visitor: Visitor, host: Ho
 def test_redirects_within_https_are_followed_and_have_an_end(
     one: Release, visitor: Visitor, host: Host
 ) -> None:
-    def moved(handler: Any, name: str) -> bool:
+    def to_and_fro(handler: Any, name: str) -> bool:
         if "?moved" in name:
             host.send(handler, name, (host.folder / name.partition("?")[0]).read_bytes(), 0)
             return True
         if not (host.folder / name).exists():
             return False
-        handler.send_response(302)
-        handler.send_header("Location", f"/{name}?moved" if ends else handler.path)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-        return True
+        return moved(handler, f"/{name}?moved" if ends else handler.path)
 
-    ends, host.misbehave = True, moved
+    ends, host.misbehave = True, to_and_fro
     assert visitor.look().release_id == one.release_id
     ends = False
     with pytest.raises(UnreachableError, match="redirects more than 5 times"):
@@ -346,14 +344,7 @@ def test_what_is_no_address_is_said(url: str) -> None:
 
 @pytest.mark.parametrize("target", ["https://[x", "//[x]/a", "https://127.0.0.1:99999/a"])
 def test_a_redirect_to_what_is_no_address(one: Release, visitor: Visitor, host: Host, target: str) -> None:
-    def moved(handler: Any, name: str) -> bool:
-        handler.send_response(302)
-        handler.send_header("Location", target)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-        return True
-
-    host.misbehave = moved
+    host.misbehave = lambda handler, _: moved(handler, target)
     with pytest.raises(ReleaseError, match="is no address"):
         visitor.look()
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from tests.builders import random_examples
 from tests.channels import Publisher
+from tests.readings import counted_readings
 
 from umbel import cli
 from umbel.device_client.device import cross_validate, packed_learning
@@ -221,14 +222,7 @@ def test_each_text_is_read_once(
     embedded_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """For all folds and cuts, and what is learned then; by releases with the same encoder once for both."""
-    read: list[int] = []
-    plain = Engine.read
-
-    def counted(engine: Engine, tokens: Any, shared: Any) -> Any:
-        read.append(len(tokens))
-        return plain(engine, tokens, shared)
-
-    monkeypatch.setattr(Engine, "read", counted)
+    read = counted_readings(monkeypatch)
     same = follower(embedded_release, tmp_path / "same")
     shorter = embedded_release.manifest.max_tokens - 1
     other = follower(embedded_release, tmp_path / "other", max_tokens=shorter)
