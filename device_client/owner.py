@@ -40,7 +40,7 @@ from umbel.shared.errors import ConfigError, ExampleError, ReleaseError, StoreEr
 from umbel.shared.examples import Example, text_problems
 from umbel.shared.files import clear_unfinished, sha256_bytes, sole_use
 from umbel.shared.profile import FloatArray, unpack_profile
-from umbel.shared.release import Release
+from umbel.shared.release import MANIFEST, Release, parse_manifest
 
 if TYPE_CHECKING:
     from umbel.device_client.device import Onboarded
@@ -346,9 +346,11 @@ class Device:
     def _usual_precision(self) -> str:
         from umbel.device_client.runs import usual_precision
 
-        try:
-            return usual_precision(self._store, self.release)
-        except ReleaseError:  # it is damaged, and another one is to take over
+        used = self.release_id
+        place = self.home / _RELEASES / used / MANIFEST
+        try:  # the manifest alone: an update reads and checks the whole release by itself
+            return usual_precision(self._store, used, parse_manifest(place.read_bytes(), str(place)))
+        except (OSError, ReleaseError):  # it is damaged, and another one is to take over
             return INT8
 
     def status(self) -> dict[str, Any]:

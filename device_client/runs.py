@@ -20,7 +20,7 @@ from umbel.device_client.vault.runs import HOLDER, RUN, KeptRun
 from umbel.device_client.vault.store import KeptProfile, Store
 from umbel.shared.errors import ExampleError
 from umbel.shared.profile import FloatArray
-from umbel.shared.release import Release
+from umbel.shared.release import Manifest, Release
 
 _FORMAT = 2  # of what a run keeps, its pieces included; another one is begun anew
 _SECONDS = 1.0  # between two times that a run is kept
@@ -73,14 +73,14 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
-def usual_precision(store: Store, release: Release) -> str:
+def usual_precision(store: Store, release_id: str, manifest: Manifest) -> str:
     """Returns how learning computes if its owner does not say: as what is under way, or the profile was.
 
     In 8 bits at first. Where a release had no choice, nobody has chosen.
     """
-    if release.manifest.int8 is None:
+    if manifest.int8 is None:
         return INT8
-    run, kept = store.run_about(release.release_id), store.profile(release.release_id)
+    run, kept = store.run_about(release_id), store.profile(release_id)
     going_on = run is not None and run.get("state") == store.state()
     about = run if going_on else None if kept is None else kept.about
     return INT8 if about is None else str(about.get("precision", INT8))
@@ -187,7 +187,9 @@ class HomeLearning:
         self._began = time.perf_counter()
         self._store, self._release, self._budget, self._anew = store, release, budget, anew
         engine = engine or Engine(release, threads=budget.threads, alone=True)
-        self._engine = reader(engine, budget.precision or usual_precision(store, release))
+        self._engine = reader(
+            engine, budget.precision or usual_precision(store, release.release_id, release.manifest)
+        )
         self._own = Entrusted(store)
         self._state = self._own.state
         if not self._own.examples:
