@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from umbel.device_client import egress_commands
-from umbel.device_client.home_commands import HOME, Home, add_to, opened
+from umbel.device_client.home_commands import HOME, PRECISION, USUAL_PRECISION, Home, add_to, opened
 from umbel.device_client.household_commands import household
 from umbel.device_client.joining import commands as joining_commands
 from umbel.device_client.releases.commands import update
@@ -37,13 +37,6 @@ _Profile = Annotated[
     Path | None, typer.Option("--profile", "-p", help="With --release: file of the private profile.")
 ]
 _Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads.")]
-_SAID = typer.Option(
-    help="int8: compute with the encoder in 8 bits where the release can. float32: do not. Unless given, as "
-    "what was begun, or your profile, was computed; int8 at first."
-)
-_Precision = Annotated[
-    str, typer.Option(help="int8: compute with the encoder in 8 bits where the release can. float32: do not.")
-]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
 _PROFILE = Path("profile.umbel")
 _SHOWN = 5
@@ -82,7 +75,7 @@ def learn(
     max_memory: Annotated[
         int | None, typer.Option(min=1, metavar="MIB", help="What the process may have in memory at most.")
     ] = None,
-    precision: Annotated[str | None, _SAID] = None,
+    precision: USUAL_PRECISION = None,
     anew: Annotated[
         bool, typer.Option("--anew", help="Learn from the beginning, even if nothing has changed.")
     ] = False,
@@ -145,7 +138,7 @@ def onboard(
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what is believed about you, and why.")
     ] = False,
-    precision: _Precision = "int8",
+    precision: PRECISION = "int8",
     threads: _Threads = 2,
     as_json: _Json = False,
 ) -> None:
@@ -245,7 +238,7 @@ def predict(
     file: Annotated[Path | None, typer.Option("--texts", "-t", help="File with one text a line.")] = None,
     profile: _Profile = None,
     generic: Annotated[bool, typer.Option("--generic", help="Predict without a profile.")] = False,
-    precision: _Precision = "int8",
+    precision: PRECISION = "int8",
     home: Home = HOME,
     threads: _Threads = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,

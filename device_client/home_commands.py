@@ -34,6 +34,14 @@ PIN = Annotated[
 FIRST_USE = Annotated[
     bool, typer.Option("--trust-on-first-use", help="With a channel: trust whoever answers this time.")
 ]
+_PRECISION = "int8: compute with the encoder in 8 bits where the release can. float32: do not."
+PRECISION = Annotated[str, typer.Option(help=_PRECISION)]
+USUAL_PRECISION = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{_PRECISION} Unless given, as what was begun, or your profile, was computed; int8 at first."
+    ),
+]
 _PAGE = 50
 LAST = Annotated[
     int | None,

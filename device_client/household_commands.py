@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umbel.device_client.home_commands import SECRET, asked
+from umbel.device_client.home_commands import PRECISION, SECRET, asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +26,7 @@ def household(
         Path,
         typer.Option("--texts", "-t", help="JSON lines with owner and text; '-' reads them from stdin."),
     ] = Path("-"),
-    precision: Annotated[
-        str, typer.Option(help="int8: read texts in 8 bits where the release can. float32: do not.")
-    ] = "int8",
+    precision: PRECISION = "int8",
     threads: Annotated[int, typer.Option(min=1, max=256, help="Threads.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umbel.device_client.home_commands import FIRST_USE, HOME, PIN, ROOT, Home, opened
+from umbel.device_client.home_commands import FIRST_USE, HOME, PIN, ROOT, USUAL_PRECISION, Home, opened
 
 if TYPE_CHECKING:
     from umbel.device_client.releases.updating import Updated
@@ -37,13 +37,7 @@ def update(
     ] = False,
     back: Annotated[bool, typer.Option("--back", help="Go back to the release before.")] = False,
     home: Home = HOME,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="int8: compute with the encoder in 8 bits where the release can. float32: do not. Unless "
-            "given, as your profile was computed; int8 at first."
-        ),
-    ] = None,
+    precision: USUAL_PRECISION = None,
     threads: _Threads = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")] = False,
 ) -> None:
