@@ -41,6 +41,7 @@ _MARKS = {
     "training.json": "a training",
     "cells": "a comparison",
     "metadata/timestamp.json": "a channel",
+    "coordinator.json": "a coordinator",
 }
 
 

@@ -85,7 +85,8 @@ class Folder:
             The folder, and whether it is new.
 
         Raises:
-            ConfigError: There is one with another address, or the folder holds something else.
+            ConfigError: There is one with another address, of one a part is missing, or the folder holds
+                something else.
             OSError: It cannot be written.
         """
         if (path / ABOUT).exists():
@@ -126,18 +127,34 @@ class Folder:
 
     def _begin(self) -> None:
         """Makes keys and certificates; what says that a coordinator is here comes last."""
-        from umbel.coordinator.service.certificates import certificate_pem, key_pem, new_authority
         from umbel.coordinator.service.roster import Roster
 
         private = self.path / PRIVATE
         private.mkdir(mode=0o700, exist_ok=True)
         os.chmod(private, 0o700)
-        key, authority = new_authority(_now())
-        atomic_write(private / AUTHORITY_KEY, key_pem(key), mode=0o600)
-        atomic_write(self.path / AUTHORITY, certificate_pem(authority))
-        self._certify(authority, key)
+        self._certify(*self._begun_authority())
         Roster.open(self.path / ROSTER).close()
         self._keep_about()
+
+    def _begun_authority(self) -> tuple[Certificate, PrivateKey]:
+        """Returns the authority that lies here already, as devices may trust it, or makes one.
+
+        Raises:
+            ConfigError: Devices may trust one of which something is missing.
+        """
+        from umbel.coordinator.service.certificates import certificate_pem, key_pem, new_authority, read_key
+
+        place = self.path / PRIVATE / AUTHORITY_KEY
+        there = [file for file in (self.path / AUTHORITY, self.path / ROSTER) if file.exists()]
+        if there and not (place.is_file() and (self.path / AUTHORITY).is_file()):
+            problems = [f"{file.name} is there" for file in there]
+            raise ConfigError(f"of the coordinator in {self.path} a part is missing", problems, _RESTORE)
+        if there:
+            return self.authority(), read_key(place.read_bytes(), str(place))
+        key, authority = new_authority(_now())
+        atomic_write(place, key_pem(key), mode=0o600)
+        atomic_write(self.path / AUTHORITY, certificate_pem(authority))
+        return authority, key
 
     def renew(self, address: Address | None = None, authority_key: Path | None = None) -> None:
         """Makes the server's key and certificate anew; devices notice nothing, for the authority stays.

@@ -10,6 +10,7 @@ import pytest
 from umbel.coordinator.service.certificates import key_pem, names_of, new_authority, vouched
 from umbel.coordinator.service.folder import Address, Folder
 from umbel.shared.errors import ConfigError
+from umbel.shared.files import refuse_taken
 
 HERE = Address("rounds.example.org", 8443, ("10.0.0.5",))
 
@@ -58,6 +59,36 @@ def test_one_with_another_address_is_not_overwritten(tmp_path: Path, other: Addr
         Folder.make(tmp_path, other)
     assert error.value.problems[0].startswith(problem)
     assert files(tmp_path) == before
+
+
+def test_what_says_where_it_is_can_be_made_again_and_the_authority_stays(tmp_path: Path) -> None:
+    """Devices trust the authority: another one would lock all of them out."""
+    Folder.make(tmp_path, HERE)
+    before = files(tmp_path)
+    (tmp_path / "coordinator.json").unlink()
+    folder, new = Folder.make(tmp_path, HERE)
+    assert new
+    kept = ("private/ca.key", "ca.pem", "devices.sqlite", "coordinator.json")
+    assert {name: files(tmp_path)[name] for name in kept} == {name: before[name] for name in kept}
+    assert vouched(folder.server(), folder.authority())
+
+
+@pytest.mark.parametrize("lost", ["private/ca.key", "ca.pem"])
+def test_an_authority_in_part_is_not_replaced(tmp_path: Path, lost: str) -> None:
+    Folder.make(tmp_path, HERE)
+    for name in ("coordinator.json", lost):
+        (tmp_path / name).unlink()
+    before = files(tmp_path)
+    with pytest.raises(ConfigError, match="a part is missing") as error:
+        Folder.make(tmp_path, HERE)
+    assert "devices.sqlite is there" in error.value.problems
+    assert files(tmp_path) == before
+
+
+def test_nothing_else_is_written_among_its_files(tmp_path: Path) -> None:
+    Folder.make(tmp_path, HERE)
+    with pytest.raises(ConfigError, match="holds a coordinator"):
+        refuse_taken(tmp_path)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
