@@ -10,7 +10,7 @@ import binascii
 import json
 import re
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 from urllib.parse import urlsplit
 
@@ -38,7 +38,7 @@ class Invitation:
 
     url: str
     authority: str
-    code: str
+    code: str = field(repr=False)
 
     def __post_init__(self) -> None:
         problems = [*url_problems(self.url), *authority_problems(self.authority)]

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -45,6 +46,7 @@ class Enrolment:
     def __init__(self, roster: Roster, clock: Callable[[], float] = time.monotonic):
         self._roster, self._clock = roster, clock
         self._wrong: OrderedDict[str, list[float]] = OrderedDict()
+        self._counting = Lock()  # several threads answer
 
     def take_in(self, row: object, peer: str) -> Answer:
         """Answers a device.
@@ -65,20 +67,22 @@ class Enrolment:
         return Answer(200, "joined" if new else "known", key)
 
     def _refused(self, peer: str, status: int, why: str) -> Answer:
-        self._wrong.setdefault(peer, []).append(self._clock())
-        self._wrong.move_to_end(peer)
-        while len(self._wrong) > _MOST_PEERS:
-            self._wrong.popitem(last=False)
+        with self._counting:
+            self._wrong.setdefault(peer, []).append(self._clock())
+            self._wrong.move_to_end(peer)
+            while len(self._wrong) > _MOST_PEERS:
+                self._wrong.popitem(last=False)
         return Answer(status, why)
 
     def _is_tried(self, peer: str) -> bool:
         """Says whether an address has sent so many wrong codes lately that it must wait."""
         since = self._clock() - _WINDOW_S
-        recent = [at for at in self._wrong.get(peer, ()) if at > since]
-        if recent:
-            self._wrong[peer] = recent
-        else:
-            self._wrong.pop(peer, None)
+        with self._counting:
+            recent = [at for at in self._wrong.get(peer, ()) if at > since]
+            if recent:
+                self._wrong[peer] = recent
+            else:
+                self._wrong.pop(peer, None)
         return len(recent) >= _MOST_WRONG
 
 

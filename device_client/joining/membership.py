@@ -29,7 +29,7 @@ class Membership:
 
     url: str
     authority: str
-    code: str
+    code: str = field(repr=False)
     key: str = field(repr=False)
     joined: str | None = None
 

@@ -38,13 +38,13 @@ class Held:
     session: Session
     group: Group
     answered: str
-    mask_key: bytes
-    share_key: bytes
+    mask_key: bytes = field(repr=False)
+    share_key: bytes = field(repr=False)
     public: tuple[bytes, bytes]
-    seed: bytes = b""
+    seed: bytes = field(default=b"", repr=False)
     peers: Mapping[int, tuple[bytes, bytes]] = field(default_factory=dict)
-    seeds: Mapping[int, bytes] = field(default_factory=dict)
-    keys: Mapping[int, bytes] = field(default_factory=dict)
+    seeds: Mapping[int, bytes] = field(default_factory=dict, repr=False)
+    keys: Mapping[int, bytes] = field(default_factory=dict, repr=False)
 
     def packed(self) -> str:
         """Returns it as a text for the node's memory."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from umbel.device_client.egress.allowed import Allowed, allowed_contribution, allowed_stage
@@ -40,7 +40,7 @@ class Answered:
 
     wire: Wire
     allowed: Allowed
-    kept: str = ""
+    kept: str = field(default="", repr=False)
 
 
 def take_part(

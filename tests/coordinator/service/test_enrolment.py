@@ -1,6 +1,10 @@
 """Who is taken in: whoever has an open code, and the private key that goes with the public one they show."""
 
 import base64
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +98,32 @@ def test_the_memory_of_wrong_codes_is_bounded(roster: Roster) -> None:
     for number in range(5000):
         enrolment.take_in(None, str(number))
     assert len(enrolment._wrong) == 4096
+
+
+def test_a_code_is_shown_nowhere(roster: Roster) -> None:
+    (code,) = codes(roster)
+    invitation = Invitation("https://rounds.example.org:8443", AUTHORITY, code)
+    assert code not in repr(invitation)
+    assert code not in repr(Membership.begun(invitation))
+
+
+class Slow(dict[str, str]):
+    """A request that is read slowly, so that others are answered meanwhile."""
+
+    def __iter__(self) -> Iterator[str]:
+        time.sleep(1e-4)
+        return super().__iter__()
+
+
+def test_wrong_codes_may_come_at_once(roster: Roster) -> None:
+    """Time runs so fast that what was counted is forgotten all the time, and others come as it is told."""
+    ticks = count(step=61)
+
+    def clock() -> float:
+        time.sleep(1e-4)
+        return float(next(ticks))
+
+    enrolment = Enrolment(roster, clock)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: enrolment.take_in(Slow(), "1.2.3.4").why, range(500)))
+    assert set(found) == {"malformed"}

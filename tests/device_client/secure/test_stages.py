@@ -242,3 +242,12 @@ def test_below_the_coordinators_own_minimum_the_device_refuses_by_its_own_count(
 
 def test_private_keys_are_new_every_time() -> None:
     assert len({key_pair()[0] for _ in range(20)}) == 20
+
+
+def test_what_is_kept_is_shown_nowhere() -> None:
+    group = devices(4)
+    until(COLLECT, group, summing(group, SETTINGS))
+    held = unpacked(group[next(iter(group))].kept)
+    secrets = (held.mask_key, held.share_key, held.seed, *held.seeds.values(), *held.keys.values())
+    assert all(secrets)
+    assert not any(repr(secret) in repr(held) for secret in secrets)
