@@ -100,7 +100,7 @@ def enroll(
     lines = [Invitation(kept.address.url, authority, code).as_text() for code in codes]
     files: list[Path] = []
     if out is not None:
-        files = [out / f"invitation-{sha256_bytes(line.encode())[:8]}.txt" for line in lines]
+        files = [out / f"invitation-{sha256_bytes(line.encode())[:16]}.txt" for line in lines]
         for file, line in zip(files, lines, strict=True):
             atomic_write(file, line.encode() + b"\n", mode=0o600)
     told = [str(file) for file in files] or lines

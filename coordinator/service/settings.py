@@ -37,9 +37,10 @@ def given_settings(file: Path | None, changes: Sequence[str]) -> dict[str, Any]:
         name, sign, value = change.partition("=")
         if not sign:
             problems.append(f"'{change}' is not NAME=VALUE")
+            continue
         given[name.strip()] = _value(value.strip())
     known = RoundSettings().as_run_config()
-    problems += [f"there is no setting '{name}'" for name in given if name not in known and "=" not in name]
+    problems += [f"there is no setting '{name}'" for name in given if name not in known]
     if problems:
         hint = f"Settings: {', '.join(sorted(known))}."
         raise ConfigError("the settings of the rounds cannot be used", problems, hint)

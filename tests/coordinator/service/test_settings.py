@@ -1,0 +1,21 @@
+"""What a file and --set say of rounds is all known, or refused."""
+
+from pathlib import Path
+
+import pytest
+
+from umbel.coordinator.service.settings import given_settings
+from umbel.shared.errors import ConfigError
+
+
+def test_unknown_names_are_refused_wherever_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "rounds.toml"
+    file.write_text('"rounds=20" = 5\nspeed = 1\n')
+    with pytest.raises(ConfigError, match="cannot be used") as error:
+        given_settings(file, ["depth=3", "clip"])
+    assert list(error.value.problems) == [
+        "'clip' is not NAME=VALUE",
+        "there is no setting 'rounds=20'",
+        "there is no setting 'speed'",
+        "there is no setting 'depth'",
+    ]
