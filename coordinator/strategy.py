@@ -321,8 +321,10 @@ class PersonalRounds(Strategy):
     def _greet(self, grid: Grid, round_: int, timeout: float) -> None:
         """Gets to know who has come since; a round that was begun before waits for those who were to train.
 
-        A device that has not said a word is not asked again while it stays: it would hold up every round.
+        With fewer devices than a round needs none is begun: it waits for them, however long that takes. A
+        device that has not said a word is not asked again while it stays: it would hold up every round.
         """
+        least = min(self.settings.min_replies, self.population or self.settings.min_replies)
         deadline = time.monotonic() + timeout
         wanted = set(self.begun.clients) if self.begun and self.begun.round == round_ else set()
         while True:
@@ -331,7 +333,8 @@ class PersonalRounds(Strategy):
             new = self._online - set(self._clients) - self._mute
             self._mute |= new  # until they answer
             self._introduce(grid, sorted(new), min(timeout, _GREETING_S))
-            if wanted <= set(self._known()) or time.monotonic() > deadline:
+            known = set(self._known())
+            if len(known) >= least and (wanted <= known or time.monotonic() > deadline):
                 return
             self._pause()
 

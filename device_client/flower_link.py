@@ -22,7 +22,7 @@ import httpx
 from flwr.app import Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -152,22 +152,25 @@ class FleetLink:
             turn = None
             if found.messages_list:
                 with self._beating():
-                    run = found.messages_list[0].metadata.run_id
-                    turn = self._answer(run, found.message_object_trees[0])
+                    turn = self._answer(
+                        message_from_proto(found.messages_list[0]), found.message_object_trees[0]
+                    )
             if turn is None:
                 time.sleep(max(0.0, _SOON_S - (time.monotonic() - asked)))
             return turn
 
-    def _answer(self, run: int, tree: ObjectTree) -> Turn | None:
-        """Answers a message; one that was withdrawn meanwhile is left."""
-        started = time.monotonic()
+    def _answer(self, bare: Message, tree: ObjectTree) -> Turn | None:
+        """Answers a message whose content is yet to come; one that was withdrawn meanwhile is left."""
+        started, metadata = time.monotonic(), bare.metadata
+        metadata.__dict__["_message_id"] = tree.object_id
         try:
-            message = self._pulled(run, tree)
-            answer = self._reply(message)
+            answer = self._reply(bare, tree)
             self._push(answer)
             # Only now: a device that is killed before is given the message again when it comes back.
             self._client.ConfirmMessageReceived(
-                ConfirmMessageReceivedRequest(node=self._node, run_id=run, message_object_id=tree.object_id)
+                ConfirmMessageReceivedRequest(
+                    node=self._node, run_id=metadata.run_id, message_object_id=tree.object_id
+                )
             )
         except (ObjectPullError, ObjectPushError):
             return None
@@ -176,19 +179,14 @@ class FleetLink:
                 raise
             return None  # its run is over
         refused = (answer.error.reason or "error") if answer.has_error() else ""
-        metadata = message.metadata
         return Turn(str(metadata.message_type), metadata.group_id, refused, time.monotonic() - started)
 
-    def _pulled(self, run: int, tree: ObjectTree) -> Message:
-        """Fetches a message."""
-        pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
-        message = pull_and_inflate_object_from_tree(tree, pull, lambda _id: None, return_type=Message)
-        message.metadata.__dict__["_message_id"] = tree.object_id
-        return message
+    def _reply(self, bare: Message, tree: ObjectTree) -> Message:
+        """Returns what the installed app answers; a message that comes again is not worked on again.
 
-    def _reply(self, message: Message) -> Message:
-        """Returns what the installed app answers; a message that comes again is not worked on again."""
-        asked, memory = message.metadata, self._memory
+        Whatever a coordinator sends, it is answered, if with the type of an error: it would come again.
+        """
+        memory, asked = self._memory, bare.metadata
         if memory.answer is not None and memory.asked == asked.message_id:
             return memory.answer
         self._know_run(asked.run_id)
@@ -197,17 +195,27 @@ class FleetLink:
         TaskIdentity.task_id = _CALL
         node_config: Any = {flower_app.HOME: str(self._home), flower_app.COORDINATOR: self._url}
         context = Context(asked.run_id, self._node.node_id, node_config, memory.state, {})
-        if memory.bundle:
-            refused = BundleError(
-                "the coordinator sent code to be run",
-                hint="It was not fetched, and its run is refused: this device runs what is installed on it.",
-            )
-            answer = flower_app.refusal(message, context, refused)
-        else:
-            answer = flower_app.app(message, context)
+        try:
+            answer = self._run(bare, tree, context)
+        except (httpx.HTTPError, ObjectPullError):
+            raise
+        except Exception as error:  # a message of an unknown kind, or one that Flower's readers fail at
+            answer = flower_app.refusal(bare, context, error)
         answer.metadata.__dict__["_message_id"] = answer.object_id
         memory.state, memory.asked, memory.answer = context.state, asked.message_id, answer
         return answer
+
+    def _run(self, bare: Message, tree: ObjectTree, context: Context) -> Message:
+        """Fetches a message and hands it to the installed app; of a run with code nothing is fetched."""
+        if self._memory.bundle:
+            raise BundleError(
+                "the coordinator sent code to be run",
+                hint="It was not fetched, and its run is refused: this device runs what is installed on it.",
+            )
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, bare.metadata.run_id)
+        message = pull_and_inflate_object_from_tree(tree, pull, lambda _id: None, return_type=Message)
+        message.metadata.__dict__["_message_id"] = tree.object_id
+        return flower_app.app(message, context)
 
     def _know_run(self, run: int) -> None:
         """Looks whether a run that is new comes with code, and forgets what was kept of the one before."""

@@ -162,6 +162,8 @@ def _server(folder: Folder, app: Any) -> uvicorn.Server:
         app,
         ssl_keyfile=key,
         ssl_certfile=key,
+        http="h11",
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

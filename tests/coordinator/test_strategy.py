@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.linear_engine import SHAPES, linear_engine
@@ -85,7 +86,7 @@ def strategy(settings: RoundSettings = SETTINGS, **changes: Any) -> PersonalRoun
     return PersonalRounds(MANIFEST, settings, **arguments)
 
 
-def run(settings: RoundSettings = SETTINGS, grid: SerialGrid | None = None, **changes: Any) -> RoundsResult:
+def run(settings: RoundSettings = SETTINGS, grid: Grid | None = None, **changes: Any) -> RoundsResult:
     rounds = strategy(settings, **changes)
     rounds.start(grid or grid_of())
     return rounds.reached
