@@ -56,14 +56,12 @@ class Window:
     """When to stop.
 
     Attributes:
-        once: After one round.
+        once: After its part in one round.
         seconds: After so long; None for no end.
-        quiet_s: With `once`: how long nothing must come for the round to be over.
     """
 
     once: bool = False
     seconds: float | None = None
-    quiet_s: float = 5.0
 
 
 @final
@@ -91,9 +89,6 @@ class Participation:
         self._connect, self._window, self._stopped = connect, window, stopped
         self._on_turn, self._on_break = on_turn, on_break
         self._began = time.monotonic()
-        self._trained = ""  # the round of `once`
-        self._last = self._began
-        self._round = ""  # of the latest turn
         self._met = 0  # how often the coordinator has answered
         self.trained = self.refused = 0
 
@@ -126,24 +121,17 @@ class Participation:
             self._met += 1
             if turn is None:
                 continue
-            self._last = time.monotonic()
-            self._round = turn.round
             if turn.refused:
                 self.refused += 1
             elif turn.kind in _TRAINED:
                 self.trained += 1
-                self._trained = self._trained or turn.round
             self._on_turn(turn)
 
     def _is_over(self) -> bool:
         if self._stopped() or self._left() <= 0:
             return True
-        return self._window.once and bool(self._trained) and self._is_round_over()
-
-    def _is_round_over(self) -> bool:
-        """Says whether its round is over: another one began, or nothing came for a while."""
-        quiet = time.monotonic() - self._last >= self._window.quiet_s
-        return quiet or self._round != self._trained
+        # At once: the next round's task may come in the very next answer.
+        return self._window.once and self.trained > 0
 
     def _left(self) -> float:
         if self._window.seconds is None:

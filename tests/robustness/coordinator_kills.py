@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -63,8 +64,7 @@ def compare(path: Path, release: Release, count: int, seed: int = 0) -> Found:
     """
     own = Federation(path, release, DEVICES)
     try:
-        joined = [own.join(number, line) for number, line in enumerate(own.invite(DEVICES))]
-        expected, seconds = _unkilled(own)
+        joined, expected, seconds = _unkilled(own)
         moments = generator(seed, 0, "", "coordinator kills")
         kills: list[int] = []
         runs = differing = 0
@@ -79,11 +79,13 @@ def compare(path: Path, release: Release, count: int, seed: int = 0) -> Found:
         own.close()
 
 
-def _unkilled(own: Federation) -> tuple[dict[str, FloatArray], float]:
-    """Returns what is reached without a kill, and how many seconds the rounds take."""
+def _unkilled(own: Federation) -> tuple[list[subprocess.Popen[str]], dict[str, FloatArray], float]:
+    """Returns the devices that joined, what is reached without a kill, and how long the rounds took."""
     serving = own.serve(*_SETTINGS)
+    own.until(serving, lambda: own.events(serving, "listening"))
+    joined = [own.join(number, line) for number, line in enumerate(own.invite(DEVICES))]
     assert own.ended(serving) == 0, own.said(serving)
-    return _reached(own), sum(row["seconds"] for row in own.events(serving, "round"))
+    return joined, _reached(own), sum(row["seconds"] for row in own.events(serving, "round"))
 
 
 def _killed(own: Federation, after_s: float) -> bool:
