@@ -71,5 +71,6 @@ def test_once_takes_part_in_one_round_and_ends(federation: Callable[[int], Feder
     once = own.join(0, line, "--once")
     assert own.ended(once) == 0, own.said(once)
     assert [row["trained"] for row in own.events(once, "ended")] == [1]
+    own.until(serving, lambda: own.events(serving, "round"))
     own.kill(serving)
     assert sum(row["clients"] for row in own.events(serving, "round")) == 1
