@@ -149,23 +149,26 @@ class LinkState(InMemoryLinkState):
         return message.metadata.message_id if stored else ""
 
     def answers(self, message_ids: Iterable[str], run_id: int) -> list[Message]:
-        """Takes the answers that are whole, and Flower's own errors about nodes that have gone.
+        """Takes the answers that are whole, and Flower's own errors about nodes that have gone without one.
 
         Args:
             message_ids: Of messages; those whose answer is on its way are left for the next time.
             run_id: Their run.
         """
         with self.lock:
-            ready = {
-                own
-                for own in message_ids
-                if own not in self.message_ins_id_to_message_res_id or self.is_answered(own)
-            }
-            asked = {own: self.message_ins_store[own] for own in ready if own in self.message_ins_store}
-            found = [self._taken(answer, asked) for answer in self.get_message_res(set(ready), run_id)]
+            wanted = set(message_ids)
+            come = {own for own in wanted if own in self.message_ins_id_to_message_res_id}
+            asked = {own: self.message_ins_store[own] for own in wanted if own in self.message_ins_store}
+            # Flower would report a node that has answered and left at once as gone, and lose its answer.
+            answers = [self._answer_to(own) for own in sorted(come) if self.is_answered(own)]
+            answers += self.get_message_res(wanted - come, run_id) if wanted - come else []
+            found = [self._taken(answer, asked) for answer in answers]
             for answer in found:
                 self.drop(answer.metadata.reply_to_message_id)
         return found
+
+    def _answer_to(self, message_id: str) -> Message:
+        return self.message_res_store[self.message_ins_id_to_message_res_id[message_id]]
 
     def _taken(self, answer: Message, asked: Mapping[str, Message]) -> Message:
         """Returns an answer with its content.

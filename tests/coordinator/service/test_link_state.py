@@ -189,6 +189,17 @@ def test_a_node_that_has_gone_is_named(state: LinkState, grid: LinkGrid) -> None
     assert set(grid.get_node_ids()) == {two}
 
 
+def test_the_answer_of_a_node_that_leaves_at_once_is_kept(state: LinkState, grid: LinkGrid) -> None:
+    """A device that takes part once answers and goes; the coordinator may look only after that."""
+    one = node_id(KEYS[0])
+    (asked,) = grid.push_messages([question(one)])
+    message = given(state, one)
+    assert message is not None
+    bring(state, answer(message))
+    state.deactivate_node(one)
+    assert [value_of(found) for found in grid.pull_messages([asked])] == [8]
+
+
 def test_a_node_that_is_shut_out_is_unknown(state: LinkState, grid: LinkGrid) -> None:
     state.shut_out(KEYS[0])
     assert state.get_node_id_by_public_key(KEYS[0]) is None
