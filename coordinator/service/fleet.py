@@ -179,8 +179,13 @@ class BodyLimit:
 
 
 def _length(scope: Scope) -> int:
-    """Returns the length that a request says its body has, which the server then holds it to; -1 without."""
+    """Returns the length that a request says its body has, which the server then holds it to; -1 without.
+
+    A body in chunks has none, whatever else the request says: the server would read it to its end.
+    """
     headers: dict[bytes, bytes] = dict(scope["headers"])
+    if b"transfer-encoding" in headers:
+        return -1
     told = headers.get(b"content-length", b"")
     return int(told) if told.isdigit() else -1
 

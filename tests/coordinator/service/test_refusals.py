@@ -279,6 +279,21 @@ def test_a_message_of_an_unknown_kind_is_answered_with_an_error_and_does_not_com
     state.end_run(run)
 
 
+def test_a_body_in_chunks_is_refused_before_it_is_read_whatever_length_it_says(
+    service: Service, folder: Folder
+) -> None:
+    context = ssl.create_default_context(cadata=authority(folder))
+    with (
+        socket.create_connection(("127.0.0.1", folder.address.port), timeout=10) as raw,
+        context.wrap_socket(raw, server_hostname="127.0.0.1") as own,
+    ):
+        own.sendall(
+            f"POST {ENROLL_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n".encode()
+            + b"Transfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\n"
+        )
+        assert own.recv(4096).startswith(b"HTTP/1.1 411 ")
+
+
 def _rogue_run(state: LinkState) -> int:
     from flwr.common.constant import NOOP_FLWR_AID
     from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
