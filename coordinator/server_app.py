@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ from umbel.shared.errors import ConfigError
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import SHARED_WEIGHTS, Release, read_release
 
-RELEASE, OUT, POPULATION = "release", "out", "population"
+RELEASE, OUT, POPULATION, DEVICES = "release", "out", "population", "devices"
+OPEN = (
+    "SECURE AGGREGATION IS OFF (secure = false): this coordinator, and whoever gets into it, sees the change "
+    "of each device by itself in every round. It tells which labels its owner gave, and texts may be guessed "
+    "from it; where a method's own tensors are trained, the owner's profile. The owners are not told of this."
+)
+"""What is said where real devices' changes are seen one by one."""
+
+log = logging.getLogger(__name__)
 
 app = ServerApp()
 
@@ -54,6 +63,8 @@ def serve(
     missing = [f"'{key}' is not given" for key in (RELEASE, OUT) if not config.get(key)]
     if missing:
         raise ConfigError("the rounds cannot begin", missing, "Give them in the run config.")
+    if not settings.secure and not config.get(DEVICES):
+        log.warning(OPEN)
     release = read_release(Path(str(config[RELEASE])))
     population = int(config.get(POPULATION, 0))
     journal = Journal(Path(str(config[OUT])), release.release_id, population, settings)

@@ -12,14 +12,18 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from umbel.coordinator.federation.aggregation import rule_class
+from umbel.coordinator.federation.aggregation.mean import Total
 from umbel.coordinator.federation.journal import Begun, RoundRecord, RoundsResult
+from umbel.coordinator.federation.secure.summing import Summing, Take, lead
 from umbel.coordinator.federation.server_step import moved
 from umbel.coordinator.federation.settings import RoundSettings
 from umbel.shared.errors import MessageError, TrainingError, UmbelError
@@ -38,6 +42,7 @@ from umbel.shared.messages import (
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import Manifest
 from umbel.shared.rng import generator
+from umbel.shared.secure.messages import COLLECT, SETUP
 
 ARRAYS, CONFIG = "arrays", "config"
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 0.5
@@ -121,10 +126,8 @@ class PersonalRounds(Strategy):
         for number in range(first, rounds + 1):
             started, self._round = time.perf_counter(), _Tally()
             self._greet(grid, number, wait_s)
-            tasks = self.configure_train(number, arrays, train_config or ConfigRecord(), grid)
-            changed, trained = self.aggregate_train(
-                number, self._ask(grid, tasks, wait_s, self._change_bytes)
-            )
+            train = self._trained_securely if self.settings.secure else self._trained
+            changed, trained = train(number, arrays, train_config or ConfigRecord(), grid, wait_s)
             arrays = arrays if changed is None else changed
             tasks = self.configure_evaluate(number, arrays, evaluate_config or ConfigRecord(), grid)
             evaluated = self.aggregate_evaluate(number, self._ask(grid, tasks, wait_s))
@@ -147,20 +150,17 @@ class PersonalRounds(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Returns the tasks of the devices that train in a round."""
-        count, seed = self.settings.clients_per_round, self.settings.seed
-        if self.begun is not None and self.begun.round == server_round:
-            chosen = list(self.begun.clients)
-        else:
-            chosen = sampled(self._known(), count, seed, server_round, "sample")
-        self.on_begin(Begun(server_round, tuple(chosen)))
-        return self._tasks(server_round, arrays, TRAIN, chosen)
+        return self._tasks(server_round, arrays, TRAIN, self._chosen(server_round))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Returns the next shared tensors, or None if too few devices answered."""
         task = self._round.task(TRAIN)
-        read: Callable[[Wire], Contribution] = lambda wire: read_contribution(wire, self.manifest, task)  # noqa: E731
+
+        def read(client: int, wire: Wire) -> Contribution:
+            return read_contribution(wire, self.manifest, task)
+
         rule, examples = self._rule, 0
         rule.begin(self.manifest.trainables)
         for client, contribution in self._usable(TRAIN, server_round, replies, read):
@@ -176,6 +176,68 @@ class PersonalRounds(Strategy):
             return None, None
         values = self._move(task, rule.finish())
         return _array_record(values), MetricRecord({"clients": self._round.clients, "examples": examples})
+
+    def _trained(
+        self, number: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, wait_s: float
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Trains a round in which every change is seen by itself."""
+        tasks = self.configure_train(number, arrays, config, grid)
+        return self.aggregate_train(number, self._ask(grid, tasks, wait_s, self._change_bytes))
+
+    def _trained_securely(
+        self, number: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, wait_s: float
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Trains a round of whose changes nothing is seen but their sum."""
+        del config
+        task, weighted = self._task(number, arrays, TRAIN), self.settings.weighting == "examples"
+        nodes = self._present(number, SETUP, self._chosen(number))
+        try:
+            summing = Summing(
+                self.manifest, task, sorted(nodes), self.settings.secure_settings(), weighted=weighted
+            )
+            found = lead(summing, partial(self._stage, grid, number, wait_s, nodes))
+        except MessageError as error:
+            self._round.note(f"round {number} changed nothing: {'; '.join(error.problems)}")
+            return None, None
+        self._round.clients = found.devices
+        values = self._move(task, Total(found.total, found.weight).mean())
+        examples = {"examples": found.weight} if weighted else {}
+        return _array_record(values), MetricRecord({"clients": found.devices, **examples})
+
+    def _stage(
+        self,
+        grid: Grid,
+        round_: int,
+        wait_s: float,
+        nodes: Mapping[int, int],
+        stage: str,
+        tasks: Mapping[int, Wire],
+        take: Take,
+    ) -> None:
+        """Asks devices for what a stage of a secure sum wants, and takes the answers in as they come.
+
+        Args:
+            grid: The way to the devices.
+            round_: The round.
+            wait_s: Longest wait for the stage that trains.
+            nodes: Device number -> node id, as they were when the sum was begun.
+            stage: The stage.
+            tasks: Device number -> what it is asked.
+            take: Takes an answer in.
+        """
+        messages, shared = [], SharedArrays()
+        for client, wire in tasks.items():
+            content = RecordDict(
+                {ARRAYS: shared.record(wire.arrays), CONFIG: ConfigRecord(dict(wire.config))}
+            )
+            self._round.bytes_down += wire_bytes(content)
+            messages.append(Message(content, nodes[client], stage, group_id=str(round_)))
+        self._round.asked[stage] = {nodes[client]: client for client in tasks}
+        large = stage == COLLECT
+        wait_s = wait_s if large else min(wait_s, self.settings.secure_stage_s)
+        replies = self._ask(grid, messages, wait_s, self._change_bytes if large else 0)
+        for _ in self._usable(stage, round_, replies, take):
+            pass
 
     def _move(self, task: RoundTask, change: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """Moves the shared tensors along the round's change and returns their next values."""
@@ -203,7 +265,10 @@ class PersonalRounds(Strategy):
         if EVALUATE not in self._round.asked:
             return None
         task = self._round.task(EVALUATE)
-        read: Callable[[Wire], EvaluationReply] = lambda wire: read_evaluation(wire, self.manifest, task)  # noqa: E731
+
+        def read(client: int, wire: Wire) -> EvaluationReply:
+            return read_evaluation(wire, self.manifest, task)
+
         usable = dict(self._usable(EVALUATE, server_round, replies, read))
         if not usable:
             return None
@@ -212,21 +277,39 @@ class PersonalRounds(Strategy):
         )
         return MetricRecord({"seen_accuracy": accuracy, "clients": len(usable)})
 
-    def _tasks(self, round_: int, arrays: ArrayRecord, stage: str, clients: Sequence[int]) -> list[Message]:
+    def _chosen(self, round_: int) -> list[int]:
+        """Returns who trains in a round; where it was begun before, the same as then."""
+        count, seed = self.settings.clients_per_round, self.settings.seed
+        if self.begun is not None and self.begun.round == round_:
+            chosen = list(self.begun.clients)
+        else:
+            chosen = sampled(self._known(), count, seed, round_, "sample")
+        self.on_begin(Begun(round_, tuple(chosen)))
+        return chosen
+
+    def _present(self, round_: int, stage: str, clients: Sequence[int]) -> dict[int, int]:
+        """Returns device number -> node id of those who are there, and notes the others as failures."""
+        online = {client: node for node, client in self._clients.items() if node in self._online}
+        for absent in sorted(set(clients) - set(online)):
+            self._round.failures += 1
+            self._round.note(f"round {round_}, {stage}, device {absent:06d}: it has not come back")
+        return {client: online[client] for client in clients if client in online}
+
+    def _task(self, round_: int, arrays: ArrayRecord, stage: str) -> RoundTask:
         values = {name: array.numpy() for name, array in arrays.items()}
         task = RoundTask(self._release_id, round_, self.settings.seed, stage, self.settings.local(), values)
         task.check(self.manifest)
-        nodes = {client: node for node, client in self._clients.items() if node in self._online}
-        for absent in sorted(set(clients) - set(nodes)):
-            self._round.failures += 1
-            self._round.note(f"round {round_}, {stage}, device {absent:06d}: it has not come back")
-        clients = [client for client in clients if client in nodes]
+        return task
+
+    def _tasks(self, round_: int, arrays: ArrayRecord, stage: str, clients: Sequence[int]) -> list[Message]:
+        task, nodes = self._task(round_, arrays, stage), self._present(round_, stage, clients)
+        clients = list(nodes)
         content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(dict(task.wire().config))})
         self._round.ask(stage, task, {nodes[client]: client for client in clients}, wire_bytes(content))
         return [Message(content, nodes[client], stage, group_id=str(round_)) for client in clients]
 
     def _usable(
-        self, stage: str, round_: int, replies: Iterable[Message], read: Callable[[Wire], Any]
+        self, stage: str, round_: int, replies: Iterable[Message], read: Callable[[int, Wire], Any]
     ) -> Iterator[tuple[int, Any]]:
         """Yields device number and checked answer as they arrive; then notes every other task as a failure.
 
@@ -245,7 +328,7 @@ class PersonalRounds(Strategy):
                 continue
             self._round.bytes_up += wire_bytes(reply.content)
             try:
-                answer = read(_wire(reply.content))
+                answer = read(client, _wire(reply.content))
             except UmbelError as error:
                 reasons[client] = "; ".join(error.problems) or error.headline
                 continue
@@ -387,7 +470,7 @@ class _Tally:
     """What is counted in one round."""
 
     def __init__(self) -> None:
-        self.asked: dict[str, Mapping[int, int]] = {}
+        self.asked: dict[str, Mapping[int, int]] = {}  # stage -> node id -> device number
         self.clients = self.failures = self.bytes_up = self.bytes_down = 0
         self.notes: list[str] = []
         self._tasks: dict[str, RoundTask] = {}
@@ -445,6 +528,24 @@ def wire_bytes(record: Any) -> int:
             sizes[key] = len(item.deflate())
             waiting += (item.children or {}).values()
     return sum(sizes.values())
+
+
+@final
+class SharedArrays:
+    """Makes records of arrays; one that several messages have is made once, so that it is held once."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[npt.NDArray[Any], Array]] = {}
+
+    def record(self, arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
+        """Returns the record of some arrays."""
+        return ArrayRecord({name: self._array(array) for name, array in arrays.items()})
+
+    def _array(self, array: npt.NDArray[Any]) -> Array:
+        made = self._made.get(id(array))
+        if made is None:  # the array is kept too: its id is its own only as long as it is there
+            made = self._made[id(array)] = (array, Array(array))
+        return made[1]
 
 
 def _array_record(values: Mapping[str, FloatArray]) -> ArrayRecord:

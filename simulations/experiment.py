@@ -87,6 +87,14 @@ class RoundsConfig(Strict):
         default=0.2, ge=0, lt=0.5, description="Share of the devices that a robust rule takes to be liars."
     )
 
+    secure: bool = Field(
+        default=False,
+        description="Sum by secure aggregation; off, for one process here sees everything anyway.",
+    )
+    min_devices_in_a_sum: int = Field(
+        default=5, ge=3, description="With secure: a sum over fewer devices is not opened."
+    )
+
     @model_validator(mode="after")
     def _usable(self) -> Self:
         try:
@@ -114,6 +122,8 @@ class RoundsConfig(Strict):
             rule=self.rule,
             outlier_share=self.outlier_share,
             evaluate_clients=self.evaluate_clients,
+            secure=self.secure,
+            min_devices_in_a_sum=self.min_devices_in_a_sum,
         )
 
 

@@ -44,6 +44,7 @@ def tiny_release(
     methods: dict[str, Any] = PLORA,
     recipe: LearningRecipe | None = None,
     int8: bool = False,
+    trainables: Sequence[str] = (),
 ) -> Release:
     """Publishes a release around a random BERT of width 32 and 2 layers, and returns it. Needs torch.
 
@@ -54,10 +55,11 @@ def tiny_release(
         methods: Its methods, with their options.
         recipe: How devices learn.
         int8: Whether it has the graphs that compute in 8 bits.
+        trainables: What rounds train; where none is given, the head and what is of use to most tests.
     """
     from umbel.coordinator.publish import publish_model
 
-    made = tiny_training(folder, onboarding, taught, methods, recipe)
+    made = tiny_training(folder, onboarding, taught, methods, recipe, trainables)
     return publish_model(*made, folder / "release", int8=int8)
 
 
@@ -67,6 +69,7 @@ def tiny_training(
     taught: bool,
     methods: dict[str, Any] = PLORA,
     recipe: LearningRecipe | None = None,
+    trainables: Sequence[str] = (),
 ) -> tuple[Any, Any, Any]:
     """Returns model, backbone and training of the tiny release."""
     from tests.coordinator.conftest import tiny_config, write_backbone
@@ -81,7 +84,8 @@ def tiny_training(
         {
             "backbone": {"name": str(folder / "backbone"), "max_tokens": 16},
             "methods": methods,
-            "trainables": (
+            "trainables": tuple(trainables)
+            or (
                 "task.*",
                 *(("methods.*.B",) if "plora" in methods else ()),
                 *(("onboarding.*",) if taught else ()),

@@ -7,17 +7,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, final
 
-from umbel.coordinator.federation.aggregation import REGISTRY
+from umbel.coordinator.federation.aggregation import REGISTRY, rule_class
 from umbel.coordinator.federation.aggregation.base import RuleOptions
 from umbel.coordinator.federation.aggregation.exact import MOST_WEIGHT
+from umbel.coordinator.federation.secure.plan import SecureSettings
 from umbel.shared.checks import count_problems, number_problems, parsed_json
 from umbel.shared.errors import ConfigError, ReleaseError
 from umbel.shared.messages import RATES, LocalSettings
 from umbel.shared.norms import largest
 from umbel.shared.recipe import LearningRecipe
+from umbel.shared.secure.group import MOST_DEVICES
 
 WEIGHTINGS = ("uniform", "examples")
-_NUMBERS = (*RATES, "server_rate", "server_momentum", "outlier_share", "timeout_s")
+_NUMBERS = (
+    *RATES, "server_rate", "server_momentum", "outlier_share", "timeout_s", "secure_threshold",
+    "secure_stage_s",
+)  # fmt: skip
 _COUNTS = {
     "rounds": (0, 100_000),
     "clients_per_round": (1, 10**7),
@@ -30,6 +35,7 @@ _RANGES = {
     "server_momentum": (0.0, 0.999),
     "outlier_share": (0.0, 0.49),
     "timeout_s": (0.001, 1e9),
+    "secure_stage_s": (0.001, 1e9),
 }
 
 
@@ -61,6 +67,11 @@ class RoundSettings:
         min_replies: A round with fewer usable changes leaves the shared tensors as they are.
         evaluate_clients: Devices of the fixed panel that is evaluated after each round; 0 for none.
         timeout_s: Longest wait for a stage's replies, in seconds.
+        secure: Whether changes are summed by secure aggregation, so that no device's is seen by itself.
+        min_devices_in_a_sum: A secure sum over fewer is not opened, here and by the devices.
+        secure_threshold: Share of a device's peers that must remain for its masks to be taken off.
+        secure_peers: The most others that a device has masks with; all of them where there are fewer.
+        secure_stage_s: Longest wait for a stage in which a device has next to nothing to do, in seconds.
     """
 
     rounds: int = 10
@@ -84,6 +95,11 @@ class RoundSettings:
     min_replies: int = 1
     evaluate_clients: int = 0
     timeout_s: float = 3600.0
+    secure: bool = True
+    min_devices_in_a_sum: int = 5
+    secure_threshold: float = 0.6
+    secure_peers: int = 32
+    secure_stage_s: float = 60.0
 
     def __post_init__(self) -> None:
         problems = self.local().problems()
@@ -91,7 +107,7 @@ class RoundSettings:
             problems += count_problems(name, getattr(self, name), low, high)
         for name, (least, most) in _RANGES.items():
             problems += number_problems(name, getattr(self, name), least, most)
-        problems += self._rule_problems()
+        problems += self._rule_problems() + self._secure_problems()
         if problems:
             raise ConfigError("the settings of the rounds cannot be used", problems, "Change these values.")
 
@@ -107,6 +123,27 @@ class RoundSettings:
                 f"clients times example_cap is {self._most_weight()}, at most {MOST_WEIGHT} add up"
             )
         return problems
+
+    def _secure_problems(self) -> list[str]:
+        problems = self.secure_settings().problems()
+        if self.secure not in (True, False):
+            problems.append(f"secure is {self.secure!r}, expected true or false")
+        if not self.secure or problems:
+            return problems
+        least = self.secure_settings().least
+        if not least <= self.clients_per_round <= MOST_DEVICES:
+            found = f"clients is {self.clients_per_round}, expected {least} to {MOST_DEVICES}"
+            problems.append(f"{found} where changes are summed securely")
+        if self.rule in REGISTRY and rule_class(self.rule).sees_each:
+            problems.append(
+                f"rule '{self.rule}' looks at each change by itself: set secure = false to let it"
+            )
+        return problems
+
+    def secure_settings(self) -> SecureSettings:
+        """Returns the part that a secure sum is told."""
+        least = max(self.min_devices_in_a_sum, self.min_replies)
+        return SecureSettings(least, self.secure_threshold, self.secure_peers)
 
     def _most_weight(self) -> int:
         return self.clients_per_round * self.example_cap

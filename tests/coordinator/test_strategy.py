@@ -27,7 +27,7 @@ from umbel.simulations.engines.serial import SerialGrid
 
 MANIFEST = linear_engine().release.manifest
 RELEASE = MANIFEST.release_id
-SETTINGS = RoundSettings(rounds=3, clients_per_round=3, seed=4, evaluate_clients=2, clip=1e3)
+SETTINGS = RoundSettings(rounds=3, clients_per_round=3, seed=4, evaluate_clients=2, clip=1e3, secure=False)
 Values = dict[str, npt.NDArray[np.float32]]
 Work = Callable[[int, RoundTask], Wire]
 

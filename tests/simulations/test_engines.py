@@ -22,7 +22,9 @@ from umbel.shared.release import Release
 from umbel.simulations.engines import RoundSettings, RoundsResult, run_rounds
 from umbel.simulations.engines.serial import raising, run_serial
 
-SETTINGS = RoundSettings(rounds=2, clients_per_round=3, seed=5, evaluate_clients=3, local_rate=0.5, clip=0.5)
+SETTINGS = RoundSettings(
+    rounds=2, clients_per_round=3, seed=5, evaluate_clients=3, local_rate=0.5, clip=0.5, secure=False
+)
 EXAMPLES = [5, 6, 2, 9, 4]
 
 # Runs rounds in a process of its own and tells of each; the test may end it in between.

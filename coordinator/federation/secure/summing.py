@@ -6,9 +6,10 @@ It holds one sum, not the devices' vectors: a masked change is added when it com
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from functools import partial
+from typing import TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from umbel.shared.secure.messages import (
     SESSION_CHARACTERS,
     SETUP,
     SHARE,
+    STAGES,
     UNMASK,
     CollectTask,
     PublicKeys,
@@ -193,3 +195,22 @@ class Summing:
         if devices < least:
             problem = f"{devices} devices {what}, a sum over fewer than {least} is not opened"
             raise MessageError("the sum is not opened", [problem])
+
+
+Take: TypeAlias = Callable[[int, Wire], None]
+"""Takes a device's answer in, or raises MessageError."""
+
+
+def lead(summing: Summing, ask: Callable[[str, Mapping[int, Wire], Take], None]) -> SecureSum:
+    """Leads a sum through its stages.
+
+    Args:
+        summing: The sum.
+        ask: Asks device number -> task in a stage, and hands every answer to the function that takes it in.
+
+    Raises:
+        MessageError: The sum is not opened.
+    """
+    for stage in STAGES:
+        ask(stage, summing.tasks(stage), partial(summing.take, stage))
+    return summing.opened()
