@@ -130,9 +130,9 @@ class RoundSettings:
             problems.append(f"secure is {self.secure!r}, expected true or false")
         if not self.secure or problems:
             return problems
-        least = self.secure_settings().least
-        if not least <= self.clients_per_round <= MOST_DEVICES:
-            found = f"clients is {self.clients_per_round}, expected {least} to {MOST_DEVICES}"
+        clients, least = self.clients_per_round, self.secure_settings().least
+        if isinstance(clients, int) and clients > 0 and not least <= clients <= MOST_DEVICES:
+            found = f"clients is {clients}, expected {least} to {MOST_DEVICES}"
             problems.append(f"{found} where changes are summed securely")
         if self.rule in REGISTRY and rule_class(self.rule).sees_each:
             problems.append(
