@@ -131,7 +131,8 @@ class RoundSettings:
         if not self.secure or problems:
             return problems
         clients, least = self.clients_per_round, self.secure_settings().least
-        if isinstance(clients, int) and clients > 0 and not least <= clients <= MOST_DEVICES:
+        counted = not count_problems("clients", clients, *_COUNTS["clients_per_round"])
+        if counted and not least <= clients <= MOST_DEVICES:
             found = f"clients is {clients}, expected {least} to {MOST_DEVICES}"
             problems.append(f"{found} where changes are summed securely")
         if self.rule in REGISTRY and rule_class(self.rule).sees_each:
