@@ -202,6 +202,7 @@ def test_a_rule_that_looks_at_each_change_needs_secure_sums_to_be_off() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ray leaves files open
 def test_flowers_own_engine_gives_the_same_numbers(
     tiny_release: Release, devices: Path, tmp_path: Path
 ) -> None:
