@@ -11,7 +11,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from umbel.coordinator.federation.journal import Journal, RoundRecord, RoundsResult
-from umbel.coordinator.federation.settings import RoundSettings
+from umbel.coordinator.federation.privacy.budget import PrivateRounds
+from umbel.coordinator.federation.privacy.sources import KeySource, SeedSource, Source, kept_key
+from umbel.coordinator.federation.settings import SEEDED, RoundSettings
 from umbel.coordinator.strategy import PersonalRounds
 from umbel.shared.errors import ConfigError
 from umbel.shared.profile import FloatArray
@@ -79,6 +81,7 @@ def serve(
         settings,
         reached=_reached(journal, settings) or RoundsResult([], release_trainables(release)),
         population=population,
+        private=private_rounds(config, settings, population),
         on_round=keep,
         stopped=stopped,
         owns=owns,
@@ -87,6 +90,24 @@ def serve(
     )
     strategy.start(grid)
     return strategy.reached
+
+
+def private_rounds(
+    config: Mapping[str, Any], settings: RoundSettings, population: int
+) -> PrivateRounds | None:
+    """Returns what samples and adds noise under the privacy budget; None without noise."""
+    promised = settings.privacy()
+    if promised is None:
+        return None
+    source: Source
+    if settings.noise_source == "key":
+        source = KeySource(kept_key(Path(str(config[OUT]))))
+    elif config.get(DEVICES):
+        source = SeedSource(settings.seed)
+        log.warning(SEEDED)
+    else:
+        raise ConfigError("the rounds cannot begin", [SEEDED], "Set noise_source to key.")
+    return PrivateRounds(promised, settings.clients_per_round, population, source)
 
 
 def _reached(journal: Journal, settings: RoundSettings) -> RoundsResult | None:
@@ -108,6 +129,7 @@ def release_trainables(release: Release) -> dict[str, FloatArray]:
 
 def _say(record: RoundRecord) -> None:
     accuracy = "" if record.seen_accuracy is None else f", seen accuracy {record.seen_accuracy:.3f}"
+    accuracy += "" if record.epsilon is None else f", epsilon {record.epsilon:.3f}"
     failed = f", {record.failures} failed" if record.failures else ""
     line = f"round {record.round}: {record.clients} devices{failed}, {record.seconds:.1f} s{accuracy}"
     print(line, flush=True)  # noqa: T201  (`flwr run --stream` shows it)

@@ -21,8 +21,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from umbel.coordinator.federation.aggregation import rule_class
-from umbel.coordinator.federation.aggregation.mean import Total
+from umbel.coordinator.federation.aggregation.mean import Mean, Total
 from umbel.coordinator.federation.journal import Begun, RoundRecord, RoundsResult
+from umbel.coordinator.federation.privacy.budget import PrivateRounds
+from umbel.coordinator.federation.probation import last_rounds, length
 from umbel.coordinator.federation.secure.summing import Summing, Take, lead
 from umbel.coordinator.federation.server_step import moved
 from umbel.coordinator.federation.settings import RoundSettings
@@ -69,6 +71,7 @@ class PersonalRounds(Strategy):
         *,
         reached: RoundsResult,
         population: int = 0,
+        private: PrivateRounds | None = None,
         on_round: Callable[[RoundsResult], None] | None = None,
         stopped: Callable[[], bool] = lambda: False,
         owns: Callable[[int, int], bool] = lambda node, number: True,
@@ -82,6 +85,7 @@ class PersonalRounds(Strategy):
             settings: What happens in a round.
             reached: Where to go on; no rounds and the release's own tensors at the beginning.
             population: How many devices to wait for; 0 to begin when their number no longer grows.
+            private: Samples and adds noise under a privacy budget; None without noise.
             on_round: Called after every round with all that was reached.
             stopped: Asked while waiting; True ends the run.
             owns: Says whether a node may go by the number that it tells.
@@ -92,13 +96,13 @@ class PersonalRounds(Strategy):
         self.settings = settings
         self.reached = reached
         self.population = population
+        self.private = private
         self.on_round = on_round
         self.stopped = stopped
         self.owns = owns
         self.begun = begun
         self.on_begin = on_begin
         self._release_id = manifest.release_id
-        self._rule = rule_class(settings.rule)(settings.rule_options())
         self._change_bytes = 4 * sum(math.prod(shape) for shape in manifest.trainables.values())
         self._clients: dict[int, int] = {}  # Flower's node id -> the device's number
         self._online: set[int] = set()  # node ids
@@ -124,6 +128,8 @@ class PersonalRounds(Strategy):
         if first <= rounds:
             self._meet(grid, wait_s)
         for number in range(first, rounds + 1):
+            if not self._affords(number):
+                break
             started, self._round = time.perf_counter(), _Tally()
             self._greet(grid, number, wait_s)
             train = self._trained_securely if self.settings.secure else self._trained
@@ -161,20 +167,27 @@ class PersonalRounds(Strategy):
         def read(client: int, wire: Wire) -> Contribution:
             return read_contribution(wire, self.manifest, task)
 
-        rule, examples = self._rule, 0
+        rule = rule_class(self.settings.rule)(self.settings.rule_options(task.settings.clip))
         rule.begin(self.manifest.trainables)
+        examples = within = 0
         for client, contribution in self._usable(TRAIN, server_round, replies, read):
             rule.add(client, contribution)
             self._round.clients += 1
             examples += contribution.examples
-        if self._round.clients < self.settings.min_replies:
+            within += contribution.within is True
+        if self.private is not None:
+            assert isinstance(rule, Mean)
+            change = self._noised(self.private, rule.total(), within, task)
+        elif self._round.clients >= self.settings.min_replies:
+            change = rule.finish()
+        else:
             asked = len(self._round.asked[TRAIN])
             self._round.note(
                 f"round {server_round} changed nothing: {self._round.clients} of {asked} devices gave a "
                 f"usable answer, {self.settings.min_replies} are needed"
             )
             return None, None
-        values = self._move(task, rule.finish())
+        values = self._move(task, change)
         return _array_record(values), MetricRecord({"clients": self._round.clients, "examples": examples})
 
     def _trained(
@@ -200,7 +213,12 @@ class PersonalRounds(Strategy):
             self._round.note(f"round {number} changed nothing: {'; '.join(error.problems)}")
             return None, None
         self._round.clients = found.devices
-        values = self._move(task, Total(found.total, found.weight).mean())
+        total = Total(found.total, found.weight)
+        if self.private is not None:
+            change = self.private.mean(total, number, task.settings.clip, summing.rounding)
+        else:
+            change = total.mean()
+        values = self._move(task, change)
         examples = {"examples": found.weight} if weighted else {}
         return _array_record(values), MetricRecord({"clients": found.devices, **examples})
 
@@ -238,6 +256,31 @@ class PersonalRounds(Strategy):
         replies = self._ask(grid, messages, wait_s, self._change_bytes if large else 0)
         for _ in self._usable(stage, round_, replies, take):
             pass
+
+    def _noised(
+        self, private: PrivateRounds, total: Total, within: int, task: RoundTask
+    ) -> dict[str, FloatArray]:
+        """Returns the round's change under the privacy budget; also if nobody answered, which would tell."""
+        clip = task.settings.clip
+        if private.settings.adaptive:
+            self._round.clip = clip
+            self._round.within = private.share_within(within, self._round.clients, task.round)
+        return private.mean(total, task.round, clip)
+
+    def _affords(self, number: int) -> bool:
+        """Says whether the privacy budget pays for so many rounds."""
+        if self.private is None or self.private.affords(number):
+            return True
+        log.warning("the privacy budget is spent after round %d", number - 1)
+        return False
+
+    def _clip(self) -> float:
+        """Returns the clip of the next round: a function of the settings and of what the rounds have told."""
+        clip = self.settings.clip
+        for record in self.reached.rounds:
+            if self.private is not None and record.within is not None:
+                clip = self.private.next_clip(clip, record.within)
+        return clip
 
     def _move(self, task: RoundTask, change: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """Moves the shared tensors along the round's change and returns their next values."""
@@ -279,13 +322,20 @@ class PersonalRounds(Strategy):
 
     def _chosen(self, round_: int) -> list[int]:
         """Returns who trains in a round; where it was begun before, the same as then."""
-        count, seed = self.settings.clients_per_round, self.settings.seed
         if self.begun is not None and self.begun.round == round_:
             chosen = list(self.begun.clients)
         else:
-            chosen = sampled(self._known(), count, seed, round_, "sample")
+            chosen = self._sampled(round_)
         self.on_begin(Begun(round_, tuple(chosen)))
         return chosen
+
+    def _sampled(self, round_: int) -> list[int]:
+        """Returns a sample of the devices that are not on probation."""
+        last = last_rounds(self.reached.rounds, self.settings.probation_rounds)
+        able = [client for client in self._known() if last.get(client, 0) < round_]
+        if self.private is not None:
+            return self.private.sampled(able, round_)
+        return sampled(able, self.settings.clients_per_round, self.settings.seed, round_, "sample")
 
     def _present(self, round_: int, stage: str, clients: Sequence[int]) -> dict[int, int]:
         """Returns device number -> node id of those who are there, and notes the others as failures."""
@@ -297,7 +347,9 @@ class PersonalRounds(Strategy):
 
     def _task(self, round_: int, arrays: ArrayRecord, stage: str) -> RoundTask:
         values = {name: array.numpy() for name, array in arrays.items()}
-        task = RoundTask(self._release_id, round_, self.settings.seed, stage, self.settings.local(), values)
+        task = RoundTask(
+            self._release_id, round_, self.settings.seed, stage, self.settings.local(self._clip()), values
+        )
         task.check(self.manifest)
         return task
 
@@ -331,6 +383,8 @@ class PersonalRounds(Strategy):
                 answer = read(client, _wire(reply.content))
             except UmbelError as error:
                 reasons[client] = "; ".join(error.problems) or error.headline
+                if stage != EVALUATE:
+                    self._round.refused.add(client)
                 continue
             del reasons[client]
             yield client, answer
@@ -338,9 +392,25 @@ class PersonalRounds(Strategy):
             self._round.failures += 1
             self._round.note(f"round {round_}, {stage}, device {client:06d}: {_first_line(reasons[client])}")
 
+    def _note_probations(self, round_: int) -> None:
+        for client in sorted(self._round.refused):
+            before = sum(client in record.refused for record in self.reached.rounds)
+            rounds = length(before, self.settings.probation_rounds)
+            if rounds:
+                self._round.note(
+                    f"round {round_}: device {client:06d} is on probation, not asked before round "
+                    f"{round_ + rounds + 1}"
+                )
+
     def _finish(self, number: int, seconds: float, evaluated: MetricRecord | None) -> None:
         accuracy = None if evaluated is None else float(_scalar(evaluated["seen_accuracy"]))
-        tally = self._round
+        self._note_probations(number)
+        tally, epsilon = self._round, None
+        if self.private is not None:
+            epsilon = self.private.spent(number)
+            if not self.private.affords(number + 1):
+                budget = self.private.settings.epsilon_budget
+                tally.note(f"round {number} is the last: another would cost more than epsilon {budget:g}")
         record = RoundRecord(
             number,
             tally.clients,
@@ -350,6 +420,10 @@ class PersonalRounds(Strategy):
             tally.bytes_down,
             accuracy,
             tuple(tally.notes),
+            tuple(sorted(tally.refused)),
+            epsilon,
+            tally.clip,
+            tally.within,
         )
         self.reached = RoundsResult(
             [*self.reached.rounds, record], self.reached.trainables, self.reached.velocity
@@ -473,6 +547,9 @@ class _Tally:
         self.asked: dict[str, Mapping[int, int]] = {}  # stage -> node id -> device number
         self.clients = self.failures = self.bytes_up = self.bytes_down = 0
         self.notes: list[str] = []
+        self.refused: set[int] = set()
+        self.clip: float | None = None
+        self.within: float | None = None
         self._tasks: dict[str, RoundTask] = {}
 
     def ask(self, stage: str, task: RoundTask, clients: Mapping[int, int], task_bytes: int) -> None:

@@ -26,7 +26,7 @@ from umbel.device_client.onboarding import examples_starter
 from umbel.device_client.teaching import taught_change
 from umbel.shared.errors import ExampleError
 from umbel.shared.examples import Example
-from umbel.shared.messages import Contribution, EvaluationReply, RoundTask, clipped
+from umbel.shared.messages import Contribution, EvaluationReply, RoundTask, clipped, l2_norm
 from umbel.shared.onboarding import PREFIX
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import Release
@@ -74,12 +74,14 @@ def train(engine: Engine, home: RoundHome, client: int, task: RoundTask) -> Cont
     home.save_profile(engine.release, profile)
     change = shared_change(engine, support, profile, client, task)
     change |= taught_change(engine, support, client, task)
+    within = l2_norm(change.values()) <= task.settings.clip
     return Contribution(
         release_id=engine.release.release_id,
         round=task.round,
         change=clipped(change, min(task.settings.clip, home.most_norm)),
         examples=min(len(support), task.settings.example_cap),
         seconds=time.perf_counter() - started,
+        within=within if task.settings.tell_within else None,
     )
 
 

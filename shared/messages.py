@@ -87,6 +87,7 @@ class LocalSettings:
         onboarding_steps: Episodes in which the owner plays somebody new, where rounds train onboarding.
         onboarding_rate: The rate of their steps.
         onboarding_learning_steps: Few-shot steps after which every other episode takes its loss; 0: none.
+        tell_within: Whether to tell if the change was within the clip before it was clipped.
         recipe: How to learn the profile; the release's own recipe if None.
     """
 
@@ -99,6 +100,7 @@ class LocalSettings:
     onboarding_steps: int = 4
     onboarding_rate: float = 0.05
     onboarding_learning_steps: int = 2
+    tell_within: bool = False
     recipe: LearningRecipe | None = None
 
     def problems(self) -> list[str]:
@@ -191,6 +193,7 @@ class Contribution:
         change: name -> new value - the round's value, for every trainable.
         examples: How many examples it rests on, at most the task's cap.
         seconds: What the work took.
+        within: Whether the change was within the clip before it was clipped; None if that was not asked.
     """
 
     release_id: str
@@ -198,6 +201,7 @@ class Contribution:
     change: Mapping[str, FloatArray]
     examples: int
     seconds: float
+    within: bool | None = None
 
     def check(self, manifest: Manifest, task: RoundTask) -> None:
         """Raises MessageError with all problems if this is no answer to a task."""
@@ -205,6 +209,7 @@ class Contribution:
             *_answer_problems(self.release_id, self.round, self.seconds, task),
             *_release_problems(self.release_id, manifest),
             *count_problems("examples", self.examples, 1, task.settings.example_cap),
+            *self._within_problems(task.settings.tell_within),
             *_array_problems(self.change, manifest.trainables),
         ]
         norm = math.inf if problems else l2_norm(self.change.values())
@@ -212,13 +217,18 @@ class Contribution:
             problems.append(f"the change has norm {norm:.6g}, the clip is {task.settings.clip:.6g}")
         _refuse("the contribution cannot be used", problems)
 
+    def _within_problems(self, asked: bool) -> list[str]:
+        if asked == (self.within is not None):
+            return []
+        return ["missing key 'within'" if asked else "unknown key 'within'"]
+
     def wire(self) -> Wire:
         """Returns the contribution as it travels."""
         config: dict[str, Scalar] = {
             "schema": SCHEMA, "release_id": self.release_id, "round": self.round,
             "examples": self.examples, "seconds": self.seconds,
         }  # fmt: skip
-        return Wire(self.change, config)
+        return Wire(self.change, config if self.within is None else {**config, "within": self.within})
 
 
 @final
@@ -284,7 +294,8 @@ def read_task(wire: Wire, manifest: Manifest) -> RoundTask:
     names = {
         "release_id": str, "round": int, "seed": int, "stage": str, "local_steps": int, "local_rate": float,
         "batch_size": int, "clip": float, "example_cap": int, "profile_dropout": float,
-        "onboarding_steps": int, "onboarding_rate": float, "onboarding_learning_steps": int, "recipe": str,
+        "onboarding_steps": int, "onboarding_rate": float, "onboarding_learning_steps": int,
+        "tell_within": bool, "recipe": str,
     }  # fmt: skip
     found, problems = _fields(wire.config, names)
     recipe = _recipe(found.get("recipe", ""), problems)
@@ -305,6 +316,7 @@ def read_contribution(wire: Wire, manifest: Manifest, task: RoundTask) -> Contri
         MessageError: It is not an answer to the task; lists all problems.
     """
     names = {"release_id": str, "round": int, "examples": int, "seconds": float}
+    names |= {"within": bool} if task.settings.tell_within else {}
     found, problems = _fields(wire.config, names)
     _refuse("the contribution cannot be used", problems)
     reply = Contribution(change=dict(wire.arrays), **found)

@@ -39,6 +39,13 @@ def simulate(
             "trimmed-mean, krum, multi-krum."
         ),
     ] = None,
+    noise_multiplier: Annotated[
+        float | None,
+        typer.Option(help="Noise on a round's sum over the clip, under a privacy budget; 0 for none."),
+    ] = None,
+    epsilon_budget: Annotated[
+        float | None, typer.Option(help="With noise: rounds end before they cost more than this epsilon.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run's folder; by default runs/EXPERIMENT.")
     ] = None,
@@ -95,13 +102,24 @@ def simulate(
     folder = experiment_folder(experiment)
     if is_comparison(folder):
         refused = {
-            "--users": users, "--rounds": rounds, "--engine": engine, "--rule": rule, "--training": training,
+            "--users": users, "--rounds": rounds, "--engine": engine, "--rule": rule,
+            "--noise-multiplier": noise_multiplier,
+            "--epsilon-budget": epsilon_budget, "--training": training,
         }  # fmt: skip
         _refuse(refused, "this experiment is a comparison of methods")
         _compare(folder, data, out, seed, only or [], threads, workers, restart, take, as_json)
         return
     _refuse({"--only": only, "--take": take}, "this experiment is not a comparison of methods")
-    changes = _changes(data=data, users=users, rounds=rounds, seed=seed, engine=engine, rule=rule)
+    changes = _changes(
+        data=data,
+        users=users,
+        rounds=rounds,
+        seed=seed,
+        engine=engine,
+        rule=rule,
+        noise_multiplier=noise_multiplier,
+        epsilon_budget=epsilon_budget,
+    )
     config = read_experiment(folder, changes)
     target = out or Path("runs") / folder.name
     progress = Progress(quiet=as_json)
@@ -233,6 +251,8 @@ def _changes(**given: Any) -> dict[str, dict[str, Any]]:
         "rounds": ("rounds", "rounds"),
         "engine": ("rounds", "engine"),
         "rule": ("rounds", "rule"),
+        "noise_multiplier": ("rounds", "noise_multiplier"),
+        "epsilon_budget": ("rounds", "epsilon_budget"),
         "seed": ("", "seed"),
     }
     changes: dict[str, dict[str, Any]] = {}

@@ -80,6 +80,17 @@ class RoundsConfig(Strict):
     clip: float = Field(default=1.0, gt=0, description="Largest L2 norm of one device's change.")
     min_replies: int = Field(default=1, ge=1, description="A round with fewer changes moves nothing.")
     server_rate: float = Field(default=1.0, gt=0, description="How far the mean change is followed.")
+    noise_multiplier: float = Field(
+        default=0.0, ge=0, description="Noise on a round's sum, over the clip; 0: no privacy budget."
+    )
+    epsilon_budget: float = Field(
+        default=0.0, ge=0, description="No round begins that would cost more in all; 0: no end."
+    )
+    delta: float = Field(default=1e-6, gt=0, lt=1, description="Chance with which epsilon may not hold.")
+    clip_quantile: float = Field(
+        default=0.0, ge=0, le=1, description="The clip follows this quantile of norms; 0: it stays."
+    )
+    clip_rate: float = Field(default=0.2, ge=0, description="How fast it follows.")
     rule: str = Field(
         default="mean", description="How changes become one: mean, median, trimmed-mean, krum or multi-krum."
     )
@@ -120,6 +131,12 @@ class RoundsConfig(Strict):
             min_replies=self.min_replies,
             server_rate=self.server_rate,
             rule=self.rule,
+            noise_multiplier=self.noise_multiplier,
+            epsilon_budget=self.epsilon_budget,
+            delta=self.delta,
+            clip_quantile=self.clip_quantile,
+            clip_rate=self.clip_rate,
+            noise_source="seed",
             outlier_share=self.outlier_share,
             evaluate_clients=self.evaluate_clients,
             secure=self.secure,

@@ -86,7 +86,11 @@ class Backbone:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, config=_config)
 class Round:
-    """One federated round. Bytes are those of all its clients together."""
+    """One federated round. Bytes are those of all its clients together.
+
+    Refused are devices whose answer broke the contract: they are among the failures, and then on probation.
+    Epsilon is what this round and all before it have cost; the clip is told where it follows a quantile.
+    """
 
     round: Count
     clients: Count
@@ -95,6 +99,9 @@ class Round:
     bytes_up: Count
     bytes_down: Count
     seen_accuracy: Share | None
+    refused: Count = 0
+    epsilon: Annotated[float, Field(ge=0.0), AfterValidator(_rounded)] | None = None
+    clip: Number | None = None
 
 
 @final

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from umbel.coordinator.artifacts import TrainedModel
+from umbel.coordinator.federation.settings import SEEDED
 from umbel.coordinator.publish import publish, publish_update
 from umbel.coordinator.train import read_finished, train
 from umbel.device_client.engine import Engine
@@ -145,6 +146,8 @@ def _run(
         )
     with clock.phase("publish"), progress.phase("publish: export, compare, write") as bar:
         release = _published(trained, examples, out / "release", bar.words)
+    if config.rounds.rounds and config.rounds.noise_multiplier:
+        progress.say(SEEDED)
     with clock.phase("rounds"), progress.phase("federated rounds") as bar:
         reached = _rounds(config, people, release, out, workers, bar)
         final = _after_rounds(release, reached, out)
@@ -375,7 +378,15 @@ def _round_rows(reached: RoundsResult | None) -> tuple[Round, ...]:
     if reached is None:
         return ()
     keys = ("round", "clients", "failures", "seconds", "bytes_up", "bytes_down", "seen_accuracy")
-    return tuple(Round(**{key: getattr(record, key) for key in keys}) for record in reached.rounds)
+    return tuple(
+        Round(
+            **{key: getattr(record, key) for key in keys},
+            refused=len(record.refused),
+            epsilon=record.epsilon,
+            clip=record.clip,
+        )
+        for record in reached.rounds
+    )
 
 
 def _training(report: Mapping[str, Any]) -> Training:

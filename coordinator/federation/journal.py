@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,10 +17,13 @@ from umbel.shared.errors import ConfigError
 from umbel.shared.files import atomic_write, sha256_bytes
 from umbel.shared.profile import FloatArray
 
-SCHEMA = "umbel.rounds/1"
+SCHEMA = "umbel.rounds/2"
 ROUNDS = "rounds.json"
 BEGUN = "begun.json"
 _VELOCITY = "velocity/"
+_OPTIONAL = {
+    "seen_accuracy": (0.0, 1.0), "epsilon": (0.0, math.inf), "clip": (0.0, 1e9), "within": (-1e9, 1e9),
+}  # fmt: skip
 _HINT = "Give the settings that it was begun with, or another out folder."
 _RESTORE = "Restore it, or choose another out folder."
 
@@ -38,6 +42,10 @@ class RoundRecord:
         bytes_down: Serialized bytes of all tasks.
         seen_accuracy: Mean over the evaluated devices of their held-out accuracy; None if none was evaluated.
         notes: What went wrong, one line each; names devices by number only.
+        refused: Numbers of the devices whose answer to a training task broke the contract, sorted.
+        epsilon: What this round and all before it have cost; None without noise.
+        clip: The clip of the round, where it follows a quantile; else None.
+        within: Noised share of the devices whose change was within that clip.
     """
 
     round: int
@@ -48,6 +56,10 @@ class RoundRecord:
     bytes_down: int
     seen_accuracy: float | None
     notes: tuple[str, ...] = ()
+    refused: tuple[int, ...] = ()
+    epsilon: float | None = None
+    clip: float | None = None
+    within: float | None = None
 
 
 @final
@@ -105,7 +117,7 @@ class Journal:
             return None
         row = _checked(path)
         self._refuse_other(path, row["settings"])
-        rounds = [RoundRecord(**{**record, "notes": tuple(record["notes"])}) for record in row["rounds"]]
+        rounds = [_record(record) for record in row["rounds"]]
         tensors = _tensors(self.folder, row["trainables"]["sha256"])
         velocity = {n.removeprefix(_VELOCITY): v for n, v in tensors.items() if n.startswith(_VELOCITY)}
         trainables = {n: v for n, v in tensors.items() if not n.startswith(_VELOCITY)}
@@ -219,6 +231,12 @@ def _checked(path: Path) -> dict[str, Any]:
     return row
 
 
+def _record(row: Mapping[str, Any]) -> RoundRecord:
+    """Returns a record as it was: JSON knows no tuples."""
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}
+    return RoundRecord(**values)
+
+
 def _problems(row: Mapping[str, Any]) -> list[str]:
     problems = [
         f"{name} is no {what}"
@@ -240,11 +258,15 @@ def _record_problems(number: int, record: object) -> list[str]:
     for name in ("clients", "failures", "bytes_up", "bytes_down"):
         problems += count_problems(name, record[name], 0, 2**63 - 1)
     problems += number_problems("seconds", record["seconds"], 0.0, 1e9)
-    if record["seen_accuracy"] is not None:
-        problems += number_problems("seen_accuracy", record["seen_accuracy"], 0.0, 1.0)
+    for name, (low, high) in _OPTIONAL.items():
+        if record[name] is not None:
+            problems += number_problems(name, record[name], low, high)
     notes = record["notes"]
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         problems.append("notes is no list of texts")
+    refused = record["refused"]
+    if not isinstance(refused, list) or any(count_problems("", number, 0, 2**63 - 1) for number in refused):
+        problems.append("refused is no list of devices' numbers")
     return problems
 
 

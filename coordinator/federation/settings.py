@@ -10,6 +10,7 @@ from typing import Any, final
 from umbel.coordinator.federation.aggregation import REGISTRY, rule_class
 from umbel.coordinator.federation.aggregation.base import RuleOptions
 from umbel.coordinator.federation.aggregation.exact import MOST_WEIGHT
+from umbel.coordinator.federation.privacy.budget import PrivacySettings
 from umbel.coordinator.federation.secure.plan import SecureSettings
 from umbel.shared.checks import count_problems, number_problems, parsed_json
 from umbel.shared.errors import ConfigError, ReleaseError
@@ -19,8 +20,15 @@ from umbel.shared.recipe import LearningRecipe
 from umbel.shared.secure.group import MOST_DEVICES
 
 WEIGHTINGS = ("uniform", "examples")
+NOISE_SOURCES = ("key", "seed")
+SEEDED = (
+    "THE NOISE FOLLOWS FROM THE SEED (noise_source = seed): whoever knows the seed can take it off. "
+    "This is for simulations, it protects nobody."
+)
+"""What is said where noise is no secret."""
+_PRIVACY = tuple(field.name for field in fields(PrivacySettings))
 _NUMBERS = (
-    *RATES, "server_rate", "server_momentum", "outlier_share", "timeout_s", "secure_threshold",
+    *RATES, *_PRIVACY, "server_rate", "server_momentum", "outlier_share", "timeout_s", "secure_threshold",
     "secure_stage_s",
 )  # fmt: skip
 _COUNTS = {
@@ -29,11 +37,17 @@ _COUNTS = {
     "seed": (-(2**63), 2**63 - 1),
     "evaluate_clients": (0, 10**7),
     "min_replies": (1, 10**7),
+    "probation_rounds": (0, 10**4),
 }
 _RANGES = {
     "server_rate": (0.0, 1e3),
     "server_momentum": (0.0, 0.999),
     "outlier_share": (0.0, 0.49),
+    "noise_multiplier": (0.0, 1e6),
+    "epsilon_budget": (0.0, 1e6),
+    "delta": (1e-12, 0.1),
+    "clip_quantile": (0.0, 1.0),
+    "clip_rate": (0.0, 10.0),
     "timeout_s": (0.001, 1e9),
     "secure_stage_s": (0.001, 1e9),
 }
@@ -65,6 +79,17 @@ class RoundSettings:
             the mean can weigh.
         outlier_share: Share of the devices that a robust rule takes to be liars.
         min_replies: A round with fewer usable changes leaves the shared tensors as they are.
+        probation_rounds: For how many rounds a device is left out whose answer breaks the contract; twice as
+            many each further time. 0 leaves nobody out.
+        noise_multiplier: Standard deviation of the noise on a round's sum, over the clip; 0: no noise. With
+            noise, each device of the population is sampled by its own chance, clients_per_round over the
+            population, and the mean is over clients_per_round, whoever answers.
+        epsilon_budget: No round begins that would cost more than this in all; 0: no end.
+        delta: The chance with which the bound of epsilon may fail.
+        clip_quantile: With noise: the clip follows this quantile of the devices' norms; 0: it stays.
+        clip_rate: How fast it follows.
+        noise_source: "key": sample and noise follow from a secret key that is kept in the out folder; "seed":
+            from the seed, which protects nobody, for simulations.
         evaluate_clients: Devices of the fixed panel that is evaluated after each round; 0 for none.
         timeout_s: Longest wait for a stage's replies, in seconds.
         secure: Whether changes are summed by secure aggregation, so that no device's is seen by itself.
@@ -93,6 +118,13 @@ class RoundSettings:
     weighting: str = "uniform"
     outlier_share: float = 0.2
     min_replies: int = 1
+    probation_rounds: int = 2
+    noise_multiplier: float = 0.0
+    epsilon_budget: float = 0.0
+    delta: float = 1e-6
+    clip_quantile: float = 0.0
+    clip_rate: float = 0.2
+    noise_source: str = "key"
     evaluate_clients: int = 0
     timeout_s: float = 3600.0
     secure: bool = True
@@ -108,12 +140,14 @@ class RoundSettings:
         for name, (least, most) in _RANGES.items():
             problems += number_problems(name, getattr(self, name), least, most)
         problems += self._rule_problems() + self._secure_problems()
+        problems += [] if problems else self._privacy_problems()
         if problems:
             raise ConfigError("the settings of the rounds cannot be used", problems, "Change these values.")
 
     def _rule_problems(self) -> list[str]:
         problems = []
-        for name, known in (("rule", tuple(REGISTRY)), ("weighting", WEIGHTINGS)):
+        choices = (("rule", tuple(REGISTRY)), ("weighting", WEIGHTINGS), ("noise_source", NOISE_SOURCES))
+        for name, known in choices:
             if getattr(self, name) not in known:
                 problems.append(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
         if not problems and self.rule != "mean" and self.weighting != "uniform":
@@ -146,16 +180,42 @@ class RoundSettings:
         least = max(self.min_devices_in_a_sum, self.min_replies)
         return SecureSettings(least, self.secure_threshold, self.secure_peers)
 
+    def _privacy_problems(self) -> list[str]:
+        if not self.noise_multiplier:
+            needless = [name for name in ("epsilon_budget", "clip_quantile") if getattr(self, name)]
+            return [f"{name} is {getattr(self, name)}, but noise_multiplier is 0" for name in needless]
+        problems = []
+        for name, needed in (("rule", "mean"), ("weighting", "uniform"), ("min_replies", 1)):
+            if getattr(self, name) != needed:
+                problems.append(f"{name} is {getattr(self, name)!r}, with noise it must be {needed!r}")
+        if self.secure and self.clip_quantile:
+            problems.append(
+                "clip_quantile needs to know of each device: set secure = false, or keep the clip"
+            )
+        if self.noise_source == "key" and self.evaluate_clients:
+            problems.append(
+                "evaluate_clients must be 0 with noise: what devices count right is told without any"
+            )
+        return problems
+
+    def privacy(self) -> PrivacySettings | None:
+        """Returns what is promised of privacy; None without noise."""
+        if not self.noise_multiplier:
+            return None
+        return PrivacySettings(**{name: getattr(self, name) for name in _PRIVACY})
+
     def _most_weight(self) -> int:
         return self.clients_per_round * self.example_cap
 
-    def rule_options(self) -> RuleOptions:
-        """Returns the part that the rule is told."""
-        return RuleOptions(largest(self.clip), self.weighting, self.outlier_share)
+    def rule_options(self, clip: float) -> RuleOptions:
+        """Returns the part that the rule is told of a round with this clip."""
+        return RuleOptions(largest(clip), self.weighting, self.outlier_share)
 
-    def local(self) -> LocalSettings:
-        """Returns the part that devices are told."""
-        return LocalSettings(**{field.name: getattr(self, field.name) for field in fields(LocalSettings)})
+    def local(self, clip: float | None = None) -> LocalSettings:
+        """Returns the part that devices are told; with a clip, that of a round whose clip is another."""
+        own = {f.name: getattr(self, f.name) for f in fields(LocalSettings) if hasattr(self, f.name)}
+        tells = self.noise_multiplier != 0 and self.clip_quantile != 0
+        return LocalSettings(**(own | ({} if clip is None else {"clip": clip})), tell_within=tells)
 
     def as_run_config(self) -> dict[str, str | int | float | bool]:
         """Returns the settings as scalars, under the keys of a run config."""

@@ -177,6 +177,8 @@ def allowed_contribution(manifest: Manifest, task: RoundTask, most_norm: float =
         most_norm: The owner's own bound on the norm; the task's clip holds as well.
     """
     scalars = _answer(manifest, task) | {"examples": Within(int, 1, task.settings.example_cap)}
+    if task.settings.tell_within:
+        scalars |= {"within": Within(bool, 0, 1)}
     bound = min(task.settings.clip, most_norm)
     return Allowed(
         TRAIN,

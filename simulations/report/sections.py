@@ -126,17 +126,30 @@ def rounds(result: Result) -> str:
         caption += f"; the generic model {percent(result.seen.generic_accuracy)}"
         legend.append(("generic", "solid", "generic"))
     svg = inline(plots.accuracy_by_round(result.rounds, result.seen), "rounds", title, caption + ".")
-    note = "Bytes of all clients of the round together."
-    headings = ("round", "clients", "failed", "up", "down", "seconds", "right")
+    note = (
+        "Bytes of all clients of the round together. Refused are those of the failed whose answer broke the "
+        "contract; they are left out of the next rounds."
+    )
+    costs = [row.epsilon for row in result.rounds if row.epsilon is not None]
+    if costs:
+        caption += f". Noise was on the rounds' sums: in all they cost epsilon {costs[-1]:.3g}"
+        note += (
+            " Epsilon is what the rounds up to this one have cost, at the configuration's delta; "
+            "the noise of a simulation follows from its seed."
+        )
+    headings: tuple[str, ...] = ("round", "clients", "failed", "refused", "up", "down", "seconds", "right")
+    headings += ("epsilon",) if costs else ()
     rows = [
         (
             str(row.round),
             str(row.clients),
             str(row.failures),
+            str(row.refused),
             words.size(row.bytes_up),
             words.size(row.bytes_down),
             f"{row.seconds:.1f}",
             "" if row.seen_accuracy is None else percent(row.seen_accuracy),
+            *(("" if row.epsilon is None else f"{row.epsilon:.3g}",) if costs else ()),
         )
         for row in result.rounds
     ]

@@ -268,6 +268,49 @@ def test_a_robust_rule_can_be_chosen(rule: str) -> None:
     assert run(replace(settings, rule=rule), grid_of(work)).trainables["head.bias"][0] < 0.1
 
 
+def liar(number: int) -> Work:
+    """Returns the work of devices of which one sends ten times what passes."""
+
+    def work(client: int, task: RoundTask) -> Wire:
+        sent = contribution(client, task)
+        if client != number or task.stage != "train":
+            return usual(client, task)
+        return replace(sent, change={n: v * np.float32(1e6) for n, v in sent.change.items()}).wire()
+
+    return work
+
+
+def test_a_device_that_breaks_the_contract_is_left_out_for_twice_as_long_each_time(tmp_path: Path) -> None:
+    """All six are asked; device 2 lies in rounds 1, 4 and 9 and is left out of 2-3, 5-8 and 10."""
+    settings = replace(SETTINGS, rounds=10, clients_per_round=6, evaluate_clients=0)
+    found = run(settings, grid_of(liar(2)))
+    assert [record.refused for record in found.rounds] == [
+        (2,), (), (), (2,), (), (), (), (), (2,), (),
+    ]  # fmt: skip
+    assert [record.clients for record in found.rounds] == [5] * 10
+    assert found.rounds[3].notes[1] == "round 4: device 000002 is on probation, not asked before round 9"
+    # Ended after round 6 and gone on with, from what was kept: the same.
+    journal = Journal(tmp_path, RELEASE, 6, settings)
+    run(replace(settings, rounds=6), grid_of(liar(2)), on_round=journal.write)
+    again = run(settings, grid_of(liar(2)), reached=journal.read())
+    assert without_seconds(again.rounds) == without_seconds(found.rounds)
+    assert_same(again.trainables, found.trainables)
+
+
+def test_nobody_is_left_out_without_probation_or_for_a_crash() -> None:
+    settings = replace(SETTINGS, rounds=3, clients_per_round=6, evaluate_clients=0)
+    found = run(replace(settings, probation_rounds=0), grid_of(liar(2)))
+    assert [record.refused for record in found.rounds] == [(2,)] * 3
+
+    def crash(client: int, task: RoundTask) -> Wire:
+        if client == 2:
+            raise OSError
+        return usual(client, task)
+
+    crashed = run(settings, grid_of(crash))
+    assert [(record.failures, record.refused) for record in crashed.rounds] == [(1, ())] * 3
+
+
 def test_an_answer_with_one_key_more_is_left_out() -> None:
     def work(client: int, task: RoundTask) -> Wire:
         wire = usual(client, task)
@@ -426,7 +469,7 @@ def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
         journal.read()
 
 
-RECORD = RoundRecord(1, 3, 0, 0.5, 200, 100, 0.75, ("a note",))
+RECORD = RoundRecord(1, 3, 0, 0.5, 200, 100, 0.75, ("a note",), (7,))
 
 
 @pytest.mark.parametrize(
@@ -441,6 +484,7 @@ RECORD = RoundRecord(1, 3, 0, 0.5, 200, 100, 0.75, ("a note",))
         ({"bytes_down": True}, "bytes_down is True, expected an integer"),
         ({"seen_accuracy": 9}, "seen_accuracy is 9, expected a number from 0 to 1"),
         ({"notes": "a note"}, "notes is no list of texts"),
+        ({"refused": [-1]}, "refused is no list of devices' numbers"),
         ({"more": 1}, "its keys are not those of a round"),
     ],
 )

@@ -129,6 +129,14 @@ def test_the_change_is_clipped_and_the_count_capped(home: SimulatedHome) -> None
     assert tight.examples == 3
 
 
+def test_whether_the_change_was_within_the_clip_is_told_if_it_is_asked(home: SimulatedHome) -> None:
+    norm = l2_norm(train(ENGINE, home, 4, task()).change.values())
+    asked = replace(WIDE, tell_within=True)
+    assert train(ENGINE, home, 4, task()).within is None
+    assert train(ENGINE, home, 4, task(replace(asked, clip=1.01 * norm))).within is True
+    assert train(ENGINE, home, 4, task(replace(asked, clip=0.99 * norm))).within is False
+
+
 def test_profile_dropout_trains_what_people_without_a_profile_get() -> None:
     support = encode_examples(ENGINE, some_examples(10))
     profile = {PRIVATE: np.array([[1.0, -1.0]], np.float32)}

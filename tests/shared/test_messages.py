@@ -84,11 +84,13 @@ def same_arrays(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
     st.integers(-(2**63), 2**63 - 1),
     st.sampled_from(["train", "evaluate"]),
     st.none() | st.builds(LearningRecipe, steps=st.integers(0, 99), learning_rate=st.floats(0.0, 9.0)),
+    st.booleans(),
 )
 def test_a_task_comes_back_as_it_was_sent(
-    arrays: dict[str, Any], seed: int, stage: str, recipe: LearningRecipe | None
+    arrays: dict[str, Any], seed: int, stage: str, recipe: LearningRecipe | None, tells: bool
 ) -> None:
-    sent = task(arrays=arrays, seed=seed, stage=stage, settings=LocalSettings(recipe=recipe))
+    settings = LocalSettings(recipe=recipe, tell_within=tells)
+    sent = task(arrays=arrays, seed=seed, stage=stage, settings=settings)
     found = read_task(sent.wire(), MANIFEST)
     assert same_arrays(found.arrays, arrays)
     assert replace(found, arrays={}) == replace(sent, arrays={})
@@ -99,6 +101,23 @@ def test_answers_come_back_as_they_were_sent() -> None:
     assert same_arrays(found.change, values())
     assert replace(found, change={}) == contribution(change={})
     assert read_evaluation(evaluation().wire(), MANIFEST, task(stage="evaluate")) == evaluation()
+
+
+def test_whether_it_was_within_the_clip_is_in_a_contribution_if_it_is_asked() -> None:
+    asks = task(settings=LocalSettings(tell_within=True))
+    sent = contribution(within=False)
+    assert read_contribution(sent.wire(), MANIFEST, asks).within is False
+    for wire, asked, problem in (
+        (sent.wire(), task(), "unknown key 'within'"),
+        (contribution().wire(), asks, "missing key 'within'"),
+        (
+            Wire(sent.change, {**sent.wire().config, "within": 1}),
+            asks,
+            "within is of type int, expected bool",
+        ),
+    ):
+        with pytest.raises(MessageError, match=problem):
+            read_contribution(wire, MANIFEST, asked)
 
 
 def test_a_contribution_holds_nothing_but_the_change_and_two_numbers() -> None:

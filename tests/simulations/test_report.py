@@ -161,6 +161,15 @@ def test_the_page_is_whole_and_loads_nothing(name: str, tmp_path: Path) -> None:
     assert "nan" not in page.text.lower().split()
 
 
+def test_what_rounds_have_cost_and_who_was_refused_are_told(tmp_path: Path) -> None:
+    whole = example_result()
+    rows = tuple(dataclasses.replace(row, epsilon=0.5 * row.round, refused=3) for row in whole.rounds)
+    text = report_of(dataclasses.replace(whole, rounds=rows), tmp_path)
+    assert "in all they cost epsilon 4." in text
+    assert "refused" in text
+    assert "epsilon" not in report_of(whole, tmp_path)
+
+
 def test_every_figure_has_words_and_numbers(tmp_path: Path) -> None:
     text = report_of(example_result(), tmp_path)
     figures = re.findall(r"<figure>.*?</section>", text, flags=re.DOTALL)

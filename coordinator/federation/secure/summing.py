@@ -5,6 +5,7 @@ It holds one sum, not the devices' vectors: a masked change is added when it com
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,11 @@ class Summing:
         most_weight = task.settings.example_cap if weighted else 1
         self._grid = Grid(len(clients), task.settings.clip, most_weight)
         self._total = np.zeros(vector_size(manifest.trainables), np.uint32)
+
+    @property
+    def rounding(self) -> float:
+        """The largest L2 norm that rounding adds to one device's change: a step for each number."""
+        return math.sqrt(len(self._total) - 1) / self._grid.scale
 
     def tasks(self, stage: str) -> dict[int, Wire]:
         """Returns device number -> what to ask of it in a stage.

@@ -97,6 +97,19 @@ def test_what_is_on_the_list_leaves_as_it_is_and_is_written_down(kind: str) -> N
         assert departure.bytes == 12 * 4 + names + rest
 
 
+def test_whether_a_change_was_within_the_clip_leaves_only_if_it_was_asked() -> None:
+    asking = replace(TASK, settings=replace(TASK.settings, tell_within=True))
+    silent = contribution()
+    telling = Wire(silent.arrays, {**silent.config, "within": True})
+    assert allowed_contribution(MANIFEST, asking).problems(telling) == []
+    assert allowed_contribution(MANIFEST, asking).problems(silent) == ["within is missing"]
+    assert "it has 1 values that are not on the list" in allowed_contribution(MANIFEST, TASK).problems(
+        telling
+    )
+    number = Wire(silent.arrays, {**silent.config, "within": 1})
+    assert allowed_contribution(MANIFEST, asking).problems(number) == ["within is of type int, expected bool"]
+
+
 def test_nothing_leaves_that_is_not_written_down() -> None:
     class Full(Book):
         def enter(self, departure: Departure, problems: Sequence[str]) -> list[str]:

@@ -327,12 +327,12 @@ def _npy(array: Any) -> bytes:
 def _messages(folder: Path) -> dict[str, Target]:
     told = manifest()
     arrays = {name: np.full(shape, 0.25, np.float32) for name, shape in TRAINABLES.items()}
-    settings = LocalSettings(clip=2.0, example_cap=20, recipe=LearningRecipe(steps=3))
+    settings = LocalSettings(clip=2.0, example_cap=20, tell_within=True, recipe=LearningRecipe(steps=3))
     task = RoundTask(told.release_id, 3, -7, "train", settings, arrays)
     replies: dict[str, tuple[Any, Callable[[Wire], object]]] = {
         "task": (task, lambda wire: read_task(wire, told)),
         "contribution": (
-            Contribution(told.release_id, 3, arrays, 5, 0.5),
+            Contribution(told.release_id, 3, arrays, 5, 0.5, within=False),
             lambda wire: read_contribution(wire, told, task),
         ),
         "evaluation": (

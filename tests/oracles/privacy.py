@@ -1,0 +1,24 @@
+"""Clipping, sampling and accounting in plain Python, in the order of the papers' equations."""
+
+import math
+from collections.abc import Sequence
+
+
+def gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
+    """Returns the exact delta of one Gaussian sum with sensitivity 1 (Balle and Wang, 2018, Theorem 8)."""
+    z = noise_multiplier
+    return normal_cdf(1 / (2 * z) - epsilon * z) - math.exp(epsilon) * normal_cdf(-1 / (2 * z) - epsilon * z)
+
+
+def normal_cdf(x: float) -> float:
+    return math.erfc(-x / math.sqrt(2)) / 2  # not (1 + erf) / 2, which loses the lower tail
+
+
+def clips_oracle(norms: Sequence[Sequence[float]], clip: float, quantile: float, rate: float) -> list[float]:
+    """Returns the clip after each round without noise, from the norms that each round sees."""
+    clips = []
+    for row in norms:
+        share = sum(1 for norm in row if norm <= clip) / len(row)
+        clip = clip * math.exp(-rate * (share - quantile))
+        clips.append(clip)
+    return clips
