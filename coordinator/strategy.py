@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
+import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -210,17 +211,26 @@ class PersonalRounds(Strategy):
             )
             found = lead(summing, partial(self._stage, grid, number, wait_s, nodes))
         except MessageError as error:
-            self._round.note(f"round {number} changed nothing: {'; '.join(error.problems)}")
-            return None, None
+            return self._not_opened(task, "; ".join(error.problems))
         self._round.clients = found.devices
         total = Total(found.total, found.weight)
         if self.private is not None:
-            change = self.private.mean(total, number, task.settings.clip, summing.rounding)
+            change = self._noised(self.private, total, found.within or 0, task, summing.rounding)
         else:
             change = total.mean()
         values = self._move(task, change)
         examples = {"examples": found.weight} if weighted else {}
         return _array_record(values), MetricRecord({"clients": found.devices, **examples})
+
+    def _not_opened(self, task: RoundTask, why: str) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Returns what comes of a round whose sum is not opened: nothing, or under a budget its noise."""
+        if self.private is None:
+            self._round.note(f"round {task.round} changed nothing: {why}")
+            return None, None
+        self._round.note(f"round {task.round} moved by its noise alone: {why}")
+        nothing = {name: np.zeros(shape) for name, shape in self.manifest.trainables.items()}
+        change = self._noised(self.private, Total(nothing, 0), 0, task)
+        return _array_record(self._move(task, change)), MetricRecord({"clients": 0})
 
     def _stage(
         self,
@@ -258,14 +268,14 @@ class PersonalRounds(Strategy):
             pass
 
     def _noised(
-        self, private: PrivateRounds, total: Total, within: int, task: RoundTask
+        self, private: PrivateRounds, total: Total, within: int, task: RoundTask, rounding: float = 0.0
     ) -> dict[str, FloatArray]:
         """Returns the round's change under the privacy budget; also if nobody answered, which would tell."""
         clip = task.settings.clip
         if private.settings.adaptive:
             self._round.clip = clip
             self._round.within = private.share_within(within, self._round.clients, task.round)
-        return private.mean(total, task.round, clip)
+        return private.mean(total, task.round, clip, rounding)
 
     def _affords(self, number: int) -> bool:
         """Says whether the privacy budget pays for so many rounds."""

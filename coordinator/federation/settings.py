@@ -188,10 +188,6 @@ class RoundSettings:
         for name, needed in (("rule", "mean"), ("weighting", "uniform"), ("min_replies", 1)):
             if getattr(self, name) != needed:
                 problems.append(f"{name} is {getattr(self, name)!r}, with noise it must be {needed!r}")
-        if self.secure and self.clip_quantile:
-            problems.append(
-                "clip_quantile needs to know of each device: set secure = false, or keep the clip"
-            )
         if self.noise_source == "key" and self.evaluate_clients:
             problems.append(
                 "evaluate_clients must be 0 with noise: what devices count right is told without any"

@@ -96,7 +96,8 @@ def collected(engine: Engine, home: RoundHome, client: int, wire: Wire, held: He
         raise EgressError("this does not leave the device", problems, "Nothing was sent.")
     rng = home.rounding(task.seed, task.round)
     sent, held = masked(contribution, held, task, manifest.trainables, rng)
-    allowed = allowed_stage(COLLECT, held.session, masked_blocks(vector_size(manifest.trainables)))
+    size = vector_size(manifest.trainables, tells=task.settings.tell_within)
+    allowed = allowed_stage(COLLECT, held.session, masked_blocks(size))
     return Answered(sent.wire(), allowed, held.packed())
 
 

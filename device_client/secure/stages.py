@@ -108,9 +108,8 @@ def open_task(wire: Wire, held: Held, manifest: Manifest) -> tuple[RoundTask, He
 
 def grid_of(held: Held, task: RoundTask) -> Grid:
     """Returns how a round's numbers are coded."""
-    return Grid(
-        held.group.devices, task.settings.clip, task.settings.example_cap if held.group.weighted else 1
-    )
+    most_weight = task.settings.example_cap if held.group.weighted else 1
+    return Grid(held.group.devices, task.settings.clip, most_weight, task.settings.tell_within)
 
 
 def masked(
@@ -133,7 +132,8 @@ def masked(
         The answer, and what is kept: no seed and no key that masks could be made of once more.
     """
     weight = contribution.examples if held.group.weighted else 1
-    vector = grid_of(held, task).coded(flat(contribution.change, shapes), weight, rng)
+    values = flat(contribution.change, shapes)
+    vector = grid_of(held, task).coded(values, weight, rng, contribution.within)
     vector += mask(held.seed, len(vector))
     for place in held.seeds:
         if place != held.group.place:

@@ -1,7 +1,8 @@
 """Numbers as secure aggregation sums them: whole steps of a grid, modulo 2^32, the weight in front.
 
-A device's vector is (w, w x_1, ..., w x_d): its weight, and its change times that. The grid is as fine as
-32 bits allow for the largest sum that there can be: no coordinate of a change is larger than the clip C of
+A device's vector is (w, w x_1, ..., w x_d): its weight, and its change times that. Where devices tell
+whether their change was within the clip, b, 1 or 0, comes behind the weight. The grid is as fine as 32 bits
+allow for the largest sum that there can be: no coordinate of a change is larger than the clip C of
 its L2 norm, so with n devices of weight at most W no sum leaves [-n W C, n W C], and nothing is cut off. A
 number is rounded up or down by chance, so that the sum is right on average; the error of a mean of n changes
 of d numbers and equal weight has an L2 norm of about C sqrt(n d) / 2^32 or less.
@@ -34,11 +35,13 @@ class Grid:
         devices: n, the most that are summed.
         clip: C, the largest L2 norm of one device's change.
         most_weight: W, the largest weight of a device.
+        tells: Whether devices tell if their change was within the clip before it was clipped.
     """
 
     devices: int
     clip: float
     most_weight: int = 1
+    tells: bool = False
 
     def __post_init__(self) -> None:
         if self.devices * self.most_weight >= _HALF:
@@ -52,32 +55,44 @@ class Grid:
         """Steps per unit; each device's rounding may add one step to the largest sum."""
         return (_HALF - self.devices) / (self.devices * self.most_weight * self.clip * (1 + _SLACK))
 
-    def coded(self, values: npt.NDArray[np.float32], weight: int, rng: np.random.Generator) -> Words:
+    def coded(
+        self,
+        values: npt.NDArray[np.float32],
+        weight: int,
+        rng: np.random.Generator,
+        within: bool | None = None,
+    ) -> Words:
         """Returns a device's vector.
 
         Args:
             values: (d,), its change.
             weight: Its weight.
             rng: Decides what is rounded up.
+            within: Whether the change was within the clip; None where devices do not tell.
 
         Returns:
-            (1 + d,)
+            (1 + d,), or (2 + d,) where devices tell.
 
         Raises:
-            MessageError: A value is no number or larger than the clip, or the weight is out of range.
+            MessageError: A value is no number or larger than the clip, the weight is out of range, or
+                `within` is told though it is not asked, or the other way around.
         """
         problems = [] if 1 <= weight <= self.most_weight else ["the weight is out of range"]
+        if self.tells == (within is None):
+            problems.append("whether the change was within the clip is told if and only if it is asked")
         if not (np.abs(values) <= self.clip * (1 + _SLACK)).all():
             problems.append("a value is no number, or larger than the clip")
         if problems:
             raise MessageError("the change cannot be coded for a secure sum", problems)
         steps = np.floor(values.astype(np.float64) * (weight * self.scale) + rng.random(values.shape))
-        return np.concatenate([np.array([weight]), steps.astype(np.int64)]).astype(np.uint32)
+        head = [weight] if within is None else [weight, int(within)]
+        return np.concatenate([np.array(head), steps.astype(np.int64)]).astype(np.uint32)
 
-    def decoded(self, total: Words) -> tuple[npt.NDArray[np.float64], int]:
-        """Returns the weighted sum of the changes (d,), and the sum of the weights."""
+    def decoded(self, total: Words) -> tuple[npt.NDArray[np.float64], int, int | None]:
+        """Returns the weighted sum of the changes (d,), the sum of the weights, and how many were within."""
         signed = total.view(np.int32)
-        return signed[1:].astype(np.float64) / self.scale, int(signed[0])
+        within = int(signed[1]) if self.tells else None
+        return signed[1 + self.tells :].astype(np.float64) / self.scale, int(signed[0]), within
 
     def error(self, numbers: int, devices: int, weight: int) -> float:
         """Returns the largest expected L2 norm of what rounding does to a mean.
@@ -105,6 +120,6 @@ def unflat(
     return {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
 
 
-def vector_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Returns 1 + d: how many numbers a device's vector has."""
-    return 1 + sum(math.prod(shape) for shape in shapes.values())
+def vector_size(shapes: Mapping[str, tuple[int, ...]], *, tells: bool = False) -> int:
+    """Returns 1 + d, or 2 + d: how many numbers a device's vector has."""
+    return 1 + tells + sum(math.prod(shape) for shape in shapes.values())

@@ -142,7 +142,7 @@ class CollectTask:
 @final
 @dataclass(frozen=True, slots=True)
 class Masked:
-    """A device's weight and change, coded and masked: (1 + d,)."""
+    """A device's weight and change, coded and masked: (1 + d,), or (2 + d,) where `tell_within` is asked."""
 
     session: Session
     vector: Words
@@ -197,7 +197,7 @@ def share_blocks(peers: int) -> dict[str, Block]:
 
 
 def masked_blocks(size: int) -> dict[str, Block]:
-    """Returns the arrays of an answer to collect; `size` is 1 + d."""
+    """Returns the arrays of an answer to collect; `size` is that of a device's vector."""
     return {"masked": (np.uint32, (size,))}
 
 

@@ -13,12 +13,14 @@ from flwr.app import Context, Error, Message
 from tests.builders import random_examples, write_devices
 
 from umbel.coordinator import server_app
+from umbel.coordinator.federation.privacy.sources import SeedSource
 from umbel.device_client import flower_app
 from umbel.device_client.engine import Engine
 from umbel.device_client.rounds import train
 from umbel.device_client.simulated import SimulatedHome
 from umbel.shared.errors import ConfigError
 from umbel.shared.messages import RoundTask
+from umbel.shared.norms import largest
 from umbel.shared.release import Release
 from umbel.shared.secure.grid import Grid, flat
 from umbel.shared.secure.messages import COLLECT, SETUP, SHARE, UNMASK
@@ -96,6 +98,51 @@ def test_below_the_minimum_the_round_changes_nothing_and_says_so(
     before = Engine(tiny_release).trainables()
     for name, values in found.trainables.items():
         np.testing.assert_array_equal(values, before[name])
+
+
+def test_a_budget_with_a_clip_that_follows_the_norms_is_that_of_rounds_without_secure_sums(
+    tiny_release: Release, devices: Path, tmp_path: Path
+) -> None:
+    """The same devices are sampled and counted, and get the same noise but for what rounding adds to it."""
+    private = replace(
+        SETTINGS,
+        rounds=3,
+        noise_multiplier=0.4,
+        clip=0.1,
+        clip_quantile=0.5,
+        clip_rate=1.0,
+        noise_source="seed",
+    )
+    found = run(tiny_release, devices, tmp_path / "secure", private)
+    plain = run(tiny_release, devices, tmp_path / "plain", replace(private, secure=False))
+    assert [(r.clients, r.notes, r.epsilon, r.clip, r.within) for r in found.rounds] == [
+        (r.clients, r.notes, r.epsilon, r.clip, r.within) for r in plain.rounds
+    ]
+    assert len({record.clip for record in found.rounds}) == 3
+    before = Engine(tiny_release).trainables()
+    for name, values in plain.trainables.items():
+        assert np.abs(values - before[name]).max() > 1e-3
+        np.testing.assert_allclose(found.trainables[name], values, rtol=0, atol=1e-5)
+
+
+def test_under_a_budget_a_round_whose_sum_is_not_opened_moves_by_its_noise_alone(
+    tiny_release: Release, devices: Path, tmp_path: Path
+) -> None:
+    def respond(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == SHARE:
+            return Message(Error(2, "OSError"), reply_to=message)
+        return flower_app.reply(message, context)
+
+    private = replace(SETTINGS, rounds=1, noise_multiplier=0.4, noise_source="seed")
+    found = run(tiny_release, devices, tmp_path, private, respond)
+    assert found.rounds[0].clients == 0
+    assert found.rounds[0].notes[-1].startswith("round 1 moved by its noise alone: 0 devices are left")
+    assert found.rounds[0].epsilon is not None
+    before, source = Engine(tiny_release).trainables(), SeedSource(5)
+    for name, values in found.trainables.items():
+        noise = source.normal(1, f"noise of {name}", "", values.size).reshape(values.shape)
+        expected = before[name] + 0.4 * largest(0.5) * noise / 6
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6)
 
 
 def parts(record: Any) -> Iterator[bytes]:

@@ -53,12 +53,15 @@ class SecureSum:
         weight: The sum of the weights.
         devices: How many devices it is over.
         error: The largest expected L2 norm of what coding did to the mean.
+        within: Of how many of them the change was within the clip before it was clipped; None if that was
+            not asked.
     """
 
     total: Mapping[str, npt.NDArray[np.float64]]
     weight: int
     devices: int
     error: float
+    within: int | None = None
 
 
 @final
@@ -98,8 +101,9 @@ class Summing:
         self._sent: set[int] = set()
         self._shares: dict[int, Unmasking] = {}
         most_weight = task.settings.example_cap if weighted else 1
-        self._grid = Grid(len(clients), task.settings.clip, most_weight)
-        self._total = np.zeros(vector_size(manifest.trainables), np.uint32)
+        tells = task.settings.tell_within
+        self._grid = Grid(len(clients), task.settings.clip, most_weight, tells)
+        self._total = np.zeros(vector_size(manifest.trainables, tells=tells), np.uint32)
 
     @property
     def rounding(self) -> float:
@@ -155,17 +159,19 @@ class Summing:
 
     def _checked(self) -> SecureSum:
         """Returns the sum if it is one that changes within their bounds can have."""
-        vector, weight = self._grid.decoded(self._total)
+        vector, weight, within = self._grid.decoded(self._total)
         devices, most = len(self._sent), self._grid.most_weight
         if not devices <= weight <= devices * most:
             raise MessageError("the sum cannot be used", ["its weights are not those of its devices"])
+        if within is not None and not 0 <= within <= devices:
+            raise MessageError("the sum cannot be used", ["it counts more changes than there are devices"])
         error = self._grid.error(len(vector), devices, weight)
         norm = l2_norm([vector]) / weight
         if norm > self._grid.clip * (1 + 1e-3) + 4 * error:
             clip = f"the clip is {self._grid.clip:.6g}: a device did not keep to it"
             problem = f"its mean has norm {norm:.6g}, {clip}"
             raise MessageError("the sum cannot be used", [problem])
-        return SecureSum(unflat(vector, self._manifest.trainables), weight, devices, error)
+        return SecureSum(unflat(vector, self._manifest.trainables), weight, devices, error, within)
 
     def _left(self, stage: str) -> set[int]:
         """Returns who has answered every stage before."""

@@ -35,8 +35,8 @@ def test_a_sum_of_coded_numbers_is_off_by_less_than_a_step_per_device(
     total = np.zeros(1 + values.shape[1], np.uint32)
     for row, weight in zip(rows, weights, strict=False):
         total += grid.coded(row, weight, rng)
-    found, weight = grid.decoded(total)
-    assert weight == sum(weights[: len(rows)])
+    found, weight, told = grid.decoded(total)
+    assert (weight, told) == (sum(weights[: len(rows)]), None)
     expected = sum(w * row.astype(np.float64) for row, w in zip(rows, weights, strict=False))
     assert np.abs(found - expected).max(initial=0) <= len(rows) / grid.scale * (1 + 1e-6)
 
@@ -73,7 +73,7 @@ def test_the_error_of_a_mean_is_far_below_a_hundredth_of_its_norm(devices: int, 
     total = np.zeros(1 + size, np.uint32)
     for change, weight in zip(changes, weights, strict=True):
         total += grid.coded(change, weight, rng)
-    found, weight_sum = grid.decoded(total)
+    found, weight_sum, _ = grid.decoded(total)
     mean = np.zeros(size)
     for change, weight in zip(changes, weights, strict=True):
         mean += weight * change.astype(np.float64) / weight_sum
@@ -91,7 +91,7 @@ def test_a_change_is_the_same_after_it_was_one_vector(shapes: dict[str, tuple[in
     rng = generator(2, 0, "", "shapes")
     change = {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in shapes.items()}
     vector = flat(change, shapes)
-    assert len(vector) + 1 == vector_size(shapes)
+    assert len(vector) + 1 == vector_size(shapes) == vector_size(shapes, tells=True) - 1
     back = unflat(vector.astype(np.float64), shapes)
     assert list(back) == list(shapes)
     for name, values in change.items():
@@ -110,6 +110,27 @@ def test_a_change_is_the_same_after_it_was_one_vector(shapes: dict[str, tuple[in
 def test_what_does_not_fit_is_not_coded(values: list[float], weight: int, problem: str) -> None:
     with pytest.raises(MessageError, match=problem):
         Grid(4, 1.0, 2).coded(np.array(values, np.float32), weight, generator(0, 0, "", "rounding"))
+
+
+@given(told=st.lists(st.booleans(), min_size=1, max_size=9), weight=st.integers(1, 5))
+def test_those_who_were_within_the_clip_are_counted_beside_the_sum(told: list[bool], weight: int) -> None:
+    grid, rng = Grid(len(told), 2.0, 5, tells=True), generator(0, 0, "", "rounding")
+    values = np.array([0.5, -1.25, 0.0], np.float32)
+    total = np.zeros(2 + len(values), np.uint32)
+    for within_ in told:
+        total += grid.coded(values, weight, rng, within_)
+    found, weights, within_clip = grid.decoded(total)
+    assert (weights, within_clip) == (weight * len(told), sum(told))
+    assert np.abs(found - weights * values.astype(np.float64)).max() <= len(told) / grid.scale * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("tells", "told"), [(True, None), (False, True)])
+def test_whether_a_change_was_within_the_clip_is_told_if_and_only_if_it_is_asked(
+    tells: bool, told: bool | None
+) -> None:
+    grid = Grid(4, 1.0, tells=tells)
+    with pytest.raises(MessageError, match="if and only if it is asked"):
+        grid.coded(np.zeros(2, np.float32), 1, generator(0, 0, "", "rounding"), told)
 
 
 def test_more_weight_than_can_be_counted_is_refused() -> None:
