@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, final
 
@@ -81,9 +83,13 @@ class EnrolledHome:
         self._device.keep_from_round(release, packed, self._before)
 
     def rounding(self, seed: int, round_: int) -> np.random.Generator:
-        """Returns what decides how a change is rounded for a secure sum; from the system."""
-        del seed, round_
-        return np.random.Generator(np.random.Philox(key=secrets.randbits(128)))
+        """Returns what rounds a change for a secure sum: a function of release, round, seed and a secret.
+
+        A round that is run again is then coded into the same numbers, whatever was started again meanwhile.
+        """
+        place = f"{self._device.release_id}|{round_}|{seed}".encode()
+        digest = hmac.digest(self._device.rounding_key(), place, sha256)
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
 
     def refusals(self) -> list[str]:
         """Returns what the owner's policy says against any answer now."""

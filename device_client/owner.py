@@ -9,6 +9,7 @@ home/                      ~/.umbel unless UMBEL_HOME or --home says otherwise; 
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,8 @@ STORE = "store.sqlite"
 KEYS = ("file", "keyring", "passphrase")
 _KEY, _RELEASES = "key", "releases"
 _RELEASE, _CHANNEL, _POLICY, _CLIENT = "release", "channel", "policy", "client"
-_MEMBERSHIP = "membership"
+_MEMBERSHIP, _ROUNDING = "membership", "rounding"
+_ROUNDING_BYTES = 32
 _OWN = ("learned", "onboarded")
 _RUNS = ("learned", "stopped learning", "onboarded")
 _SEARCHED, _TOLD_RUNS = 50, 3
@@ -421,6 +423,10 @@ class Device:
     def client_number(self, fresh: int) -> int:
         """Returns the number by which coordinators know this device; `fresh` if it has none yet."""
         return int(self._store.first_setting(_CLIENT, fresh))
+
+    def rounding_key(self) -> bytes:
+        """Returns the secret that decides how changes are rounded in secure sums: made once, kept sealed."""
+        return bytes.fromhex(self._store.first_setting(_ROUNDING, secrets.token_hex(_ROUNDING_BYTES)))
 
     def membership(self) -> Membership | None:
         """Returns the device's place at the coordinator that it joined; None if there is none."""

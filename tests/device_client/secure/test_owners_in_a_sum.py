@@ -18,6 +18,7 @@ from umbel.coordinator.federation.secure.plan import SecureSettings
 from umbel.coordinator.federation.secure.summing import SecureSum, Summing
 from umbel.device_client.egress.policy import Consent, Policy
 from umbel.device_client.engine import Engine
+from umbel.device_client.enrolled import EnrolledHome
 from umbel.device_client.flower_app import reply
 from umbel.device_client.owner import Device
 from umbel.device_client.rounds import train
@@ -131,6 +132,38 @@ def test_the_sum_is_that_of_the_owners_changes_and_each_stage_is_written_down(
     size = 4 * vector_size(tiny_release.manifest.trainables)
     assert size < rows[2]["bytes"] < size + 400
     assert [row["tensors"] for row in rows] == [1, 3, 1, 4]
+
+
+def test_a_round_that_is_run_again_after_everything_was_started_again_gives_the_same_sum_to_the_bit(
+    homes: Homes, task: RoundTask, tiny_release: Release
+) -> None:
+    """Keys, masks and sessions are other ones; the changes and their rounding are not."""
+    first = summed(Nodes(homes), tiny_release, task)
+    again = summed(Nodes(homes), tiny_release, task)
+    for name, total in first.total.items():
+        assert np.any(total)
+        np.testing.assert_array_equal(again.total[name], total)
+
+
+def draws(home: Path, seed: int, round_: int) -> list[float]:
+    with Device.open(home) as device:
+        return [float(own) for own in EnrolledHome(device).rounding(seed, round_).random(4)]
+
+
+def test_rounding_is_other_in_each_round_run_and_device_and_its_secret_lies_sealed(homes: Homes) -> None:
+    first = draws(homes[0], 1, 2)
+    assert draws(homes[0], 1, 2) == first
+    others = [draws(homes[0], 1, 3), draws(homes[0], 2, 2), draws(homes[1], 1, 2)]
+    assert all(not set(first) & set(other) for other in others)
+    with Device.open(homes[0]) as device:
+        secret = device.rounding_key()
+        device.forget([entry.number for entry in device.entries()])
+        assert device.rounding_key() == secret
+    assert len(secret) == 32
+    for path in homes[0].rglob("*"):
+        data = path.read_bytes() if path.is_file() else b""
+        assert secret not in data
+        assert secret.hex().encode() not in data
 
 
 def test_a_round_uses_one_round_of_consent_and_may_then_be_finished(
