@@ -28,6 +28,7 @@ from umbel.shared.onboarding import (
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import (
     BACKBONE_WEIGHTS,
+    CONTRIBUTE_EMBEDDED,
     EMBEDDED,
     GRAPHS,
     INT8_GRAPHS,
@@ -45,6 +46,7 @@ _INTEGERS = frozenset(
 _ONBOARDING = (GRAPH, TEACH)
 _Value = TypeVar("_Value")
 _ANY = -1  # a width that the manifest does not tell
+_BEHIND = (*EMBEDDED, CONTRIBUTE_EMBEDDED)
 
 
 @final
@@ -284,6 +286,23 @@ class Engine:
         feed = _feed(tokens, owner, profile, shared) | _targets(labels)
         return self._gradients("contribute", _models(self.release.manifest.trainables), feed)
 
+    @property
+    def contributes_embedded(self) -> bool:
+        """Whether what rounds want of texts can be computed from what they were read as."""
+        return f"{CONTRIBUTE_EMBEDDED}.onnx" in self.release.manifest.blobs
+
+    def contribute_embedded(
+        self,
+        embedding: FloatArray,
+        labels: IntArray,
+        owner: IntArray,
+        profile: Mapping[str, FloatArray],
+        shared: Mapping[str, FloatArray],
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """Returns what `contribute` does, of texts of which `read` has given the embeddings (batch, d)."""
+        feed = _embedded_feed(embedding, owner, profile, shared) | _targets(labels)
+        return self._gradients(CONTRIBUTE_EMBEDDED, _models(self.release.manifest.trainables), feed)
+
     def _gradients(
         self, graph: str, names: Iterable[str], feed: dict[str, npt.NDArray[Any]]
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
@@ -357,7 +376,7 @@ def _open_session(
     # size in each session. Nothing is looked for in the folder that the process happens to run in.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(blob.parent))
     # A graph refuses weights that it does not have; the onboarding network's are in no other graph.
-    outside = graph in (*_ONBOARDING, *EMBEDDED)  # the encoder is not in it
+    outside = graph in (*_ONBOARDING, *_BEHIND)  # the encoder is not in it
     own = {
         name: array
         for name, array in weights.items()
@@ -390,7 +409,7 @@ def graph_problems(graph: str, session: Any, manifest: Manifest) -> list[str]:
         return _onboarding_problems(graph, session, manifest, free)
     text: dict[str, tuple[int | None, ...]] = {"input_ids": (None, None), "attention_mask": (None, None)}
     results: dict[str, tuple[int | None, ...]] = {"logits": (None, len(manifest.labels))}
-    if graph in EMBEDDED:
+    if graph in _BEHIND:
         text = {"text_embedding": (None, _ANY)}
     else:
         results["text_embedding"] = (None, _ANY)

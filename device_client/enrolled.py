@@ -15,6 +15,8 @@ import numpy as np
 from umbel.device_client.egress.allowed import ERROR
 from umbel.device_client.egress.gate import Departure
 from umbel.device_client.egress.policy import PLUGGED_IN, Policy, Surroundings, surroundings
+from umbel.device_client.engine import Engine
+from umbel.device_client.learning import Encoded, read_once
 from umbel.device_client.owner import Device
 from umbel.shared.errors import ExampleError
 from umbel.shared.examples import Example
@@ -72,6 +74,14 @@ class EnrolledHome:
     def heldout(self) -> list[Example]:
         """Returns nothing: all that an owner has is learned from."""
         return []
+
+    def read(self, engine: Engine, examples: Encoded) -> Encoded:
+        """Returns the examples read, where the release wants that.
+
+        It is not kept: the store has what its owner's own learning reads, mostly in 8 bits, and has room for
+        that alone.
+        """
+        return read_once(engine, [examples])[0]
 
     def save_profile(self, release: Release, profile: Mapping[str, FloatArray]) -> None:
         """Keeps the profile of a round, unless its owner has learned or onboarded one: that one stays.

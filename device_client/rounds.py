@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import Encoded, encode_examples, learn_profiles, predict_logits, read_once
+from umbel.device_client.learning import Encoded, encode_examples, example_logits, learn_profiles
 from umbel.device_client.onboarding import examples_starter
 from umbel.device_client.teaching import taught_change
 from umbel.shared.errors import ExampleError
@@ -47,6 +47,9 @@ class RoundHome(Protocol):
     def heldout(self) -> list[Example]:
         """Returns examples that nothing is learned from; only simulated devices have some."""
 
+    def read(self, engine: Engine, examples: Encoded) -> Encoded:
+        """Returns examples with what their texts are read as, where the release wants them read once."""
+
     def rounding(self, seed: int, round_: int) -> np.random.Generator:
         """Returns what decides how a change is rounded for a secure sum."""
 
@@ -69,7 +72,7 @@ def train(engine: Engine, home: RoundHome, client: int, task: RoundTask) -> Cont
         StoreError: The store cannot be written, or examples were forgotten meanwhile.
     """
     started = time.perf_counter()
-    support = encode_examples(engine, home.examples())
+    support = home.read(engine, encode_examples(engine, home.examples()))
     profile = _learned(engine, support, task)
     home.save_profile(engine.release, profile)
     change = shared_change(engine, support, profile, client, task)
@@ -97,9 +100,9 @@ def evaluate(engine: Engine, home: RoundHome, task: RoundTask) -> EvaluationRepl
         raise ExampleError(
             "this device has no held-out examples", hint="Only simulated devices are evaluated."
         )
-    queries = encode_examples(engine, heldout)
-    profile = _learned(engine, encode_examples(engine, home.examples()), task)
-    logits = predict_logits(engine, queries.tokens, profile, shared=task.arrays)
+    queries = home.read(engine, encode_examples(engine, heldout))
+    profile = _learned(engine, home.read(engine, encode_examples(engine, home.examples())), task)
+    logits = example_logits(engine, queries, profile, shared=task.arrays)
     return EvaluationReply(
         release_id=engine.release.release_id,
         round=task.round,
@@ -110,7 +113,6 @@ def evaluate(engine: Engine, home: RoundHome, task: RoundTask) -> EvaluationRepl
 
 
 def _learned(engine: Engine, support: Encoded, task: RoundTask) -> dict[str, FloatArray]:
-    (support,) = read_once(engine, [support], task.arrays)
     recipe = task.recipe(engine.release.manifest, len(support))
     start = examples_starter(engine, [support], recipe.start, task.arrays)
     origin = None if start is None else start([(0, np.arange(len(support)))])
@@ -124,7 +126,7 @@ def shared_change(
 
     Args:
         engine: The release.
-        support: The owner's examples.
+        support: The owner's examples, read where the release wants them read once.
         profile: name -> (1, *shape).
         client: The device's number.
         task: Steps, rate, batch size and the round's values.
@@ -143,10 +145,23 @@ def shared_change(
     for index in minibatches(len(support), settings.batch_size, settings.local_steps, client, task):
         rows = support.rows(index)
         owner = (dropout.random(len(rows)) >= settings.profile_dropout).astype(np.int64)
-        _, gradients = engine.contribute(rows.tokens, rows.labels, owner, both, values)
+        gradients = _gradients(engine, rows, owner, both, values)
         rate = np.float32(settings.local_rate / len(rows))
         values = {name: value - rate * gradients[name] for name, value in values.items()}
     return {name: value - first[name] for name, value in values.items()}
+
+
+def _gradients(
+    engine: Engine,
+    rows: Encoded,
+    owner: IntArray,
+    profile: Mapping[str, FloatArray],
+    values: Mapping[str, FloatArray],
+) -> dict[str, FloatArray]:
+    """Returns the gradient of the summed nll by every trainable; the encoder runs only where it has to."""
+    if rows.embedding is not None and engine.contributes_embedded:
+        return engine.contribute_embedded(rows.embedding, rows.labels, owner, profile, values)[1]
+    return engine.contribute(rows.tokens, rows.labels, owner, profile, values)[1]
 
 
 def minibatches(count: int, size: int, steps: int, client: int, task: RoundTask) -> list[IntArray]:

@@ -1,18 +1,23 @@
-"""A simulated device's home: a person's examples and their profile, as plain files in a folder."""
+"""A simulated device's home: a person's examples, profile and read texts, as plain files in a folder."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
 from umbel.device_client.egress.gate import Departure
+from umbel.device_client.engine import Engine
+from umbel.device_client.learning import Encoded, read_once
 from umbel.shared.errors import ProfileError
 from umbel.shared.examples import Example, read_examples
-from umbel.shared.files import atomic_write, plain_bytes
+from umbel.shared.files import atomic_write, plain_bytes, sha256_bytes
 from umbel.shared.profile import MAX_FILE_BYTES, FloatArray, pack_profile, unpack_profile
 from umbel.shared.release import Release
 from umbel.shared.rng import generator
@@ -29,6 +34,7 @@ class SimulatedHome:
       examples.jsonl            the person's examples; profiles are learned from them
       heldout.jsonl             examples that nothing is learned from
       profile-<release>.umbel   the profile for a release (mode 0600)
+      read-<hash>.npy           what texts were read as, so that each is read once and not in every round
 
     Attributes:
         folder: Where it lies.
@@ -64,6 +70,28 @@ class SimulatedHome:
         """
         path = self.folder / HELDOUT
         return read_examples(path, default_user="owner") if path.is_file() else []
+
+    def read(self, engine: Engine, examples: Encoded) -> Encoded:
+        """Returns the examples read, where the release wants that; what was read before is taken from a file.
+
+        The file's name is a hash of the texts' tokens and of all that reads them: another text or another
+        encoder has another file.
+        """
+        if not engine.embeds or examples.embedding is not None or not len(examples):
+            return examples
+        named = engine.reader.encode() + examples.tokens.ids.tobytes() + examples.tokens.mask.tobytes()
+        path = self.folder / f"read-{sha256_bytes(named)[:32]}.npy"
+        with suppress(OSError, ValueError, EOFError):  # read again what cannot be read
+            found = np.load(path, allow_pickle=False)
+            if found.dtype == np.float32 and found.shape == (len(examples), engine.embedding_size):
+                return replace(examples, embedding=found)
+        (own,) = read_once(engine, [examples])
+        assert own.embedding is not None
+        made = io.BytesIO()
+        np.save(made, own.embedding)
+        with suppress(OSError):  # it only saves time
+            atomic_write(path, made.getvalue(), mode=0o600)
+        return own
 
     def profile_path(self, release: Release) -> Path:
         """Returns where the profile for a release lies."""

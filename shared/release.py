@@ -32,6 +32,8 @@ MANIFEST = "manifest.json"
 GRAPHS = ("predict", "learn", "contribute")
 EMBEDDED = ("predict_embedded", "learn_embedded")
 """The same behind a text's embedding, in releases whose methods act on nothing else."""
+CONTRIBUTE_EMBEDDED = "contribute_embedded"
+"""And what rounds want: where a release lacks it, as earlier ones do, rounds read texts at every step."""
 INT8_GRAPHS = {"predict": "predict_int8", "learn": "learn_int8"}
 """Graphs that there are with the encoder's matrices in 8 bits as well, in releases that have them."""
 BACKBONE_WEIGHTS = "backbone.safetensors"
@@ -41,6 +43,7 @@ TOKENIZER = "tokenizer.json"
 _BLOBS = (*(f"{graph}.onnx" for graph in GRAPHS), BACKBONE_WEIGHTS, SHARED_WEIGHTS, TOKENIZER)
 _ONBOARDING_BLOB, _TEACHING_BLOB = f"{ONBOARDING_GRAPH}.onnx", f"{TEACH}.onnx"
 _EMBEDDED_BLOBS = {f"{graph}.onnx" for graph in EMBEDDED}
+_CONTRIBUTING_BLOB = f"{CONTRIBUTE_EMBEDDED}.onnx"
 INT8_BLOBS = {*(f"{graph}.onnx" for graph in INT8_GRAPHS.values()), INT8_WEIGHTS}
 _KEYS = (
     "format",
@@ -404,7 +407,7 @@ def _are_blobs(value: Any) -> bool:
     if not isinstance(value, dict) or not all(map(_is_blob, value.values())):
         return False
     more = set(value) - set(_BLOBS)
-    for pair in (_EMBEDDED_BLOBS, INT8_BLOBS):
+    for pair in ({*_EMBEDDED_BLOBS, _CONTRIBUTING_BLOB}, _EMBEDDED_BLOBS, INT8_BLOBS):
         more = more - pair if more >= pair else more
     onboarding = ({_ONBOARDING_BLOB}, {_ONBOARDING_BLOB, _TEACHING_BLOB})
     return (not more or more in onboarding) and set(_BLOBS) <= set(value)
@@ -428,7 +431,8 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         _are_blobs,
         f"an object that gives sha256 and bytes of each of: {', '.join(_BLOBS)}; with onboarding also of "
         f"{_ONBOARDING_BLOB}, and of {_TEACHING_BLOB} where rounds train it; where methods act on embeddings "
-        f"alone, also of {' and '.join(sorted(_EMBEDDED_BLOBS))}; with int8 also of "
+        f"alone, also of {' and '.join(sorted(_EMBEDDED_BLOBS))}, and of {_CONTRIBUTING_BLOB} where rounds "
+        f"work on them, too; with int8 also of "
         f"{' and '.join(sorted(INT8_BLOBS))}",
     ),
 }
@@ -437,7 +441,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 def _blob_problems(folder: Path, blobs: Any) -> list[str]:
     """Checks every blob that is described at all, whatever else is wrong."""
     described = blobs if isinstance(blobs, dict) else {}
-    known = {*_BLOBS, *_EMBEDDED_BLOBS, *INT8_BLOBS, _ONBOARDING_BLOB, _TEACHING_BLOB}
+    known = {*_BLOBS, *_EMBEDDED_BLOBS, _CONTRIBUTING_BLOB, *INT8_BLOBS, _ONBOARDING_BLOB, _TEACHING_BLOB}
     found = [_blob_problem(folder, n, b) for n, b in sorted(described.items()) if n in known and _is_blob(b)]
     return [problem for problem in found if problem]
 

@@ -1,7 +1,7 @@
 """Exports what lies behind a text's embedding, where no method that is on acts before it.
 
-The encoder is in none of these graphs: a device reads a text once with `predict`, and then predicts and
-learns with what it has read, as often as it wants, at next to no cost.
+The encoder is in none of these graphs: a device reads a text once with `predict`, and then predicts, learns
+and takes part in rounds with what it has read, as often as it wants, at next to no cost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from umbel.coordinator.graphs.joint import GRADIENT
 from umbel.coordinator.graphs.parity import compared, open_session, parity_cases
 from umbel.coordinator.graphs.split import WeightsFile, cut_graphs
 from umbel.coordinator.model import PersonalModel
-from umbel.shared.release import EMBEDDED
+from umbel.shared.release import CONTRIBUTE_EMBEDDED, EMBEDDED
 
 _MODEL = "answers.model."
 _EXAMPLE_TOKENS = 7
@@ -75,7 +75,7 @@ class EmbeddedModule(nn.Module):
 def embedded_graphs(
     model: PersonalModel, trainables: Mapping[str, tuple[int, ...]], files: Sequence[WeightsFile]
 ) -> dict[str, bytes]:
-    """Exports the graphs `EMBEDDED` of a model.
+    """Exports the graphs `EMBEDDED` and `CONTRIBUTE_EMBEDDED` of a model.
 
     Args:
         model: On CPU; one that `acts_on_embeddings`.
@@ -83,30 +83,35 @@ def embedded_graphs(
         files: The weights files; together they hold every weight behind the embedding.
 
     Returns:
-        Graph name -> serialized ModelProto. Both take text_embedding (batch, d) in the place of tokens, and
-        are else as `predict` and `learn` are.
+        Graph name -> serialized ModelProto. All take text_embedding (batch, d) in the place of tokens, and
+        are else as `predict`, `learn` and `contribute` are.
     """
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     module = EmbeddedModule(frozen, list(trainables))
     case = _cases(frozen, _EXAMPLE_TOKENS)[-2]  # sizes above 1 keep every axis dynamic
     parameters = dict(frozen.named_parameters())
     private = tuple(torch.from_numpy(case[name]).requires_grad_() for name in module.private_names)
-    shared = tuple(parameters[name].detach().clone() for name in trainables)
+    shared = tuple(parameters[name].detach().clone().requires_grad_() for name in trainables)
     batch, users = torch.export.Dim("batch", min=1), torch.export.Dim("users", min=1)
     dynamic: tuple[Any, ...] = (
         *({0: batch},) * len(_PLAIN),
         tuple({0: users} for _ in private),
         tuple({} for _ in shared),
     )
-    gradients = [GRADIENT + name for name in module.private_names]
+    private_gradients = [GRADIENT + name for name in module.private_names]
+    shared_gradients = [GRADIENT + name for name in trainables]
     arguments = (*(torch.from_numpy(case[name]) for name in _PLAIN), private, shared)
-    outputs = ["loss", "logits", "nll", *gradients]
+    outputs = ["loss", "logits", "nll", *private_gradients, *shared_gradients]
     made = exported(module, arguments, dynamic, outputs, differentiate=True)
     inputs = [*_PLAIN, *module.private_names, *trainables]
     axes = [*(("batch",) for _ in _PLAIN), *(("users",) for _ in private)]
     public = {f"{_MODEL}{name}": name for name in parameters if not name.startswith("encoder.")}
     predict, learn = EMBEDDED
-    wanted = {predict: ["logits"], learn: ["loss", "nll", *gradients]}
+    wanted = {
+        predict: ["logits"],
+        learn: ["loss", "nll", *private_gradients],
+        CONTRIBUTE_EMBEDDED: ["loss", "nll", *shared_gradients],
+    }
     return cut_graphs(named_proto(made, inputs, axes, public), wanted, trainables, files)
 
 
@@ -121,7 +126,7 @@ def measure_embedded(
 
     Args:
         model: The model that was exported.
-        graphs: The graphs `EMBEDDED`; none where the model acts before the embedding.
+        graphs: The graphs that `embedded_graphs` made; none where the model acts before the embedding.
         weights: Every weight of the model by name.
         trainables: Names of those that are inputs.
         max_tokens: Of a text, at most: what is compared are embeddings as the encoder gives them.
@@ -145,9 +150,10 @@ def _exact(module: EmbeddedModule, feed: Arrays) -> dict[str, np.ndarray[Any, An
     tensors = {n: value.double() if value.is_floating_point() else value for n, value in tensors.items()}
     private = [tensors[name].requires_grad_() for name in module.private_names]
     parameters = dict(module.answers.model.named_parameters())
-    shared = tuple(parameters[name].detach() for name in module.trainables)
+    shared = tuple(parameters[name].detach().requires_grad_() for name in module.trainables)
     loss, logits, nll = module(*(tensors[name] for name in _PLAIN), tuple(private), shared)
-    found = dict(zip(module.private_names, torch.autograd.grad(loss, private), strict=True))
+    gradients = torch.autograd.grad(loss, [*private, *shared])
+    found = dict(zip((*module.private_names, *module.trainables), gradients, strict=True))
     outputs = {"loss": loss, "logits": logits, "nll": nll}
     outputs |= {GRADIENT + name: value for name, value in found.items()}
     return {name: value.detach().numpy() for name, value in outputs.items()}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,7 +23,11 @@ from umbel.device_client.learning import (
 from umbel.device_client.onboarding import examples_starter
 from umbel.device_client.prediction import predict_texts
 from umbel.device_client.releases.proving import Trial, cut
+from umbel.device_client.rounds import evaluate, train
+from umbel.device_client.simulated import SimulatedHome
 from umbel.shared.errors import ReleaseError
+from umbel.shared.examples import write_examples
+from umbel.shared.messages import TRAIN, LocalSettings, RoundTask
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.release import Release
@@ -63,6 +67,13 @@ class Counted(Plain):
     learn = predict
 
 
+class Older(Plain):
+    """An engine of a release without `contribute_embedded`."""
+
+    embeds = True
+    contributes_embedded = False
+
+
 @pytest.fixture(scope="module")
 def engine(embedded_release: Release) -> Engine:
     return Engine(embedded_release)
@@ -100,23 +111,24 @@ def test_only_methods_that_act_on_embeddings_alone_have_the_graphs(
     assert engine.embeds
     assert not Engine(tiny_release).embeds
     assert max(engine.release.manifest.parity.values()) < 1e-5
-    assert {"predict_embedded/logits", "learn_embedded/grad.headfactors.user"} < set(
-        engine.release.manifest.parity
-    )
+    assert engine.contributes_embedded
+    assert not Engine(tiny_release).contributes_embedded
+    graphs = {"predict_embedded/logits", "learn_embedded/grad.headfactors.user"}
+    assert graphs | {"contribute_embedded/grad.task.weight"} < set(engine.release.manifest.parity)
 
 
 def test_the_encoder_is_not_in_the_graphs(engine: Engine) -> None:
     graphs = {
         name: engine.release.blob_path(f"{name}.onnx").read_bytes()
-        for name in ("predict", "predict_embedded", "learn", "learn_embedded")
+        for name in ("predict", "predict_embedded", "learn", "learn_embedded", "contribute_embedded")
     }
     assert {name: b"encoder." in data for name, data in graphs.items()} == {
         **dict.fromkeys(("predict", "learn"), True),
-        **dict.fromkeys(("predict_embedded", "learn_embedded"), False),
+        **dict.fromkeys(("predict_embedded", "learn_embedded", "contribute_embedded"), False),
     }
     assert len(graphs["predict_embedded"]) < len(graphs["learn_embedded"]) < len(graphs["learn"]) / 2
     blob = engine.release.manifest.blobs["backbone.safetensors"].sha256.encode()
-    for name in ("predict_embedded", "learn_embedded"):
+    for name in ("predict_embedded", "learn_embedded", "contribute_embedded"):
         assert blob not in engine.release.blob_path(f"{name}.onnx").read_bytes()
 
 
@@ -133,6 +145,11 @@ def test_answers_and_gradients_are_those_of_the_plain_graphs(engine: Engine, in_
     found_nll, found_gradients = engine.learn_embedded(embedding, known.labels, owner, profile, shared)
     np.testing.assert_allclose(found_nll, nll, rtol=1e-4, atol=1e-5)
     close(found_gradients, gradients)
+    nll, gradients = engine.contribute(known.tokens, known.labels, owner, profile, shared)
+    found_nll, found_gradients = engine.contribute_embedded(embedding, known.labels, owner, profile, shared)
+    np.testing.assert_allclose(found_nll, nll, rtol=1e-4, atol=1e-5)
+    close(found_gradients, gradients)
+    assert found_gradients.keys() == engine.trainables().keys()
 
 
 def test_profiles_are_those_of_the_plain_graphs_and_each_text_is_read_once(engine: Engine) -> None:
@@ -201,6 +218,47 @@ def test_a_device_reads_once_and_answers_as_the_plain_graphs_do(
         example_logits(engine, unread, profiles(engine, 1)),
         predict_logits(engine, tokens, profiles(engine, 1)),
     )
+
+
+def test_a_round_reads_a_text_once_and_gives_the_change_of_the_plain_graphs(
+    engine: Engine, tmp_path: Path
+) -> None:
+    write_examples(tmp_path / "examples.jsonl", random_examples(0, "me", 6))
+    write_examples(tmp_path / "heldout.jsonl", random_examples(1, "me", 4))
+    home, counted = SimulatedHome(tmp_path, 3), Counted(engine)
+    plain, older = Plain(engine), Older(engine)
+    settings = LocalSettings(local_steps=3, local_rate=0.5, batch_size=4, clip=1e6, profile_dropout=0.3)
+    task = RoundTask(engine.release.release_id, 1, 0, TRAIN, settings, moved(engine))
+    first = train(cast(Engine, counted), home, 3, task)
+    assert counted.texts == 6
+    again = train(cast(Engine, counted), SimulatedHome(tmp_path, 3), 3, task)
+    assert counted.texts == 6  # another round reads nothing
+    for name, change in first.change.items():
+        np.testing.assert_array_equal(change, again.change[name])
+    for slow in (plain, older):  # no graphs behind the embedding; or those of earlier releases
+        close(first.change, train(cast(Engine, slow), home, 3, task).change)
+    counts = [evaluate(cast(Engine, one), home, task).correct for one in (counted, counted, plain)]
+    assert counted.texts == 10
+    assert len(set(counts)) == 1
+
+
+def test_what_a_home_has_read_is_read_again_when_it_is_of_no_use(engine: Engine, tmp_path: Path) -> None:
+    counted: Any = Counted(engine)
+    home, (known, other) = SimulatedHome(tmp_path), supports(engine, 5, 5)
+    wanted = home.read(counted, known).embedding
+    (file,) = tmp_path.glob("read-*.npy")
+    for damage in (b"", file.read_bytes()[:40], b"[1, 2]"):
+        file.write_bytes(damage)
+        before = counted.texts
+        found = home.read(counted, known).embedding
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+        assert counted.texts == before + 5
+    np.save(file, np.zeros((4, 3), np.float32))
+    assert np.asarray(home.read(counted, known).embedding).shape == np.asarray(wanted).shape
+    before = counted.texts
+    assert not np.array_equal(np.asarray(home.read(counted, other).embedding), np.asarray(wanted))
+    assert counted.texts == before + 5
+    assert home.read(counted, encode_examples(engine, [])).embedding is None
 
 
 def test_a_graph_that_is_not_what_it_says_is_refused(embedded_release: Release, tmp_path: Path) -> None:

@@ -15,7 +15,16 @@ from umbel.shared.errors import ReleaseError
 from umbel.shared.files import sha256_bytes
 from umbel.shared.profile import ProfileSpec, TensorSpec
 from umbel.shared.recipe import LearningRecipe
-from umbel.shared.release import EMBEDDED, MANIFEST, Blob, Manifest, Release, read_release, write_release
+from umbel.shared.release import (
+    CONTRIBUTE_EMBEDDED,
+    EMBEDDED,
+    MANIFEST,
+    Blob,
+    Manifest,
+    Release,
+    read_release,
+    write_release,
+)
 
 BLOBS = {
     "predict.onnx": b"graph p",
@@ -213,7 +222,9 @@ def test_no_other_blob_names(release: Release, name: str) -> None:
 def test_graphs_behind_the_embedding_come_together(release: Release) -> None:
     row = json.loads((release.folder / MANIFEST).read_bytes())
     graph = row["blobs"]["learn.onnx"]
-    for names, problems in ((EMBEDDED, 0), (EMBEDDED[:1], 1), (EMBEDDED[1:], 1)):
+    more = (CONTRIBUTE_EMBEDDED,)  # earlier releases lack it
+    cases = ((EMBEDDED, 0), (EMBEDDED[:1], 1), (EMBEDDED[1:], 1), (EMBEDDED + more, 0), (more, 1))
+    for names, problems in (*cases, (EMBEDDED[:1] + more, 1)):
         rewrite(release.folder, {"blobs": row["blobs"] | {f"{name}.onnx": graph for name in names}})
         if problems:
             assert len(problems_of(release.folder)) == problems
