@@ -14,7 +14,7 @@ from umbel.coordinator.federation.journal import Journal, RoundRecord, RoundsRes
 from umbel.coordinator.federation.privacy.budget import PrivateRounds
 from umbel.coordinator.federation.privacy.sources import KeySource, SeedSource, Source, kept_key
 from umbel.coordinator.federation.settings import SEEDED, RoundSettings
-from umbel.coordinator.strategy import PersonalRounds
+from umbel.coordinator.strategy import Ask, PersonalRounds
 from umbel.shared.errors import ConfigError
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import SHARED_WEIGHTS, Release, read_release
@@ -45,6 +45,8 @@ def serve(
     on_round: Callable[[RoundRecord], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
     owns: Callable[[int, int], bool] = lambda node, number: True,
+    on_greeted: Callable[[Ask, Mapping[int, int]], None] = lambda ask, clients: None,
+    release: Release | None = None,
 ) -> RoundsResult:
     """Runs the rounds that a run config describes, and keeps what is reached after each of them.
 
@@ -54,6 +56,8 @@ def serve(
         on_round: Called after every round.
         stopped: Asked while waiting for devices; True ends the run.
         owns: Says whether a node may go by a number that it tells.
+        on_greeted: As in `PersonalRounds`.
+        release: The release, if it was read already.
 
     Raises:
         ConfigError: The config cannot be used, or `out` holds a run that is longer or has other settings.
@@ -67,7 +71,7 @@ def serve(
         raise ConfigError("the rounds cannot begin", missing, "Give them in the run config.")
     if not settings.secure and not config.get(DEVICES):
         log.warning(OPEN)
-    release = read_release(Path(str(config[RELEASE])))
+    release = release or read_release(Path(str(config[RELEASE])))
     population = int(config.get(POPULATION, 0))
     journal = Journal(Path(str(config[OUT])), release.release_id, population, settings)
 
@@ -87,6 +91,7 @@ def serve(
         owns=owns,
         begun=journal.begun(),
         on_begin=journal.begin,
+        on_greeted=on_greeted,
     )
     strategy.start(grid)
     return strategy.reached
@@ -128,8 +133,4 @@ def release_trainables(release: Release) -> dict[str, FloatArray]:
 
 
 def _say(record: RoundRecord) -> None:
-    accuracy = "" if record.seen_accuracy is None else f", seen accuracy {record.seen_accuracy:.3f}"
-    accuracy += "" if record.epsilon is None else f", epsilon {record.epsilon:.3f}"
-    failed = f", {record.failures} failed" if record.failures else ""
-    line = f"round {record.round}: {record.clients} devices{failed}, {record.seconds:.1f} s{accuracy}"
-    print(line, flush=True)  # noqa: T201  (`flwr run --stream` shows it)
+    print(record.line(), flush=True)  # noqa: T201  (`flwr run --stream` shows it)

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,9 @@ from umbel.shared.release import Manifest
 from umbel.shared.rng import generator
 from umbel.shared.secure.messages import COLLECT, SETUP
 
+Ask: TypeAlias = Callable[[Iterable[Message]], Iterator[Message]]
+"""Sends messages, and yields their answers as they come."""
+
 ARRAYS, CONFIG = "arrays", "config"
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 0.5
 _SETTLE_S = 1.0
@@ -78,6 +81,7 @@ class PersonalRounds(Strategy):
         owns: Callable[[int, int], bool] = lambda node, number: True,
         begun: Begun | None = None,
         on_begin: Callable[[Begun], None] = lambda begun: None,
+        on_greeted: Callable[[Ask, Mapping[int, int]], None] = lambda ask, clients: None,
     ):
         """Prepares the rounds.
 
@@ -92,6 +96,7 @@ class PersonalRounds(Strategy):
             owns: Says whether a node may go by the number that it tells.
             begun: The round that was begun when the run was ended, and who was to train in it.
             on_begin: Called when a round begins, before anybody is asked.
+            on_greeted: Called before that with who is there, node id -> device number, and what asks them.
         """
         self.manifest = manifest
         self.settings = settings
@@ -103,6 +108,7 @@ class PersonalRounds(Strategy):
         self.owns = owns
         self.begun = begun
         self.on_begin = on_begin
+        self.on_greeted = on_greeted
         self._release_id = manifest.release_id
         self._change_bytes = 4 * sum(math.prod(shape) for shape in manifest.trainables.values())
         self._clients: dict[int, int] = {}  # Flower's node id -> the device's number
@@ -133,6 +139,8 @@ class PersonalRounds(Strategy):
                 break
             started, self._round = time.perf_counter(), _Tally()
             self._greet(grid, number, wait_s)
+            there = {node: client for node, client in self._clients.items() if node in self._online}
+            self.on_greeted(partial(self._ask, grid, timeout=min(wait_s, _GREETING_S)), there)
             train = self._trained_securely if self.settings.secure else self._trained
             changed, trained = train(number, arrays, train_config or ConfigRecord(), grid, wait_s)
             arrays = arrays if changed is None else changed
@@ -390,7 +398,7 @@ class PersonalRounds(Strategy):
                 continue
             self._round.bytes_up += wire_bytes(reply.content)
             try:
-                answer = read(client, _wire(reply.content))
+                answer = read(client, wire_of(reply.content))
             except UmbelError as error:
                 reasons[client] = "; ".join(error.problems) or error.headline
                 if stage != EVALUATE:
@@ -474,7 +482,7 @@ class PersonalRounds(Strategy):
                 silent[_first_line(reply.error.reason or "error")] += 1
                 continue
             try:
-                number = read_hello(_wire(reply.content)).client
+                number = read_hello(wire_of(reply.content)).client
             except MessageError as error:
                 silent["; ".join(error.problems)] += 1
                 continue
@@ -639,7 +647,12 @@ def _array_record(values: Mapping[str, FloatArray]) -> ArrayRecord:
     return ArrayRecord({name: Array(value) for name, value in values.items()})
 
 
-def _wire(content: RecordDict) -> Wire:
+def wire_of(content: RecordDict) -> Wire:
+    """Returns a device's answer out of Flower's records.
+
+    Raises:
+        MessageError: It is none.
+    """
     if set(content) != {ARRAYS, CONFIG}:
         raise MessageError(
             "an answer cannot be used", [f"it has {len(content)} records, expected arrays and config"]

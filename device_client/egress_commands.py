@@ -32,6 +32,13 @@ def policy(
     norm: Annotated[
         float | None, typer.Option(help="Largest change that may leave, whatever a coordinator allows.")
     ] = None,
+    report_gain: Annotated[
+        bool | None,
+        typer.Option(
+            "--report-gain/--no-report-gain",
+            help="Also tell what your profile gains you, noised; off at first.",
+        ),
+    ] = None,
     home: Home = HOME,
     as_json: _Json = False,
 ) -> None:
@@ -47,6 +54,12 @@ def policy(
 
     What leaves is a change of what everybody shares, never a text, a label or your profile.
 
+    --report-gain: after learning, your device also tells one number for each release: how many more of your
+    held-out examples are right with your profile, of all, with so much noise of its own (epsilon 1) that the
+    number says next to nothing of you. It is drawn once; asked again, your device tells the same. Of many
+    devices' numbers the coordinator sees whether a release helps people. With --no-report-gain, or with
+    nothing to tell, it hears only that nothing is told.
+
     For instance: umbel device policy plugged-in --network unmetered
     """
     from dataclasses import replace
@@ -57,6 +70,7 @@ def policy(
             "rule": None if rule == _SHOW else rule,
             "network": network,
             "most_norm": norm,
+            "report_gain": report_gain,
         }
         new = replace(kept, **{name: value for name, value in wanted.items() if value is not None})
         if new.rule != kept.rule:
@@ -167,6 +181,12 @@ def _policy_words(policy: Policy, against: list[str]) -> str:
         f"Policy:  {policy.rule}",
         f"Network: {policy.network}",
         f"Norm:    at most {policy.most_norm:g}",
+        "Gain:    "
+        + (
+            "is told, noised, once for each release"
+            if policy.report_gain
+            else "is not told. To tell it, noised: umbel device policy --report-gain"
+        ),
     ]
     if policy.rule == "ask" and given is None:
         words.append("Consent: none. Give it for some rounds: umbel device consent --rounds 10")

@@ -16,11 +16,12 @@ from umbel.device_client.egress.allowed import ERROR
 from umbel.device_client.egress.gate import Departure
 from umbel.device_client.egress.policy import PLUGGED_IN, Policy, Surroundings, surroundings
 from umbel.device_client.engine import Engine
+from umbel.device_client.gain import noised
 from umbel.device_client.learning import Encoded, read_once
 from umbel.device_client.owner import Device
 from umbel.shared.errors import ExampleError
 from umbel.shared.examples import Example
-from umbel.shared.messages import TRAIN
+from umbel.shared.messages import GAIN, TRAIN
 from umbel.shared.profile import FloatArray, pack_profile
 from umbel.shared.release import Release
 from umbel.shared.secure.messages import COLLECT, UNMASK
@@ -101,6 +102,19 @@ class EnrolledHome:
         digest = hmac.digest(self._device.rounding_key(), place, sha256)
         return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
 
+    def gain_refusals(self, release_id: str) -> list[str]:
+        """Returns what speaks against telling what the owner gains with a release; nothing if it may be."""
+        found = self._device.policy().gain_refusals()
+        if release_id != self._device.release_id:
+            return [*found, "this device has another release"]
+        return found if self._device.gain() is not None else [*found, "no gain is known (see: learn)"]
+
+    def noised_gain(self, release_id: str) -> int:
+        """Returns the noised gain: drawn once for a release and kept sealed, so that asking twice is vain."""
+        gain = self._device.gain()
+        assert gain is not None
+        return self._device.noised_gain(release_id, noised(gain))
+
     def refusals(self) -> list[str]:
         """Returns what the owner's policy says against any answer now."""
         return self._device.policy().refusals(self._device.release_id, _now(), self._look)
@@ -122,6 +136,7 @@ class EnrolledHome:
                 against += asked.refusals(release, _now(), lambda: seen)
                 against += [_FORGOTTEN] if erasures != self._before[1] else []
                 lowered = policy.most_norm < self.most_norm  # the list knows the bound of the beginning
+                against += policy.gain_refusals() if departure.kind == GAIN else []
                 against += policy.norm_refusals(departure.norm) if lowered else []
             if departure.kind in (TRAIN, COLLECT) and not against:
                 policy = policy.after_change()

@@ -25,10 +25,11 @@ from umbel.device_client.egress.allowed import (
     allowed_contribution,
     allowed_error,
     allowed_evaluation,
+    allowed_gain,
     allowed_hello,
     of_error,
 )
-from umbel.device_client.egress.gate import Asker, admit, leave
+from umbel.device_client.egress.gate import Asker, admit, decline, leave
 from umbel.device_client.engine import Engine
 from umbel.device_client.releases.installed import installed
 from umbel.device_client.rounds import evaluate, train
@@ -36,7 +37,7 @@ from umbel.device_client.secure.part import collected, take_part
 from umbel.device_client.simulated import SimulatedHome
 from umbel.shared.errors import ConfigError, MessageError, StoreError, UmbelError
 from umbel.shared.files import sha256_file
-from umbel.shared.messages import TRAIN, Hello, Wire, read_task
+from umbel.shared.messages import GAIN, TRAIN, GainReport, Hello, Wire, read_gain_question, read_task
 from umbel.shared.release import MANIFEST, Release, read_release
 from umbel.shared.secure.messages import STAGES, UNMASK
 
@@ -58,6 +59,12 @@ app = ClientApp()
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Tells the device's number."""
+    return reply(message, context)
+
+
+@app.query("gain")
+def gain_stage(message: Message, context: Context) -> Message:
+    """Tells what the owner's profile gains, noised, if they allow it."""
     return reply(message, context)
 
 
@@ -133,6 +140,8 @@ def _done(home: _AnyHome, message: Message, context: Context) -> tuple[Wire, All
     stage, client = message.metadata.message_type, home.client_number()
     if stage == MessageType.QUERY:
         return Hello(client).wire(), allowed_hello(client)
+    if stage == GAIN:
+        return _gain(home, message, _asker(message, context))
     if stage in STAGES:
         opened = lambda wire, held: collected(_engine(context, home), home, client, wire, held)  # noqa: E731
         answered = take_part(stage, _wire(message), _kept(context), _place_of(context, home).id, opened)
@@ -148,6 +157,15 @@ def _done(home: _AnyHome, message: Message, context: Context) -> tuple[Wire, All
         change = train(engine, home, client, task)
         return change.wire(), allowed_contribution(manifest, task, home.most_norm)
     return evaluate(engine, home, task).wire(), allowed_evaluation(manifest, task)
+
+
+def _gain(home: _AnyHome, message: Message, to: Asker) -> tuple[Wire, Allowed]:
+    """Returns the noised gain. Whatever speaks against it, the coordinator is told the same."""
+    release_id = read_gain_question(_wire(message)).release_id
+    against = home.gain_refusals(release_id)
+    if against:
+        decline(GAIN, home, to, against)
+    return GainReport(release_id, home.noised_gain(release_id)).wire(), allowed_gain(release_id)
 
 
 def _kept(context: Context) -> str:

@@ -22,6 +22,7 @@ from umbel.device_client.egress.totals import NOTHING, added
 from umbel.device_client.engine import Engine
 from umbel.device_client.events import event as _event
 from umbel.device_client.events import now as _now
+from umbel.device_client.gain import gain_of
 from umbel.device_client.known import known
 from umbel.device_client.prediction import INT8, Prediction, check_precision, predict_owners, reader
 from umbel.device_client.releases.installed import installed
@@ -56,7 +57,7 @@ STORE = "store.sqlite"
 KEYS = ("file", "keyring", "passphrase")
 _KEY, _RELEASES = "key", "releases"
 _RELEASE, _CHANNEL, _POLICY, _CLIENT = "release", "channel", "policy", "client"
-_MEMBERSHIP, _ROUNDING = "membership", "rounding"
+_MEMBERSHIP, _ROUNDING, _GAIN = "membership", "rounding", "gain"
 _ROUNDING_BYTES = 32
 _OWN = ("learned", "onboarded")
 _RUNS = ("learned", "stopped learning", "onboarded")
@@ -413,8 +414,8 @@ class Device:
 
     def keep_policy(self, policy: Policy) -> None:
         """Keeps what the owner allows to leave from now on."""
-        self._store.keep_setting(_POLICY, policy.as_json())
-        self._store.note(_event("policy", rule=policy.rule))
+        told = _event("policy", rule=policy.rule, report_gain=policy.report_gain)
+        self._store.switch({_POLICY: policy.as_json()}, {}, told)
 
     def enter(self, judge: Callable[[Any, int], tuple[Any, Mapping[str, Any]]]) -> Mapping[str, Any]:
         """Writes an entry of the egress log, and what the policy is after it; see `Store.enter`."""
@@ -428,6 +429,19 @@ class Device:
         """Returns the secret that decides how changes are rounded in secure sums: made once, kept sealed."""
         return bytes.fromhex(self._store.first_setting(_ROUNDING, secrets.token_hex(_ROUNDING_BYTES)))
 
+    def gain(self) -> float | None:
+        """Returns how many more held-out examples are right with the profile, of all; None: not known."""
+        kept = self._store.profile(self.release_id)
+        return None if kept is None else gain_of(kept.about)
+
+    def noised_gain(self, release: str, fresh: int) -> int:
+        """Returns what is told of the gain with a release; `fresh` if nothing was made ready yet.
+
+        It stays the same, whatever is learned or forgotten later: of several, a coordinator could take the
+        mean, and the noise would be gone.
+        """
+        return int(self._store.first_setting(f"{_GAIN} {release}", fresh))
+
     def membership(self) -> Membership | None:
         """Returns the device's place at the coordinator that it joined; None if there is none."""
         from umbel.device_client.joining.membership import Membership
@@ -437,10 +451,12 @@ class Device:
 
     def keep_membership(self, membership: Membership | None) -> None:
         """Keeps the device's place at a coordinator, its key sealed; None to leave."""
-        self._store.keep_setting(_MEMBERSHIP, None if membership is None else membership.as_setting())
+        told = None
         if membership is None or membership.joined:
             where = {} if membership is None else {"coordinator": membership.url}
-            self._store.note(_event("left" if membership is None else "joined", **where))
+            told = _event("left" if membership is None else "joined", **where)
+        row = None if membership is None else membership.as_setting()
+        self._store.switch({_MEMBERSHIP: row}, {}, told)
 
     def before(self) -> tuple[str, int]:
         """Returns what tells, once a profile is learned, whether examples were changed or forgotten."""

@@ -133,6 +133,15 @@ class SimulatedHome:
         """Returns what decides how a change is rounded for a secure sum: of seed, round and device."""
         return generator(seed, round_, str(self.number), "rounding")
 
+    def gain_refusals(self, release_id: str) -> list[str]:
+        """Returns that it tells none: simulations know their people's gains."""
+        del release_id
+        return ["a simulated device tells no gain"]
+
+    def noised_gain(self, release_id: str) -> int:
+        """Is not asked for one."""
+        raise NotImplementedError(release_id)
+
     def refusals(self) -> list[str]:
         """Returns nothing: a simulated person has no policy."""
         return []

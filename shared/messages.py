@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from umbel.shared.checks import count_problems, number_problems, parsed_json, shown
 from umbel.shared.errors import MessageError, ReleaseError
+from umbel.shared.gain import MOST as MOST_GAIN
 from umbel.shared.norms import exceeds
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
@@ -24,6 +25,7 @@ from umbel.shared.release import Manifest
 
 SCHEMA = "umbel.round/1"
 TRAIN, EVALUATE = "train", "evaluate"
+GAIN = "query.gain"
 
 Scalar: TypeAlias = str | int | float | bool
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
@@ -285,6 +287,40 @@ class Hello:
         return Wire({}, {"schema": SCHEMA, "client": self.client})
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class GainQuestion:
+    """Asks a device what its profile for a release gains.
+
+    Attributes:
+        release_id: The release.
+    """
+
+    release_id: str
+
+    def wire(self) -> Wire:
+        """Returns the question as it travels."""
+        return Wire({}, {"schema": SCHEMA, "release_id": self.release_id})
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GainReport:
+    """What a device tells of its owner's gain: one number, noised (`shared/gain.py`).
+
+    Attributes:
+        release_id: The release.
+        noised: The gain with its noise, in steps of the grid.
+    """
+
+    release_id: str
+    noised: int
+
+    def wire(self) -> Wire:
+        """Returns the report as it travels."""
+        return Wire({}, {"schema": SCHEMA, "release_id": self.release_id, "noised": self.noised})
+
+
 def read_task(wire: Wire, manifest: Manifest) -> RoundTask:
     """Reads what a coordinator asks.
 
@@ -349,6 +385,32 @@ def read_hello(wire: Wire) -> Hello:
     problems += [] if problems else count_problems("client", found["client"], 0, 2**63 - 1)
     _refuse("the device's number cannot be used", problems)
     return Hello(found["client"])
+
+
+def read_gain_question(wire: Wire) -> GainQuestion:
+    """Reads a question for the gain.
+
+    Raises:
+        MessageError: It is no such question.
+    """
+    found, problems = _fields(wire.config, {"release_id": str})
+    _refuse("the question cannot be used", problems + _array_problems(wire.arrays, {}))
+    return GainQuestion(found["release_id"])
+
+
+def read_gain(wire: Wire, question: GainQuestion) -> GainReport:
+    """Reads a device's gain.
+
+    Raises:
+        MessageError: It is no answer to the question; lists all problems.
+    """
+    found, problems = _fields(wire.config, {"release_id": str, "noised": int})
+    problems += _array_problems(wire.arrays, {})
+    if found.get("release_id", question.release_id) != question.release_id:
+        problems.append(f"the question was for release {question.release_id[:12]}")
+    problems += [] if problems else count_problems("noised", found["noised"], -MOST_GAIN, MOST_GAIN)
+    _refuse("the gain cannot be used", problems)
+    return GainReport(**found)
 
 
 def l2_norm(arrays: Iterable[npt.NDArray[Any]]) -> float:

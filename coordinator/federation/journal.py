@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -60,6 +60,19 @@ class RoundRecord:
     epsilon: float | None = None
     clip: float | None = None
     within: float | None = None
+
+    def line(self) -> str:
+        """Returns it in words.
+
+        Example:
+            >>> RoundRecord(2, 9, 1, 0.71, 0, 0, None, epsilon=0.2).line()
+            'round 2: 9 devices, 1 failed, 0.7 s, epsilon 0.200'
+        """
+        words = f"round {self.round}: {self.clients} devices"
+        words += f", {self.failures} failed" if self.failures else ""
+        words += f", {self.seconds:.1f} s"
+        words += "" if self.seen_accuracy is None else f", seen accuracy {self.seen_accuracy:.3f}"
+        return words + ("" if self.epsilon is None else f", epsilon {self.epsilon:.3f}")
 
 
 @final
@@ -202,18 +215,36 @@ def kept_trainables(folder: Path, release_id: str) -> tuple[int, dict[str, Float
 
 
 def kept_rounds(folder: Path) -> dict[str, Any]:
-    """Returns what is told of an out folder: rounds, changes that were used, failures, and the last round.
+    """Returns what is told of an out folder: rounds, changes used, failures, privacy, and the last round.
 
     Raises:
         ConfigError: It is damaged.
     """
-    rounds = _checked(folder / ROUNDS)["rounds"]
+    path = folder / ROUNDS
+    row = _checked(path) if path.is_file() else {"rounds": [], "settings": {}}  # none is finished yet
+    rounds = row["rounds"]
     return {
         "rounds": len(rounds),
         "changes": sum(record["clients"] for record in rounds),
         "failures": sum(record["failures"] for record in rounds),
+        "privacy": _privacy(row["settings"], rounds, path),
         "last": rounds[-1] if rounds else None,
     }
+
+
+def _privacy(
+    settings: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], path: Path
+) -> dict[str, float] | None:
+    """Returns the budget, and the epsilon that all rounds together have cost; None without noise."""
+    if not settings.get("noise_multiplier"):
+        return None
+    try:
+        told = {name: float(settings[name]) for name in ("noise_multiplier", "epsilon_budget", "delta")}
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(
+            f"{path} is not a journal of rounds", ["its privacy is missing"], _RESTORE
+        ) from None
+    return {**told, "epsilon": float(rounds[-1]["epsilon"] or 0.0) if rounds else 0.0}
 
 
 def _checked(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from umbel.coordinator.federation.gains import GainFigures
     from umbel.coordinator.federation.journal import RoundRecord
     from umbel.coordinator.service.folder import Address
     from umbel.coordinator.service.serving import Service
@@ -139,6 +141,9 @@ def serve(
     most), min_replies, local_steps, clip, seed, ... What a round has reached is kept before the next one
     begins: stopped or killed, give the same command again, and it goes on in that round with its devices.
 
+    Devices whose owners allow it also tell, once for each release, what their profile gains them with it,
+    noised; of five or more the mean is shown, here and by 'status'.
+
     Publish what was reached: umbel coordinator publish-rounds.
 
     For instance: umbel coordinator serve federation --release release --set rounds=20 --set clients=10
@@ -152,11 +157,18 @@ def serve(
     kept, read = Kept.read(folder), read_release(release)
     config = given_settings(settings, change or [])
     RoundSettings.from_run_config(config)  # before anything listens
-    most = max(_size(shape) for shape in read.manifest.trainables.values())
+    most = max((math.prod(shape) for shape in read.manifest.trainables.values()), default=0)
     logging.getLogger("flwr").setLevel(logging.ERROR)  # it would tell of every request
     with _stopping() as stopped, serving(kept, most, Listening(bind, port)) as service:
         _listens(service, kept.address, read.release_id, as_json)
-        reached = service.run(read, config, devices, on_round=_round(service, as_json), stopped=stopped)
+        reached = service.run(
+            read,
+            config,
+            devices,
+            on_round=_round(service, as_json),
+            on_gain=_gain(as_json),
+            stopped=stopped,
+        )
     out = kept.rounds(read.release_id)
     words = f"{len(reached.rounds)} rounds are done. Publish them: umbel coordinator publish-rounds {folder}"
     _say(
@@ -266,13 +278,14 @@ def _listens(service: Service, address: Address, release_id: str, as_json: bool)
 
 def _round(service: Service, as_json: bool) -> Callable[[RoundRecord], None]:
     def on_round(record: RoundRecord) -> None:
-        failed = f", {record.failures} failed" if record.failures else ""
-        words = f"round {record.round}: {record.clients} devices{failed}, {record.seconds:.1f} s"
-        for note in record.notes:
-            words += f"\n  {note}"
+        words = "\n  ".join([record.line(), *record.notes])
         _say(as_json, words, event="round", online=service.online(), **asdict(record))
 
     return on_round
+
+
+def _gain(as_json: bool) -> Callable[[GainFigures], None]:
+    return lambda figures: _say(as_json, figures.words(), event="gain", **asdict(figures))
 
 
 @contextmanager
@@ -303,13 +316,6 @@ def _stopping() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
 
 
 def _say(as_json: bool, words: str, **row: Any) -> None:

@@ -15,11 +15,13 @@ from typing import Any, Final, final
 
 import uvicorn
 
+from umbel.coordinator.federation.gains import GainFigures, Gains
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
 from umbel.coordinator.server_app import OUT, POPULATION, RELEASE, serve
 from umbel.coordinator.service.enrolment import Enrolment
 from umbel.coordinator.service.fleet import HOLD_S, Bell, Link, make_app
-from umbel.coordinator.service.folder import Folder
+from umbel.coordinator.service.folder import PRIVATE, Folder
+from umbel.coordinator.service.gain import GainAsker
 from umbel.coordinator.service.grid import LinkGrid
 from umbel.coordinator.service.link_state import LinkState
 from umbel.coordinator.service.roster import Roster
@@ -74,31 +76,39 @@ class Service:
         population: int,
         *,
         on_round: Callable[[RoundRecord], None] | None = None,
+        on_gain: Callable[[GainFigures], None] = lambda figures: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> RoundsResult:
-        """Runs what is left of a release's rounds.
+        """Runs what is left of a release's rounds, and asks devices for their gain with it.
 
         Args:
             release: The release.
             settings: A run config's settings of the rounds; see `RoundSettings`.
             population: How many devices to wait for; 0 to begin when their number no longer grows.
             on_round: Called after every round.
+            on_gain: Hears what devices' gains come to, whenever there are enough new ones.
             stopped: Asked while waiting; True ends the run.
 
         Raises:
-            ConfigError: The settings cannot be used, or the rounds were begun with others.
+            ConfigError: The settings cannot be used, the rounds were begun with others, or what is kept of
+                the gain is damaged.
             Stopped: `stopped` said so.
             TrainingError: Too few devices can take part.
         """
-        config = {
-            **settings,
-            RELEASE: str(release.folder),
-            OUT: str(self._folder.rounds(release.release_id)),
-            POPULATION: population,
-        }
+        out = self._folder.rounds(release.release_id)
+        config = {**settings, RELEASE: str(release.folder), OUT: str(out), POPULATION: population}
+        asker = GainAsker(Gains(out, release.release_id), release.release_id, on_gain)
         grid = LinkGrid(self._state, self._bell.ring)
         try:
-            return serve(grid, config, on_round=on_round, stopped=stopped, owns=self._owns)
+            return serve(
+                grid,
+                config,
+                on_round=on_round,
+                stopped=stopped,
+                owns=self._owns,
+                on_greeted=asker,
+                release=release,
+            )
         finally:
             grid.end()
 
@@ -128,7 +138,7 @@ def serving(folder: Folder, most_floats: int, listening: Listening | None = None
         ConfigError: The port is taken, or a certificate or key cannot be used.
     """
     where = listening or Listening()
-    with sole_use(folder.path / "private"), Roster.open(folder.roster) as roster:
+    with sole_use(folder.path / PRIVATE), Roster.open(folder.roster) as roster:
         folder.server()  # is there, and by the authority that devices trust
         link = Link(LinkState(), Enrolment(roster), hold_s=where.hold_s)
         for device in roster.devices():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from umbel.coordinator.federation.gains import FILE as GAIN
+from umbel.coordinator.federation.gains import GainFigures, kept_gain
 from umbel.coordinator.federation.journal import ROUNDS as JOURNAL
 from umbel.coordinator.federation.journal import kept_rounds
 from umbel.coordinator.service.folder import ROUNDS, Folder
@@ -22,7 +24,8 @@ def status_of(path: Path) -> dict[str, Any]:
     folder = Folder.read(path)
     with Roster.open(folder.roster) as roster:
         devices, codes = roster.devices(), roster.codes()
-    journals = sorted((path / ROUNDS).glob(f"*/{JOURNAL}"), key=lambda own: own.stat().st_mtime)
+    kept = [own for name in (JOURNAL, GAIN) for own in (path / ROUNDS).glob(f"*/{name}")]
+    runs = list(dict.fromkeys(own.parent for own in sorted(kept, key=lambda own: own.stat().st_mtime)))
     return {
         "folder": str(path),
         "url": folder.address.url,
@@ -32,7 +35,7 @@ def status_of(path: Path) -> dict[str, Any]:
             {"name": name_of(own.key), "joined": own.joined, "seen": own.seen, "barred": own.barred}
             for own in devices
         ],
-        "runs": [{"release": own.parent.name, **kept_rounds(own.parent)} for own in journals],
+        "runs": [{"release": own.name, **kept_rounds(own), "gain": kept_gain(own)} for own in runs],
     }
 
 
@@ -50,8 +53,17 @@ def words_of(found: dict[str, Any]) -> str:
         lines.append(f"  {device['name']}  joined {device['joined'][:10]}, {seen}{barred}")
     if len(devices) > _SHOWN:
         lines.append(f"  ... and {len(devices) - _SHOWN} more: --json shows all")
-    runs = [
-        f"Release {run['release']}: {run['rounds']} rounds, {run['changes']} changes used."
-        for run in found["runs"]
-    ]
+    runs = [line for run in found["runs"] for line in _run_words(run)]
     return "\n".join([*lines, *(runs or ["No round is finished yet."])])
+
+
+def _run_words(run: dict[str, Any]) -> list[str]:
+    lines = [f"Release {run['release']}: {run['rounds']} rounds, {run['changes']} changes used."]
+    privacy, gain = run["privacy"], run["gain"]
+    if privacy is not None:
+        budget = f"of {privacy['epsilon_budget']:g} is" if privacy["epsilon_budget"] else "(no budget) is"
+        lines.append(
+            f"  Privacy: epsilon {privacy['epsilon']:.3f} {budget} spent by these rounds, at delta "
+            f"{privacy['delta']:g}; the noise multiplier is {privacy['noise_multiplier']:g}."
+        )
+    return lines if gain is None else [*lines, f"  {GainFigures(**gain).words()}"]

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from umbel.shared import errors
-from umbel.shared.messages import EVALUATE, SCHEMA, TRAIN, RoundTask, Scalar, Wire, l2_norm
+from umbel.shared.gain import MOST as MOST_GAIN
+from umbel.shared.messages import EVALUATE, GAIN, SCHEMA, TRAIN, RoundTask, Scalar, Wire, l2_norm
 from umbel.shared.norms import exceeds
 from umbel.shared.release import Manifest
 from umbel.shared.secure.messages import Block, Session
@@ -98,7 +99,7 @@ class Allowed:
     """What may leave in one answer.
 
     Attributes:
-        kind: "query", "train", "evaluate", "error", or a stage of a secure sum.
+        kind: "query", "query.gain", "train", "evaluate", "error", or a stage of a secure sum.
         scalars: key -> what its value may be; every key must be there, and no other.
         arrays: name -> shape of a float32 tensor; every one must be there, and no other.
         blocks: name -> type and shape of an array that is no tensor of numbers that mean something: keys,
@@ -166,6 +167,16 @@ class Allowed:
 def allowed_hello(client: int) -> Allowed:
     """Returns what may answer a query: the device's own number."""
     return Allowed(QUERY, {"schema": Exactly(SCHEMA), "client": Exactly(client)})
+
+
+def allowed_gain(release_id: str) -> Allowed:
+    """Returns what may answer a question for the gain: one whole number, which the device has noised."""
+    scalars: dict[str, Rule] = {
+        "schema": Exactly(SCHEMA),
+        "release_id": Exactly(release_id),
+        "noised": Within(int, -MOST_GAIN, MOST_GAIN),
+    }
+    return Allowed(GAIN, scalars, release=release_id)
 
 
 def allowed_contribution(manifest: Manifest, task: RoundTask, most_norm: float = math.inf) -> Allowed:

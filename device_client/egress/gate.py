@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, final
+from typing import Any, NoReturn, Protocol, final
 
 from umbel.device_client.egress.allowed import Allowed, wire_bytes
 from umbel.shared.errors import EgressError
@@ -42,7 +42,8 @@ class Departure:
     """What the log says of an answer, besides when and whether it left; nothing private is in it.
 
     Attributes:
-        kind: "query", "train", "evaluate", "error", or a stage of a secure sum, such as "train.collect".
+        kind: "query", "query.gain", "train", "evaluate", "error", or a stage of a secure sum, such as
+            "train.collect".
         to: Who asked.
         release: The release's id; empty where the answer does not depend on one.
         round: The task's round; None where there is no task.
@@ -116,6 +117,15 @@ def admit(kind: str, door: Door, to: Asker) -> None:
     """
     if door.refusals():
         _refuse(door.enter(Departure(kind, to), ["nothing was made ready"]))
+
+
+def decline(kind: str, door: Door, to: Asker, problems: Sequence[str]) -> NoReturn:
+    """Gives no answer, and writes down why; whoever asked is told no more than that it does not leave.
+
+    Raises:
+        EgressError: Always.
+    """
+    raise EgressError("this does not leave the device", door.enter(Departure(kind, to), problems), _HINT)
 
 
 def _refuse(problems: Sequence[str]) -> None:

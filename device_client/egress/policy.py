@@ -80,12 +80,14 @@ class Policy:
         network: Whether the network costs by volume: "unmetered" or "metered" as the owner says, or "system".
         most_norm: The owner's own bound on the L2 norm of a change, whatever clip a coordinator sets.
         consent: For "ask".
+        report_gain: Whether the noised gain may leave, where the rule lets anything leave.
     """
 
     rule: str = NEVER
     network: str = SYSTEM
     most_norm: float = 1.0
     consent: Consent | None = None
+    report_gain: bool = False
 
     def __post_init__(self) -> None:
         problems = number_problems("norm", self.most_norm, 1e-9, 1e9)
@@ -128,6 +130,10 @@ class Policy:
         """Returns what speaks against a change of a norm: its owner may have lowered the bound meanwhile."""
         larger = norm is not None and exceeds(norm, self.most_norm)
         return [f"its norm is larger than {self.most_norm:.6g}, which the owner allows"] if larger else []
+
+    def gain_refusals(self) -> list[str]:
+        """Returns what speaks against telling the gain, besides the rule."""
+        return [] if self.report_gain else ["its owner does not report gains (--report-gain)"]
 
     def within_round(self) -> Policy:
         """Returns the policy for what follows a change in its round, which is used by then."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from umbel.shared.invitation import Invitation
 
 _LONGEST_NAME, _MOST_BYTES = 256, 1 << 16
-_QUERY = "query"
+_ASKED = {"query": "asked for its number", "query.gain": "asked for its gain"}
 _Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object a line, for each thing that happens.")
 ]
@@ -167,7 +167,7 @@ def _take_part(membership: Membership, home: Path, window: Window, as_json: bool
 
     def on_turn(turn: Turn) -> None:
         done = f"refused ({turn.refused})" if turn.refused else f"answered in {turn.seconds:.1f} s"
-        what = "asked for its number" if turn.kind == _QUERY else f"round {turn.round}, {turn.kind}"
+        what = _ASKED.get(turn.kind, f"round {turn.round}, {turn.kind}")
         _tell(as_json, f"{what}: {done}", event="turn", **asdict(turn))
 
     def on_break(error: LinkError, pause_s: float) -> None:

@@ -19,6 +19,8 @@ _TRAINED = (
     "train.unmask",
 )  # what a device's part in a round ends with, without and with a secure sum
 
+_GAIN = "query.gain"
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Turn:
     """One message that a device was sent, and what came of it.
 
     Attributes:
-        kind: "query", "train", "evaluate", or a stage of a secure sum, such as "train.setup".
+        kind: "query", "query.gain", "train", "evaluate", or a stage of a secure sum, such as "train.setup".
         round: The round that it belongs to, as the coordinator numbers it.
         refused: The type of the error that was answered with; empty if the device did what it was asked.
         seconds: What it took.
@@ -122,7 +124,7 @@ class Participation:
             if turn is None:
                 continue
             if turn.refused:
-                self.refused += 1
+                self.refused += turn.kind != _GAIN  # most owners tell none, and take part all the same
             elif turn.kind in _TRAINED:
                 self.trained += 1
             self._on_turn(turn)

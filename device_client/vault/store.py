@@ -581,11 +581,6 @@ class Store:
                 self._put_setting(name, value)
         return value if found is None else found
 
-    def keep_setting(self, name: str, value: Any) -> None:
-        """Keeps what JSON can hold under a name."""
-        with self._writing():
-            self._put_setting(name, value)
-
     def _put_setting(self, name: str, value: Any) -> None:
         sealed = self._sealer.seal(json.dumps(value).encode(), f"settings/{name}")
         self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"own {name}", sealed))

@@ -45,6 +45,10 @@ def test_a_policy_is_shown_set_and_kept(capsys: pytest.CaptureFixture[str]) -> N
     assert (found["most_norm"], found["network"]) == (0.5, "metered")
     assert "policy plugged-in: the network is metered" in found["against"]
     assert told(capsys, "policy") == found
+    assert not found["report_gain"]
+    assert told(capsys, "policy", "--report-gain") == {**found, "report_gain": True}
+    assert "Gain:    is told, noised" in umbel(capsys, "policy")[1]
+    assert told(capsys, "policy", "--no-report-gain") == found
     assert told(capsys, "status")["egress"] == {
         "policy": "plugged-in",
         "messages": 0,
@@ -52,7 +56,7 @@ def test_a_policy_is_shown_set_and_kept(capsys: pytest.CaptureFixture[str]) -> N
         "last": None,
     }
     assert "Leaves:   policy plugged-in; 0 bytes in 0 messages so far" in umbel(capsys, "status")[1]
-    assert [row["what"] for row in told(capsys, "log")] == ["enrolled", "policy", "policy", "policy"]
+    assert [row["what"] for row in told(capsys, "log")] == ["enrolled", *["policy"] * 5]
 
 
 @pytest.mark.parametrize(

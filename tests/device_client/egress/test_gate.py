@@ -17,17 +17,21 @@ from umbel.device_client.egress.allowed import (
     allowed_contribution,
     allowed_error,
     allowed_evaluation,
+    allowed_gain,
     allowed_hello,
     of_error,
     wire_bytes,
 )
-from umbel.device_client.egress.gate import Asker, Departure, admit, leave
+from umbel.device_client.egress.gate import Asker, Departure, admit, decline, leave
 from umbel.shared.errors import EgressError, MessageError, StoreError
+from umbel.shared.gain import MOST
 from umbel.shared.messages import (
     EVALUATE,
     TRAIN,
     Contribution,
     EvaluationReply,
+    GainQuestion,
+    GainReport,
     Hello,
     LocalSettings,
     RoundTask,
@@ -35,6 +39,7 @@ from umbel.shared.messages import (
     clipped,
     read_contribution,
     read_evaluation,
+    read_gain,
     read_hello,
 )
 from umbel.shared.rng import generator
@@ -73,6 +78,7 @@ def contribution(seed: int = 0) -> Wire:
 
 GOOD: dict[str, tuple[Wire, Allowed]] = {
     "query": (Hello(7).wire(), allowed_hello(7)),
+    "query.gain": (GainReport(TASK.release_id, -1500).wire(), allowed_gain(TASK.release_id)),
     "train": (contribution(), allowed_contribution(MANIFEST, TASK)),
     "evaluate": (EvaluationReply(TASK.release_id, 2, 3, 4, 0.5).wire(), allowed_evaluation(MANIFEST, ASKED)),
     "error": (of_error(KeyError(CANARY)), allowed_error()),
@@ -226,6 +232,28 @@ def test_counts_leave_as_a_coordinator_takes_them(correct: int, total: int, seco
             leave(wire, GOOD["evaluate"][1], Book(), TO)
         return
     leave(wire, GOOD["evaluate"][1], Book(), TO)
+
+
+@given(st.integers(-2 * MOST, 2 * MOST) | st.floats() | st.booleans(), st.sampled_from(["", "0" * 64, "x"]))
+def test_a_gain_leaves_as_a_coordinator_takes_it(noised: Any, release: str) -> None:
+    wire = Wire(
+        {}, {**GOOD["query.gain"][0].config, "noised": noised, "release_id": release or TASK.release_id}
+    )
+    try:
+        read_gain(wire, GainQuestion(TASK.release_id))
+    except MessageError:
+        with pytest.raises(EgressError):
+            leave(wire, GOOD["query.gain"][1], Book(), TO)
+        return
+    leave(wire, GOOD["query.gain"][1], Book(), TO)
+
+
+def test_what_is_declined_is_written_down_and_nothing_leaves() -> None:
+    book = Book()
+    with pytest.raises(EgressError, match="no gain is known"):
+        decline("query.gain", book, TO, ["no gain is known"])
+    ((departure, problems),) = book.rows
+    assert (departure.kind, departure.bytes, problems) == ("query.gain", 0, ["no gain is known"])
 
 
 @given(st.integers(-1, 9), st.booleans())

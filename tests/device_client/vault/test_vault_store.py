@@ -73,7 +73,7 @@ def test_everything_is_there_again(kind: str, tmp_path: Path) -> None:
         assert store.add([entry("one"), entry("two", None)]) == Added(2, 0, 0)
         store.save_profile("r", PROFILE)
         store.note({"what": "learned"})
-        store.keep_setting("x", [1])
+        store.switch({"x": [1]}, {})
         number, state = store.number, store.state()
     with reopened(tmp_path) as store:
         assert (store.number, store.holder, store.state()) == (number, kind, state)
@@ -443,7 +443,7 @@ def counted(total: int | None, entry: Mapping[str, Any]) -> int:
 
 def test_an_entry_and_the_setting_it_uses_up_are_written_together(tmp_path: Path) -> None:
     with made(tmp_path) as store:
-        store.keep_setting("left", 1)
+        store.switch({"left": 1}, {})
         store.add([entry("one")])
         store.remove([1])
 
