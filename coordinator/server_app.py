@@ -11,10 +11,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from umbel.coordinator.federation.journal import Journal, RoundRecord, RoundsResult
+from umbel.coordinator.federation.line import Ask
 from umbel.coordinator.federation.privacy.budget import PrivateRounds
 from umbel.coordinator.federation.privacy.sources import KeySource, SeedSource, Source, kept_key
 from umbel.coordinator.federation.settings import SEEDED, RoundSettings
-from umbel.coordinator.strategy import Ask, PersonalRounds
+from umbel.coordinator.strategy import PersonalRounds
 from umbel.shared.errors import ConfigError
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import SHARED_WEIGHTS, Release, read_release
@@ -73,6 +74,7 @@ def serve(
         log.warning(OPEN)
     release = release or read_release(Path(str(config[RELEASE])))
     population = int(config.get(POPULATION, 0))
+    _refuse_few(settings, population)
     journal = Journal(Path(str(config[OUT])), release.release_id, population, settings)
 
     def keep(reached: RoundsResult) -> None:
@@ -95,6 +97,16 @@ def serve(
     )
     strategy.start(grid)
     return strategy.reached
+
+
+def _refuse_few(settings: RoundSettings, population: int) -> None:
+    least = settings.least_devices()
+    if settings.secure and 0 < population < least:
+        problem = f"population is {population}, a sum over fewer than {least} devices is not opened"
+        hint = (
+            "Let more devices take part. With secure = false there is no such bound, and each change is seen."
+        )
+        raise ConfigError("the rounds cannot begin", [problem], hint)
 
 
 def private_rounds(

@@ -180,6 +180,10 @@ class RoundSettings:
         least = max(self.min_devices_in_a_sum, self.min_replies)
         return SecureSettings(least, self.secure_threshold, self.secure_peers)
 
+    def least_devices(self) -> int:
+        """Returns with how many devices a round can come to anything."""
+        return self.secure_settings().least if self.secure else self.min_replies
+
     def _privacy_problems(self) -> list[str]:
         if not self.noise_multiplier:
             needless = [name for name in ("epsilon_budget", "clip_quantile") if getattr(self, name)]

@@ -295,7 +295,7 @@ def _stopping() -> Iterator[Callable[[], bool]]:
     What was finished is kept. After Ctrl-C the command ends as one that was interrupted, after SIGTERM, which
     a service manager sends, as one that is done.
     """
-    from umbel.coordinator.strategy import Stopped
+    from umbel.coordinator.federation.line import Stopped
 
     asked = threading.Event()
     came: list[int] = []

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import final
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message
 
+from umbel.coordinator.federation.envelopes import enveloped, opened
 from umbel.coordinator.federation.gains import GainFigures, Gains
-from umbel.coordinator.strategy import ARRAYS, CONFIG, Ask, wire_of
+from umbel.coordinator.federation.line import Ask
 from umbel.shared.errors import MessageError
 from umbel.shared.messages import GAIN, GainQuestion, read_gain
 
@@ -43,9 +44,7 @@ class GainAsker:
         if not new:
             return
         self._asked |= set(new)
-        content = RecordDict(
-            {ARRAYS: ArrayRecord(), CONFIG: ConfigRecord(dict(self._question.wire().config))}
-        )
+        content = enveloped(ArrayRecord(), self._question.wire().config)
         for reply in ask([Message(content, node, GAIN, group_id=GAIN) for node in sorted(new)]):
             client = new.get(reply.metadata.src_node_id)
             if client is not None and not reply.has_error():
@@ -56,6 +55,6 @@ class GainAsker:
 
     def _take(self, client: int, reply: Message) -> None:
         try:
-            self._gains.add(client, read_gain(wire_of(reply.content), self._question).noised)
+            self._gains.add(client, read_gain(opened(reply.content), self._question).noised)
         except MessageError:
             return  # it tells nothing that can be counted, as one that tells nothing

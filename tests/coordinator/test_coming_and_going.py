@@ -21,7 +21,8 @@ from tests.coordinator.test_strategy import (
 )
 
 from umbel.coordinator.federation.journal import Begun, Journal, RoundsResult
-from umbel.coordinator.strategy import sampled
+from umbel.coordinator.federation.line import Stopped
+from umbel.coordinator.federation.sampling import sampled
 from umbel.shared.messages import RoundTask, Wire
 from umbel.simulations.engines.serial import SerialGrid
 
@@ -163,6 +164,26 @@ def test_without_devices_no_round_is_begun() -> None:
     found = run(ALONE, grid, population=0, on_round=on_round, stopped=stopped)
     assert looks.count(6) == 3
     assert [record.clients for record in found.rounds] == [3, 3, 3]
+
+
+def test_no_secure_round_is_begun_with_fewer_devices_than_a_sum_needs() -> None:
+    """It would change nothing, and the next one, until the rounds are over."""
+    grid = Watched(grid_of())
+    begun: list[Begun] = []
+    grid.away = {4, 5}
+    looks: list[int] = []
+
+    def stopped() -> bool:
+        looks.append(1)
+        return len(looks) == 4
+
+    secure = replace(ALONE, secure=True, clients_per_round=5, timeout_s=0.3)
+    with pytest.raises(Stopped):
+        run(secure, grid, population=0, on_begin=begun.append, stopped=stopped)
+    assert begun == []
+    grid.away = {5}
+    run(replace(secure, rounds=1), grid, population=0, on_begin=begun.append)
+    assert begun == [Begun(1, (0, 1, 2, 3, 4))]
 
 
 def test_a_number_that_is_another_devices_is_not_taken() -> None:

@@ -15,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.linear_engine import SHAPES, linear_engine
 
+from umbel.coordinator.federation.envelopes import wire_bytes
 from umbel.coordinator.federation.journal import Journal, RoundRecord, RoundsResult
+from umbel.coordinator.federation.line import Stopped
+from umbel.coordinator.federation.sampling import sampled
 from umbel.coordinator.federation.server_step import moved
 from umbel.coordinator.federation.settings import RoundSettings
-from umbel.coordinator.strategy import PersonalRounds, Stopped, sampled, wire_bytes
+from umbel.coordinator.strategy import PersonalRounds
 from umbel.shared.errors import ConfigError, TrainingError
 from umbel.shared.messages import Contribution, EvaluationReply, Hello, RoundTask, Wire, clipped, read_task
 from umbel.shared.recipe import LearningRecipe

@@ -104,7 +104,7 @@ def asked(home: Path, release_id: str) -> GainReport | str:
     """Returns what a coordinator is told: the number, or the words of a refusal."""
     from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-    from umbel.coordinator.strategy import wire_of
+    from umbel.coordinator.federation.envelopes import opened
     from umbel.device_client.flower_app import app
 
     question = GainQuestion(release_id)
@@ -112,7 +112,7 @@ def asked(home: Path, release_id: str) -> GainReport | str:
     node: Any = {"home": str(home)}
     context = Context(run_id=1, node_id=5, node_config=node, state=RecordDict(), run_config={})
     found = app(Message(content, 5, GAIN), context)
-    return str(found.error.reason) if found.has_error() else read_gain(wire_of(found.content), question)
+    return str(found.error.reason) if found.has_error() else read_gain(opened(found.content), question)
 
 
 def rows(home: Path) -> list[tuple[str, str, list[str]]]:

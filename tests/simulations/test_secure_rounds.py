@@ -224,6 +224,15 @@ def test_the_same_search_finds_the_coded_change_where_a_mask_is_left_out(
     assert len(pieces) > 20
 
 
+def test_a_population_that_no_sum_can_be_opened_over_is_refused_at_once(
+    tiny_release: Release, devices: Path, tmp_path: Path
+) -> None:
+    config = {"release": str(tiny_release.folder), "out": str(tmp_path), "population": 3}
+    with pytest.raises(ConfigError) as error:
+        server_app.serve(SerialGrid(config, 3), config)
+    assert error.value.problems == ("population is 3, a sum over fewer than 5 devices is not opened",)
+
+
 def test_a_real_run_without_secure_sums_says_loudly_what_becomes_visible(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

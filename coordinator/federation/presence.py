@@ -1,0 +1,136 @@
+"""Who is there: nodes come and go under random ids, devices are known by the number that they tell."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from typing import final
+
+from flwr.app import ArrayRecord, Message, MessageType
+
+from umbel.coordinator.federation.envelopes import enveloped, opened
+from umbel.coordinator.federation.line import Line
+from umbel.shared.errors import MessageError, TrainingError
+from umbel.shared.messages import SCHEMA, read_hello
+
+SILENT = "no answer"
+_SETTLE_S = 1.0
+GREETING_S = 10.0
+
+
+@final
+class Presence:
+    """Knows the devices."""
+
+    def __init__(self, line: Line, population: int, least: int, owns: Callable[[int, int], bool]):
+        """Knows nobody yet.
+
+        Args:
+            line: The way to the devices.
+            population: How many devices to wait for; 0 to begin when their number no longer grows.
+            least: With fewer no round is begun.
+            owns: Says whether a node may go by the number that it tells.
+        """
+        self._line = line
+        self._population = population
+        self._least = least
+        self._owns = owns
+        self._numbers: dict[int, int] = {}  # node id -> the device's number
+        self._online: set[int] = set()  # node ids
+        self._mute: set[int] = set()  # node ids that have not answered yet
+
+    def known(self) -> list[int]:
+        """Returns the numbers of the devices that are there, sorted."""
+        return sorted(number for node, number in self._numbers.items() if node in self._online)
+
+    def nodes(self) -> dict[int, int]:
+        """Returns device number -> node id of those that are there."""
+        return {number: node for node, number in self._numbers.items() if node in self._online}
+
+    def meet(self, timeout: float) -> None:
+        """Waits for the devices and asks each for its number.
+
+        Raises:
+            TrainingError: Too few devices came, or two have the same number.
+        """
+        nodes = self._gathered(timeout)
+        silent = self._introduce(nodes, timeout)
+        self._online = set(nodes)
+        if not self._numbers or len(self._numbers) < self._population:
+            headline = f"{len(self._numbers)} devices can take part, {self._population or 1} are needed"
+            problems = [f"{count} devices: {reason}" for reason, count in silent.items() if count]
+            raise TrainingError(
+                "the rounds cannot begin", [headline, *problems], "See the devices' own logs."
+            )
+
+    def greet(self, timeout: float, wanted: Collection[int] = ()) -> None:
+        """Gets to know who has come since.
+
+        With fewer devices than a round needs none is begun: it waits for them, however long that takes. A
+        device that has not said a word is not asked again while it stays: it would hold up every round.
+
+        Args:
+            timeout: Longest wait for those who are wanted, in seconds.
+            wanted: Numbers of the devices that were to train in a round that was begun before.
+        """
+        deadline, wanted = time.monotonic() + timeout, set(wanted)
+        while True:
+            self._online = self._line.nodes()
+            self._mute &= self._online
+            new = self._online - set(self._numbers) - self._mute
+            self._mute |= new  # until they answer
+            self._introduce(sorted(new), min(timeout, GREETING_S))
+            known = set(self.known())
+            if len(known) >= self._least and (wanted <= known or time.monotonic() > deadline):
+                return
+            self._line.pause()
+
+    def _introduce(self, nodes: Iterable[int], timeout: float) -> Counter[str]:
+        """Asks nodes for their devices' numbers, and returns why some gave none, and how many."""
+        content = enveloped(ArrayRecord(), {"schema": SCHEMA})
+        messages = [Message(content, node, MessageType.QUERY, group_id="0") for node in nodes]
+        silent: Counter[str] = Counter({SILENT: len(messages)})
+        answers: Iterable[Message] = self._line.ask(messages, timeout) if messages else []
+        for reply in sorted(answers, key=lambda reply: reply.metadata.src_node_id):
+            silent[SILENT] -= 1
+            self._mute.discard(reply.metadata.src_node_id)
+            reason = self._not_taken(reply)
+            if reason:
+                silent[reason] += 1
+        return silent
+
+    def _not_taken(self, reply: Message) -> str:
+        """Takes a device's number in, or returns why not."""
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            return first_line(reply.error.reason or "error")
+        try:
+            number = read_hello(opened(reply.content)).client
+        except MessageError as error:
+            return "; ".join(error.problems)
+        others = {own for known, own in self._numbers.items() if known != node}
+        if number in others or not self._owns(node, number):
+            return f"number {number} is given by more than one device"
+        self._numbers[node] = number
+        return ""
+
+    def _gathered(self, timeout: float) -> list[int]:
+        """Returns the nodes once there are enough, or once their number has stopped to grow."""
+        deadline, grew, nodes = time.monotonic() + timeout, time.monotonic(), self._line.nodes()
+        while time.monotonic() < deadline:
+            if self._population and len(nodes) >= self._population:
+                break
+            settled = time.monotonic() - grew >= _SETTLE_S
+            if not self._population and len(nodes) >= self._least and settled:
+                break
+            self._line.pause(0.1)
+            before, nodes = len(nodes), self._line.nodes()
+            grew = grew if len(nodes) == before else time.monotonic()
+        return sorted(nodes)
+
+
+def first_line(text: str) -> str:
+    """Returns the first line of what a device says went wrong, cut to a length that a log bears."""
+    line = text.strip().splitlines()[0] if text.strip() else "no reason given"
+    return line if len(line) <= 200 else f"{line[:200]}..."
