@@ -76,17 +76,17 @@ class Memory:
 
     Attributes:
         run: The run that the device was last asked in.
-        state: What the app keeps from one message of that run to the next.
+        state: What the app keeps from one message of that run to the next; left out of `repr`, as the answer.
         bundle: Whether that run comes with code.
         asked: The id of the last message.
         answer: What was answered; given again if the same message comes again.
     """
 
     run: int = 0
-    state: RecordDict = field(default_factory=RecordDict)
+    state: RecordDict = field(default_factory=RecordDict, repr=False)
     bundle: bool = False
     asked: str = ""
-    answer: Message | None = None
+    answer: Message | None = field(default=None, repr=False)
 
 
 @contextmanager

@@ -450,13 +450,17 @@ class Device:
         return None if row is None else Membership.from_setting(row)
 
     def keep_membership(self, membership: Membership | None) -> None:
-        """Keeps the device's place at a coordinator, its key sealed; None to leave."""
+        """Keeps the device's place at a coordinator, its key sealed; None to leave.
+
+        Who leaves forgets the number, too: the next coordinator, or the same one, meets another device.
+        """
         told = None
         if membership is None or membership.joined:
             where = {} if membership is None else {"coordinator": membership.url}
             told = _event("left" if membership is None else "joined", **where)
         row = None if membership is None else membership.as_setting()
-        self._store.switch({_MEMBERSHIP: row}, {}, told)
+        forgotten = {_CLIENT: None} if membership is None else {}
+        self._store.switch({_MEMBERSHIP: row, **forgotten}, {}, told)
 
     def before(self) -> tuple[str, int]:
         """Returns what tells, once a profile is learned, whether examples were changed or forgotten."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeAlias, final
 
 import numpy as np
@@ -47,11 +47,11 @@ class Wire:
     """A message as it travels: named arrays and a flat config.
 
     Attributes:
-        arrays: name -> array.
+        arrays: name -> array; left out of `repr`: they may be one device's change.
         config: key -> scalar.
     """
 
-    arrays: Arrays
+    arrays: Arrays = field(repr=False)
     config: Mapping[str, Scalar]
 
     @classmethod
@@ -192,7 +192,7 @@ class Contribution:
     Attributes:
         release_id: The release that it worked on.
         round: The round that it answers.
-        change: name -> new value - the round's value, for every trainable.
+        change: name -> new value - the round's value, for every trainable; left out of `repr`.
         examples: How many examples it rests on, at most the task's cap.
         seconds: What the work took.
         within: Whether the change was within the clip before it was clipped; None if that was not asked.
@@ -200,7 +200,7 @@ class Contribution:
 
     release_id: str
     round: int
-    change: Mapping[str, FloatArray]
+    change: Mapping[str, FloatArray] = field(repr=False)
     examples: int
     seconds: float
     within: bool | None = None

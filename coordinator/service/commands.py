@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -91,20 +91,15 @@ def enroll(
 
     from umbel.coordinator.service.certificates import certificate_pem
     from umbel.coordinator.service.folder import Folder as Kept
-    from umbel.coordinator.service.roster import Roster
-    from umbel.shared.files import atomic_write, sha256_bytes
+    from umbel.coordinator.service.roster import Roster, fresh_codes
     from umbel.shared.invitation import Invitation
 
     kept = Kept.read(folder)
     authority = certificate_pem(kept.authority()).decode()
-    with Roster.open(kept.roster) as roster:
-        codes = roster.new_codes(count, timedelta(days=days))
+    codes = fresh_codes(count)
     lines = [Invitation(kept.address.url, authority, code).as_text() for code in codes]
-    files: list[Path] = []
-    if out is not None:
-        files = [out / f"invitation-{sha256_bytes(line.encode())[:16]}.txt" for line in lines]
-        for file, line in zip(files, lines, strict=True):
-            atomic_write(file, line.encode() + b"\n", mode=0o600)
+    with Roster.open(kept.roster) as roster, _written(lines, out) as files:
+        roster.open_codes(codes, timedelta(days=days))  # once somebody has them
     told = [str(file) for file in files] or lines
     found = {"url": kept.address.url, "days": days, "invitations": told}
     words = "\n".join(told)
@@ -257,17 +252,39 @@ def publish_rounds(
 
     For instance: umbel coordinator publish-rounds federation --release release --out next
     """
-    from umbel.coordinator.federation.journal import kept_trainables
+    from umbel.coordinator.federation.journal import kept_rounds, kept_trainables
     from umbel.coordinator.publish import publish_update
     from umbel.coordinator.service.folder import Folder as Kept
     from umbel.shared.release import read_release
 
     read = read_release(release)
-    rounds, values = kept_trainables(Kept.read(folder).rounds(read.release_id), read.release_id)
-    made = publish_update(read, values, out)
+    kept = Kept.read(folder).rounds(read.release_id)
+    rounds, values = kept_trainables(kept, read.release_id)
+    made, privacy = publish_update(read, values, out), kept_rounds(kept)["privacy"]
     found = {"release": str(out), "id": made.release_id, "parent": read.release_id, "rounds": rounds}
+    found |= {"privacy": privacy}
     words = f"Release {made.release_id[:12]} is in {out}: {read.release_id[:12]} after {rounds} rounds."
+    if privacy is not None:
+        words += f"\nThey cost each device epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:g}."
     _tell(found, f"{words}\nGive it to devices: umbel coordinator channel add CHANNEL {out}", as_json)
+
+
+@contextmanager
+def _written(lines: Sequence[str], out: Path | None) -> Iterator[list[Path]]:
+    """Writes each line into a file of its own in a folder, if one is wanted; all or none stay."""
+    from umbel.shared.files import atomic_write, sha256_bytes
+
+    files: list[Path] = []
+    try:
+        for line in lines if out is not None else ():
+            assert out is not None
+            files.append(out / f"invitation-{sha256_bytes(line.encode())[:16]}.txt")
+            atomic_write(files[-1], line.encode() + b"\n", mode=0o600)
+        yield files
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
 
 
 def _listens(service: Service, address: Address, release_id: str, as_json: bool) -> None:

@@ -30,7 +30,7 @@ class Answer:
 
     Attributes:
         status: The HTTP status.
-        why: "joined", "known", "unknown", "expired", "used", "malformed" or "too many".
+        why: "joined", "known", "unknown", "expired", "used", "barred", "malformed" or "too many".
         key: The public key (PEM) that was taken in; None if it was refused.
     """
 

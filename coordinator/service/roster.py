@@ -1,6 +1,6 @@
 """Devices that may take part, and one-time codes by which further ones are taken in: one SQLite file.
 
-A code is kept as a hash only: it is random with 130 bits, so the hash needs no salt and cannot be guessed.
+A code is kept as a hash only: it is random with 128 bits, so the hash needs no salt and cannot be guessed.
 `enroll` writes here while `serve` runs; SQLite keeps the two apart.
 """
 
@@ -12,12 +12,12 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from umbel.shared.errors import ConfigError
 
@@ -72,8 +72,8 @@ class Known:
 class Roster:
     """The file of devices and codes."""
 
-    def __init__(self, connection: sqlite3.Connection):
-        self._connection = connection
+    def __init__(self, connection: sqlite3.Connection, path: Path):
+        self._connection, self._path = connection, path
         self._alone = threading.Lock()  # one connection has one transaction, whichever thread began it
 
     @classmethod
@@ -83,18 +83,14 @@ class Roster:
         Raises:
             ConfigError: It cannot be used.
         """
-        try:
+        with _explained(path):
             if not path.exists():
                 os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
             connection = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
-            roster = cls(connection)
-            roster._prepare(path)
-        except (sqlite3.Error, OSError) as error:
-            raise ConfigError(
-                f"{path} cannot be used", [type(error).__name__], "Restore it from a backup."
-            ) from None
+            roster = cls(connection, path)
+            roster._prepare()
         return roster
 
     def close(self) -> None:
@@ -108,17 +104,18 @@ class Roster:
         self.close()
 
     def new_codes(self, count: int, life: timedelta, now: datetime | None = None) -> list[str]:
-        """Makes codes, and forgets those that expired unused long ago."""
+        """Makes codes and opens them."""
+        codes = fresh_codes(count)
+        self.open_codes(codes, life, now)
+        return codes
+
+    def open_codes(self, codes: Sequence[str], life: timedelta, now: datetime | None = None) -> None:
+        """Lets codes take devices in for a while, and forgets those that expired unused long ago."""
         at = now or _now()
-        codes = [
-            base64.b32encode(secrets.token_bytes(CODE_BYTES)).decode().lower().rstrip("=")
-            for _ in range(count)
-        ]
         rows = [(_hash(code), _text(at), _text(at + life)) for code in codes]
         with self._transaction() as connection:
             connection.execute("DELETE FROM codes WHERE used IS NULL AND expires <= ?", (_text(at - _KEPT),))
             connection.executemany("INSERT INTO codes (hash, made, expires) VALUES (?, ?, ?)", rows)
-        return codes
 
     def redeem(self, code: str, key: bytes, now: datetime | None = None) -> bool:
         """Takes a device in for a code.
@@ -162,17 +159,15 @@ class Roster:
 
     def devices(self) -> list[Known]:
         """Returns every device that was taken in, in the order of their joining."""
-        with self._transaction() as connection:
-            rows = connection.execute("SELECT key, joined, seen, barred FROM devices ORDER BY joined, key")
-            return [Known(*row) for row in rows]
+        found = self._read("SELECT key, joined, seen, barred FROM devices ORDER BY joined, key")
+        return [Known(*row) for row in found]
 
     def codes(self, now: datetime | None = None) -> dict[str, int]:
         """Returns how many codes are open, used and expired."""
-        with self._transaction() as connection:
-            used, expired, every = connection.execute(
-                "SELECT count(used), coalesce(sum(used IS NULL AND expires <= ?), 0), count(*) FROM codes",
-                (_text(now or _now()),),
-            ).fetchone()
+        ((used, expired, every),) = self._read(
+            "SELECT count(used), coalesce(sum(used IS NULL AND expires <= ?), 0), count(*) FROM codes",
+            _text(now or _now()),
+        )
         return {"open": every - used - expired, "used": used, "expired": expired}
 
     def heard(self, keys: list[bytes], now: datetime | None = None) -> None:
@@ -198,21 +193,29 @@ class Roster:
             )
         return found.rowcount == 1
 
-    def _prepare(self, path: Path) -> None:
-        with self._transaction() as connection:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version > _VERSION:
-                raise ConfigError(
-                    f"{path} was made by a newer umbel", hint="Install that version or a newer one."
-                )
-            if version == 0:
-                for statement in filter(str.strip, _TABLES.split(";")):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {_VERSION}")
+    def _prepare(self) -> None:
+        if self._version() == 0:
+            with self._transaction() as connection:
+                if self._version() == 0:  # and nobody else has made them meanwhile
+                    for statement in filter(str.strip, _TABLES.split(";")):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version = {_VERSION}")
+        if self._version() > _VERSION:
+            raise ConfigError(
+                f"{self._path} was made by a newer umbel", hint="Install that version or a newer one."
+            )
+
+    def _version(self) -> int:
+        return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+
+    def _read(self, query: str, *values: object) -> list[Any]:
+        """Reads without the lock for writing, so that it waits for nobody: one query sees one moment."""
+        with self._alone, _explained(self._path):
+            return self._connection.execute(query, values).fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._alone:
+        with self._alone, _explained(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -222,9 +225,27 @@ class Roster:
             self._connection.execute("COMMIT")
 
 
+def fresh_codes(count: int) -> list[str]:
+    """Returns codes that take nobody in before `Roster.open_codes`."""
+    codes = [base64.b32encode(secrets.token_bytes(CODE_BYTES)) for _ in range(count)]
+    return [code.decode().lower().rstrip("=") for code in codes]
+
+
 def name_of(key: bytes) -> str:
     """Returns by what an operator knows a device: the first digits of its public key's hash."""
     return hashlib.sha256(key).hexdigest()[:_NAME_DIGITS]
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns what SQLite and the system say into an error that an operator can act on."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+        hint = "Another umbel is writing to it: try again." if busy else "Restore it from a backup."
+        name = str(getattr(error, "sqlite_errorname", "") or type(error).__name__)
+        raise ConfigError(f"{path} cannot be used", [name], hint) from None
 
 
 def _hash(code: str) -> bytes:

@@ -275,3 +275,10 @@ def test_whatever_an_array_fails_by_is_a_message_error() -> None:
 
         with pytest.raises(MessageError, match="cannot be decoded"):
             Wire.of({"head.bias": Sent()}, {})
+
+
+def test_no_number_of_a_change_is_shown() -> None:
+    """What shows itself may end up in a log."""
+    change = {name: np.full(shape, 0.7320508, np.float32) for name, shape in SHAPES.items()}
+    own = Contribution("0" * 64, 1, change, 3, 0.5)
+    assert "0.73" not in repr(own) + repr(own.wire())

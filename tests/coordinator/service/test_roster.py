@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from umbel.coordinator.service.roster import CodeError, Roster
+from umbel.coordinator.service.roster import CodeError, Roster, fresh_codes
 from umbel.shared.errors import ConfigError
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -107,3 +107,24 @@ def test_a_file_that_is_none_or_newer_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(ConfigError, match="newer umbel"):
         Roster.open(tmp_path / "new")
+
+
+def test_who_is_known_can_be_read_while_somebody_writes(tmp_path: Path) -> None:
+    path = tmp_path / "devices.sqlite"
+    with Roster.open(path) as roster:
+        code, _ = roster.new_codes(2, WEEK, NOW)
+        roster.redeem(code, b"a", NOW)
+    writing = sqlite3.connect(path, isolation_level=None)
+    writing.execute("BEGIN IMMEDIATE")
+    with Roster.open(path) as roster:
+        assert [device.key for device in roster.devices()] == [b"a"]
+        assert roster.codes(NOW) == {"open": 1, "used": 1, "expired": 0}
+    writing.execute("ROLLBACK")
+    writing.close()
+
+
+def test_codes_that_were_not_opened_take_nobody_in(roster: Roster) -> None:
+    (code,) = fresh_codes(1)
+    assert refused(roster, code, b"a") == "unknown"
+    roster.open_codes([code], WEEK, NOW)
+    assert roster.redeem(code, b"a", NOW)

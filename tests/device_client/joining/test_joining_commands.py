@@ -1,6 +1,7 @@
 """`umbel device join` and `leave` where no coordinator is needed: what is refused before anything is sent."""
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from umbel.cli import main
 from umbel.device_client.egress.policy import Policy
 from umbel.device_client.joining.membership import Membership
 from umbel.device_client.owner import Device
+from umbel.device_client.vault.store import Store
+from umbel.shared.errors import StoreError
 from umbel.shared.invitation import Invitation
 from umbel.shared.release import Release
 
@@ -100,3 +103,31 @@ def test_the_key_lies_sealed_and_is_not_shown(home: Path) -> None:
     held = b"".join(path.read_bytes() for path in home.glob("store.sqlite*"))
     assert body[:32].encode() not in held
     assert CODE.encode() not in held
+
+
+def test_joining_and_leaving_are_kept_with_their_line_of_the_log_or_not_at_all(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_store: Store, _event: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    for before, after in ((None, JOINED), (JOINED, None)):
+        with Device.open(home) as device, monkeypatch.context() as broke:
+            broke.setattr(Store, "_put_event", broken)
+            with pytest.raises(StoreError):
+                device.keep_membership(after)
+        assert membership(home) == before
+        with Device.open(home) as device:
+            device.keep_membership(after)
+    assert membership(home) is None
+    with Device.open(home) as device:
+        assert [row["what"] for row in device.log(2)] == ["joined", "left"]
+
+
+def test_who_leaves_forgets_the_number(home: Path) -> None:
+    """Else the coordinator would take it for the number of the key that it had, and not ask the device."""
+    with Device.open(home) as device:
+        device.keep_membership(JOINED)
+        assert device.client_number(5) == device.client_number(6) == 5
+        device.keep_membership(None)
+        assert device.client_number(6) == device.client_number(7) == 6
