@@ -218,10 +218,14 @@ def kept_rounds(folder: Path) -> dict[str, Any]:
     """Returns what is told of an out folder: rounds, changes used, failures, privacy, and the last round.
 
     Raises:
-        ConfigError: It is damaged.
+        ConfigError: It is damaged, or a copy without the tensors that go with it.
     """
     path = folder / ROUNDS
     row = _checked(path) if path.is_file() else {"rounds": [], "settings": {}}  # none is finished yet
+    tensors = folder / _file(row["trainables"]["sha256"]) if "trainables" in row else path
+    if row["rounds"] and not tensors.is_file() and row == _checked(path):  # a round may have ended meanwhile
+        problem = f"{tensors.name} is missing: if this is a copy, a round ended while it was made"
+        raise ConfigError(f"{path} is not whole", [problem], "Copy it again, or restore it.")
     rounds = row["rounds"]
     return {
         "rounds": len(rounds),

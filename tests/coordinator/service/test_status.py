@@ -65,6 +65,15 @@ def test_a_journal_that_lost_its_settings_is_named(folder: Folder) -> None:
         status_of(folder.path)
 
 
+def test_a_copy_that_a_round_ended_in_is_named(folder: Folder) -> None:
+    keep(folder, RoundSettings(), [None])
+    (tensors,) = folder.rounds(RELEASE).glob("trainables-*")
+    tensors.unlink()
+    with pytest.raises(ConfigError, match="is not whole") as error:
+        status_of(folder.path)
+    assert "if this is a copy, a round ended while it was made" in error.value.problems[0]
+
+
 def test_a_gain_is_told_before_the_first_round_is_done(folder: Folder) -> None:
     gains = Gains(folder.rounds(RELEASE), RELEASE)
     for client in range(LEAST):
