@@ -15,6 +15,7 @@ from umbel.coordinator.service import roster as roster_module
 from umbel.coordinator.service.folder import Address, Folder
 from umbel.coordinator.service.roster import Roster
 from umbel.coordinator.service.status import status_of, words_of
+from umbel.shared import files as shared_files
 from umbel.shared.errors import ConfigError
 from umbel.shared.release import Release
 
@@ -92,12 +93,11 @@ def test_a_gain_is_told_before_the_first_round_is_done(folder: Folder) -> None:
 def test_codes_are_open_only_once_their_files_are_written(
     folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, files = tmp_path / "invitations", []
-    from umbel.shared import files as shared_files
-
+    out = tmp_path / "invitations"
+    files: list[Path] = []
     real = shared_files.atomic_write
 
-    def full(path: Path, data: bytes, mode: int | None = None) -> None:
+    def full(path: Path, data: bytes, mode: int = 0o644) -> None:
         if len(files) == 2:
             raise OSError(28, "No space left on device")
         files.append(path)
