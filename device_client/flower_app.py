@@ -32,7 +32,7 @@ from umbel.device_client.egress.allowed import (
 from umbel.device_client.egress.gate import Asker, admit, decline, leave
 from umbel.device_client.engine import Engine
 from umbel.device_client.releases.installed import installed
-from umbel.device_client.rounds import evaluate, train
+from umbel.device_client.rounds import Steps, alone, evaluating, training
 from umbel.device_client.secure.part import collected, take_part
 from umbel.device_client.simulated import SimulatedHome
 from umbel.shared.errors import ConfigError, MessageError, StoreError, UmbelError
@@ -125,17 +125,22 @@ def answer(message: Message, context: Context) -> Message:
         EgressError: The answer may not leave.
         UmbelError: The message, the release, the home or its examples cannot be used.
     """
+    return alone(answering(message, context))
+
+
+def answering(message: Message, context: Context) -> Steps[Message]:
+    """Answers a message as `answer` does; stops where it wants a profile."""
     to = _asker(message, context)
     with _home(context) as home:
         if (
             message.metadata.message_type != UNMASK
         ):  # it belongs to a change that has left; no work is done for it
             admit(str(message.metadata.message_type), home, to)
-        wire, allowed = _done(home, message, context)
+        wire, allowed = yield from _done(home, message, context)
         return _message(leave(wire, allowed, home, to), message)
 
 
-def _done(home: _AnyHome, message: Message, context: Context) -> tuple[Wire, Allowed]:
+def _done(home: _AnyHome, message: Message, context: Context) -> Steps[tuple[Wire, Allowed]]:
     """Returns the answer, and what may leave in it."""
     stage, client = message.metadata.message_type, home.client_number()
     if stage == MessageType.QUERY:
@@ -144,7 +149,9 @@ def _done(home: _AnyHome, message: Message, context: Context) -> tuple[Wire, All
         return _gain(home, message, _asker(message, context))
     if stage in STAGES:
         opened = lambda wire, held: collected(_engine(context, home), home, client, wire, held)  # noqa: E731
-        answered = take_part(stage, _wire(message), _kept(context), _place_of(context, home).id, opened)
+        answered = yield from take_part(
+            stage, _wire(message), _kept(context), _place_of(context, home).id, opened
+        )
         # Before anything leaves: a stage is answered once, whatever becomes of the answer.
         context.state[_SECURE] = ConfigRecord({_HELD: answered.kept})
         return answered.wire, answered.allowed
@@ -154,9 +161,10 @@ def _done(home: _AnyHome, message: Message, context: Context) -> tuple[Wire, All
     if task.stage != stage:
         raise MessageError("the round task cannot be used", [f"it is for {task.stage}, but came as {stage}"])
     if task.stage == TRAIN:
-        change = train(engine, home, client, task)
+        change = yield from training(engine, home, client, task)
         return change.wire(), allowed_contribution(manifest, task, home.most_norm)
-    return evaluate(engine, home, task).wire(), allowed_evaluation(manifest, task)
+    counts = yield from evaluating(engine, home, task)
+    return counts.wire(), allowed_evaluation(manifest, task)
 
 
 def _gain(home: _AnyHome, message: Message, to: Asker) -> tuple[Wire, Allowed]:

@@ -15,8 +15,9 @@ Whether an answer may leave is not decided here, but by the gate (`egress/gate.p
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, TypeVar, final
 
 import numpy as np
 
@@ -32,6 +33,28 @@ from umbel.shared.profile import FloatArray
 from umbel.shared.release import Release
 from umbel.shared.rng import generator
 from umbel.shared.text import IntArray
+
+_Answer = TypeVar("_Answer")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A profile that an answer waits for.
+
+    Attributes:
+        engine: The release.
+        support: What it is to be learned from.
+        task: Under which values, and how.
+    """
+
+    engine: Engine
+    support: Encoded
+    task: RoundTask
+
+
+Steps: TypeAlias = Generator[Wanted, dict[str, FloatArray], _Answer]
+"""Work that stops where it wants a profile, goes on with it, and ends with its answer."""
 
 
 class RoundHome(Protocol):
@@ -57,7 +80,28 @@ class RoundHome(Protocol):
         """Keeps the profile that a round has learned, name -> (1, *shape)."""
 
 
+def alone(steps: Steps[_Answer]) -> _Answer:
+    """Does work of one device whose profiles are learned where it stops, and returns its answer."""
+    try:
+        wanted = next(steps)
+        while True:
+            wanted = steps.send(learned(wanted.engine, [wanted.support], wanted.task))
+    except StopIteration as end:
+        answer: _Answer = end.value
+        return answer
+
+
 def train(engine: Engine, home: RoundHome, client: int, task: RoundTask) -> Contribution:
+    """Learns and stores the profile, and returns the clipped change of the shared tensors; see `training`."""
+    return alone(training(engine, home, client, task))
+
+
+def evaluate(engine: Engine, home: RoundHome, task: RoundTask) -> EvaluationReply:
+    """Counts right predictions on the held-out examples; see `evaluating`."""
+    return alone(evaluating(engine, home, task))
+
+
+def training(engine: Engine, home: RoundHome, client: int, task: RoundTask) -> Steps[Contribution]:
     """Learns and stores the profile, and returns the clipped change of the shared tensors.
 
     Args:
@@ -73,7 +117,7 @@ def train(engine: Engine, home: RoundHome, client: int, task: RoundTask) -> Cont
     """
     started = time.perf_counter()
     support = home.read(engine, encode_examples(engine, home.examples()))
-    profile = _learned(engine, support, task)
+    profile = yield Wanted(engine, support, task)
     home.save_profile(engine.release, profile)
     change = shared_change(engine, support, profile, client, task)
     change |= taught_change(engine, support, client, task)
@@ -88,7 +132,7 @@ def train(engine: Engine, home: RoundHome, client: int, task: RoundTask) -> Cont
     )
 
 
-def evaluate(engine: Engine, home: RoundHome, task: RoundTask) -> EvaluationReply:
+def evaluating(engine: Engine, home: RoundHome, task: RoundTask) -> Steps[EvaluationReply]:
     """Counts right predictions on the held-out examples, with the profile that the round's values give.
 
     Raises:
@@ -101,7 +145,7 @@ def evaluate(engine: Engine, home: RoundHome, task: RoundTask) -> EvaluationRepl
             "this device has no held-out examples", hint="Only simulated devices are evaluated."
         )
     queries = home.read(engine, encode_examples(engine, heldout))
-    profile = _learned(engine, home.read(engine, encode_examples(engine, home.examples())), task)
+    profile = yield Wanted(engine, home.read(engine, encode_examples(engine, home.examples())), task)
     logits = example_logits(engine, queries, profile, shared=task.arrays)
     return EvaluationReply(
         release_id=engine.release.release_id,
@@ -112,11 +156,25 @@ def evaluate(engine: Engine, home: RoundHome, task: RoundTask) -> EvaluationRepl
     )
 
 
-def _learned(engine: Engine, support: Encoded, task: RoundTask) -> dict[str, FloatArray]:
-    recipe = task.recipe(engine.release.manifest, len(support))
-    start = examples_starter(engine, [support], recipe.start, task.arrays)
-    origin = None if start is None else start([(0, np.arange(len(support)))])
-    return learn_profiles(engine, [support], recipe, start=origin, shared=task.arrays)
+def learned(engine: Engine, supports: Sequence[Encoded], task: RoundTask) -> dict[str, FloatArray]:
+    """Learns the profiles of one or more people, each from their own examples, under a round's values.
+
+    Args:
+        engine: The release.
+        supports: Each person's examples; so many that the same recipe holds for all of them.
+        task: What the coordinator asks.
+
+    Returns:
+        name -> (people, *shape), as they are stored.
+
+    Raises:
+        ProfileError: A profile is not finite.
+    """
+    recipe = task.recipe(engine.release.manifest, len(supports[0]))
+    start = examples_starter(engine, supports, recipe.start, task.arrays)
+    places = [(number, np.arange(len(support))) for number, support in enumerate(supports)]
+    origin = None if start is None else start(places)
+    return learn_profiles(engine, supports, recipe, start=origin, shared=task.arrays)
 
 
 def shared_change(

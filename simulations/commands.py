@@ -31,7 +31,9 @@ def simulate(
     users: Annotated[int | None, typer.Option(min=4, help="How many people take part.")] = None,
     rounds: Annotated[int | None, typer.Option(min=0, help="How many federated rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
-    engine: Annotated[str | None, typer.Option(help="What runs the devices: flower or serial.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="What runs the devices: cohort (the fast one), flower or serial.")
+    ] = None,
     rule: Annotated[
         str | None,
         typer.Option(

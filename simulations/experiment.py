@@ -56,7 +56,9 @@ class DataConfig(Strict):
 class RoundsConfig(Strict):
     """[rounds]: federated rounds with seen users."""
 
-    engine: Literal["flower", "serial"] = Field(default="flower", description="What runs the devices.")
+    engine: Literal["cohort", "flower", "serial"] = Field(
+        default="cohort", description="What runs the devices."
+    )
     rounds: int = Field(default=3, ge=0, description="How many rounds.")
     clients: int = Field(default=8, ge=1, description="Devices per round.")
     evaluate_clients: int = Field(

@@ -84,7 +84,7 @@ def simulate(
         config: What to do.
         out: The run's folder.
         threads: Threads of training and measuring.
-        workers: Processes that the flower engine runs devices in.
+        workers: Processes that the flower engine runs devices in; the cohort engine has `threads`.
         restart: Begin again, whatever is there.
         training: A finished training of the same people to take instead of training; the recipe is chosen
             anew where [recipe] differs.
@@ -149,7 +149,8 @@ def _run(
     if config.rounds.rounds and config.rounds.noise_multiplier:
         progress.say(SEEDED)
     with clock.phase("rounds"), progress.phase("federated rounds") as bar:
-        reached = _rounds(config, people, release, out, workers, bar)
+        cohort = config.rounds.engine == "cohort"
+        reached = _rounds(config, people, release, out, threads if cohort else workers, bar)
         final = _after_rounds(release, reached, out)
     engine = Engine(final, threads=threads)
     with clock.phase("evaluate"), progress.phase("people never met") as bar:

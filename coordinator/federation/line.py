@@ -50,14 +50,14 @@ class Line:
         Raises:
             Stopped: The run is to end.
         """
-        waiting = {key for key in self._grid.push_messages(messages) if key}
+        waiting = dict.fromkeys(key for key in self._grid.push_messages(messages) if key)
         several = max(1, _PULLED_BYTES // max(1, answer_bytes))
         deadline, pause_s = time.monotonic() + timeout, _FIRST_WAIT_S
         while waiting and time.monotonic() < deadline:
             for keys in _batches(waiting, several):
                 for reply in self._grid.pull_messages(keys):
                     if reply.metadata.reply_to_message_id in waiting:
-                        waiting.discard(reply.metadata.reply_to_message_id)
+                        del waiting[reply.metadata.reply_to_message_id]
                         yield reply
             if waiting:
                 self.pause(pause_s)
@@ -74,8 +74,8 @@ class Line:
         time.sleep(seconds)
 
 
-def _batches(keys: Iterable[str], size: int) -> Iterator[set[str]]:
-    """Yields the keys, `size` at a time; those that were there at the beginning."""
+def _batches(keys: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Yields the keys, `size` at a time in their order; those that were there at the beginning."""
     remaining = list(keys)
     for start in range(0, len(remaining), size):
-        yield set(remaining[start : start + size])
+        yield remaining[start : start + size]

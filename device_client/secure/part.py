@@ -8,7 +8,7 @@ from typing import final
 
 from umbel.device_client.egress.allowed import Allowed, allowed_contribution, allowed_stage
 from umbel.device_client.engine import Engine
-from umbel.device_client.rounds import RoundHome, train
+from umbel.device_client.rounds import RoundHome, Steps, training
 from umbel.device_client.secure.held import Held, unpacked
 from umbel.device_client.secure.stages import masked, open_task, set_up, share, unmask
 from umbel.shared.errors import EgressError
@@ -44,9 +44,9 @@ class Answered:
 
 
 def take_part(
-    stage: str, wire: Wire, kept: str, release_id: str, collect: Callable[[Wire, Held], Answered]
-) -> Answered:
-    """Answers a stage of a secure sum.
+    stage: str, wire: Wire, kept: str, release_id: str, collect: Callable[[Wire, Held], Steps[Answered]]
+) -> Steps[Answered]:
+    """Answers a stage of a secure sum; stops where it wants a profile.
 
     Args:
         stage: The message's type.
@@ -68,12 +68,12 @@ def take_part(
         allowed = allowed_stage(SHARE, held.session, share_blocks(len(held.peers)))
         return Answered(shares.wire(), allowed, held.packed())
     if stage == COLLECT:
-        return collect(wire, held)
+        return (yield from collect(wire, held))
     own = unmask(wire, held)
     return Answered(own.wire(), allowed_stage(UNMASK, held.session, _unmasking_blocks(wire)))
 
 
-def collected(engine: Engine, home: RoundHome, client: int, wire: Wire, held: Held) -> Answered:
+def collected(engine: Engine, home: RoundHome, client: int, wire: Wire, held: Held) -> Steps[Answered]:
     """Trains, and masks the change; before it is masked it must be one that might leave as it is.
 
     Args:
@@ -90,7 +90,7 @@ def collected(engine: Engine, home: RoundHome, client: int, wire: Wire, held: He
     """
     manifest = engine.release.manifest
     task, held = open_task(wire, held, manifest)
-    contribution = train(engine, home, client, task)
+    contribution = yield from training(engine, home, client, task)
     problems = allowed_contribution(manifest, task, home.most_norm).problems(contribution.wire())
     if problems:
         raise EgressError("this does not leave the device", problems, "Nothing was sent.")

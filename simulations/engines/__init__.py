@@ -12,7 +12,7 @@ from umbel.shared.errors import ConfigError
 
 __all__ = ["ENGINES", "RoundRecord", "RoundSettings", "RoundsResult", "run_rounds"]
 
-ENGINES = ("flower", "serial")
+ENGINES = ("cohort", "flower", "serial")
 OnRound = Callable[[RoundRecord], None]
 
 
@@ -42,14 +42,16 @@ def run_rounds(
     """Runs federated rounds over simulated devices; goes on where a run with the same settings stopped.
 
     Args:
-        engine: "flower": Flower's own simulation, in processes of its own; "serial": one device after
-            another in this process, for debugging. Both give the same numbers.
+        engine: "cohort": in this process, the private steps of many devices together; "flower": Flower's
+            own simulation, in processes of its own; "serial": one device after another in this process, for
+            debugging. Flower's and the serial one give the same numbers; the cohort's are equal but for
+            float32's rounding.
         release_folder: The release.
         devices_folder: One home per device: 000000, 000001, ...
         clients_total: How many devices there are.
         settings: What happens in the rounds.
         out: Where rounds.json and the trained tensors go after every round.
-        workers: Processes that devices run in; only for "flower".
+        workers: Processes that devices run in for "flower", threads for "cohort".
         on_round: Called after every round with its record.
 
     Returns:
@@ -73,6 +75,10 @@ def run_rounds(
 
 
 def _engine(name: str) -> Engine:
+    if name == "cohort":
+        from umbel.simulations.engines.cohort import run_cohort
+
+        return run_cohort
     if name == "serial":
         from umbel.simulations.engines.serial import run_serial
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, final
-from uuid import uuid4
 
-from flwr.app import Context, Message, RecordDict
-from flwr.supercore.run import Run
+from flwr.app import Context, Message
 
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
-from umbel.coordinator.federation.own_grid import OwnGrid
 from umbel.coordinator.server_app import serve
 from umbel.device_client import flower_app
-
-_RUN_ID, _SERVER_NODE = 1, 1
+from umbel.simulations.engines.nodes import InProcessGrid
 
 
 @final
-class SerialGrid(OwnGrid):
-    """A Flower Grid whose nodes answer within `pull_messages`, so that no answer waits for the others."""
+class SerialGrid(InProcessGrid):
+    """Its devices answer one after another."""
 
     def __init__(
         self,
@@ -35,45 +31,12 @@ class SerialGrid(OwnGrid):
             population: How many devices there are.
             respond: Answers one device's message; `raising` ends the run at the first error instead.
         """
-        super().__init__(Run.create_empty(_RUN_ID), _SERVER_NODE, task_id=1)
+        super().__init__(config, population)
         self._respond = respond
-        self._asked: dict[str, Message] = {}
-        # Node ids are not the devices' numbers, as with every other grid.
-        self._contexts = {
-            number + 1000: Context(
-                run_id=_RUN_ID,
-                node_id=number + 1000,
-                node_config={"partition-id": number, "num-partitions": population},
-                state=RecordDict(),
-                run_config=dict(config),
-            )
-            for number in range(population)
-        }
 
-    def get_node_ids(self) -> Iterable[int]:
-        """Returns the nodes' ids."""
-        return list(self._contexts)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Keeps what is asked, and returns the messages' ids."""
-        keys = []
-        for message in messages:
-            key = str(uuid4())
-            message.metadata.__dict__["_message_id"] = key
-            self._asked[key] = message
-            keys.append(key)
-        return keys
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Lets each device answer what it was asked, and returns the answers."""
-        asked = [self._asked.pop(key) for key in list(message_ids) if key in self._asked]
-        return [self._respond(message, self._contexts[message.metadata.dst_node_id]) for message in asked]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Lets each device answer, and returns the answers."""
-        return self.pull_messages(self.push_messages(messages))
+    def answers(self, asked: Sequence[tuple[Message, Context]]) -> Iterable[Message]:
+        """Returns what devices answer."""
+        return [self._respond(message, context) for message, context in asked]
 
 
 def raising(message: Message, context: Context) -> Message:

@@ -19,7 +19,7 @@ from tests.builders import random_examples, tiny_release
 from umbel.coordinator.federation.secure.plan import SecureSettings
 from umbel.coordinator.federation.secure.summing import SecureSum, Summing, lead
 from umbel.device_client.engine import Engine
-from umbel.device_client.rounds import train
+from umbel.device_client.rounds import alone, train
 from umbel.device_client.secure.held import unpacked
 from umbel.device_client.secure.part import collected, take_part
 from umbel.device_client.simulated import SimulatedHome
@@ -114,7 +114,7 @@ def seen_with_secure_sums(found: Attacked) -> tuple[list[dict[str, npt.NDArray[A
     def ask(stage: str, tasks: Mapping[int, Wire], take: Any) -> None:
         for number, wire in tasks.items():
             answer = partial(collected, found.engine, found.homes[number], number)
-            done = take_part(stage, wire, kept[number], found.release.release_id, answer)
+            done = alone(take_part(stage, wire, kept[number], found.release.release_id, answer))
             kept[number] = done.kept
             take(number, done.wire)
             if stage == COLLECT:

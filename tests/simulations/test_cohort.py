@@ -1,0 +1,116 @@
+"""The cohort engine: what devices do alone, but for the order of float32's sums; who fails, fails alone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.builders import write_devices
+
+from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
+from umbel.coordinator.server_app import serve
+from umbel.device_client.simulated import EXAMPLES as FILE
+from umbel.shared.release import Release
+from umbel.simulations.engines import RoundSettings, run_rounds
+from umbel.simulations.engines.cohort import CohortGrid
+
+EXAMPLES = [5, 6, 2, 9, 4, 7]
+SETTINGS = RoundSettings(
+    rounds=2, clients_per_round=5, seed=5, evaluate_clients=3, local_rate=0.5, clip=0.5, secure=False
+)
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Path:
+    return write_devices(tmp_path / "devices", EXAMPLES)
+
+
+def run(
+    engine: str, release: Release, devices: Path, out: Path, settings: RoundSettings = SETTINGS
+) -> RoundsResult:
+    return run_rounds(
+        engine, release_folder=release.folder, devices_folder=devices, clients_total=len(EXAMPLES),
+        settings=settings, out=out,
+    )  # fmt: skip
+
+
+def in_packs(
+    size: int, release: Release, devices: Path, out: Path, settings: RoundSettings = SETTINGS
+) -> RoundsResult:
+    config: dict[str, Any] = settings.as_run_config() | {
+        "release": str(release.folder), "devices": str(devices), "out": str(out),
+        "population": len(EXAMPLES), "threads": 1,
+    }  # fmt: skip
+    return serve(CohortGrid(config, len(EXAMPLES), size), config)
+
+
+def told(result: RoundsResult) -> list[RoundRecord]:
+    return [replace(record, seconds=0.0, bytes_up=0) for record in result.rounds]
+
+
+def assert_close(found: RoundsResult, expected: RoundsResult, tolerance: float) -> None:
+    assert told(found) == told(expected)
+    for name, values in expected.trainables.items():
+        np.testing.assert_allclose(found.trainables[name], values, rtol=0, atol=tolerance)
+
+
+RELEASES = ("tiny_release", "embedded_release", "taught_release")
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_cohort_gives_the_numbers_of_devices_one_after_another(
+    name: str, secure: bool, request: pytest.FixtureRequest, devices: Path, tmp_path: Path
+) -> None:
+    release: Release = request.getfixturevalue(name)
+    settings = replace(SETTINGS, secure=secure)
+    serial = run("serial", release, devices, tmp_path / "serial", settings)
+    found = run("cohort", release, devices, tmp_path / "cohort", settings)
+    moved = max(
+        np.abs(values - serial.trainables[other]).max()
+        for (other, values) in run(
+            "serial", release, devices, tmp_path / "none", replace(settings, rounds=0)
+        ).trainables.items()
+    )
+    assert moved > 1e-3
+    assert_close(found, serial, 1e-5)
+
+
+def test_a_pack_of_one_is_a_device_alone_to_the_bit(
+    tiny_release: Release, devices: Path, tmp_path: Path
+) -> None:
+    assert_close(
+        in_packs(1, tiny_release, devices, tmp_path / "cohort"),
+        run("serial", tiny_release, devices, tmp_path / "serial"),
+        0.0,
+    )
+
+
+def test_the_same_seed_gives_the_same_numbers_and_other_packs_the_same_but_for_rounding(
+    tiny_release: Release, devices: Path, tmp_path: Path
+) -> None:
+    first = in_packs(3, tiny_release, devices, tmp_path / "1")
+    assert_close(in_packs(3, tiny_release, devices, tmp_path / "2"), first, 0.0)
+    assert_close(in_packs(64, tiny_release, devices, tmp_path / "3"), first, 1e-5)
+
+
+def test_a_device_that_fails_fails_for_itself(tiny_release: Release, devices: Path, tmp_path: Path) -> None:
+    (devices / "000002" / FILE).write_text("{")
+    settings = replace(SETTINGS, rounds=1, clients_per_round=6, evaluate_clients=0)
+    found = run("cohort", tiny_release, devices, tmp_path / "cohort", settings)
+    assert (found.rounds[0].clients, found.rounds[0].failures) == (5, 1)
+    assert found.rounds[0].notes == ("round 1, train, device 000002: ExampleError",)
+    assert_close(found, run("serial", tiny_release, devices, tmp_path / "serial", settings), 1e-5)
+
+
+def test_profiles_that_do_not_converge_fail_for_their_own_devices(
+    tiny_release: Release, devices: Path, tmp_path: Path
+) -> None:
+    """With a rate that is far too large all fail, each with its own answer, as they do alone."""
+    recipe = replace(tiny_release.manifest.recipe, learning_rate=100.0, second_moment="none", steps=40)
+    settings = replace(SETTINGS, rounds=1, evaluate_clients=0, recipe=recipe)
+    serial = run("serial", tiny_release, devices, tmp_path / "serial", settings)
+    found = run("cohort", tiny_release, devices, tmp_path / "cohort", settings)
+    assert serial.rounds[0].failures > 0
+    assert found.rounds[0].notes == serial.rounds[0].notes
