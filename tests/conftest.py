@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.release import Release
@@ -15,6 +16,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as there are cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes is the machine's business: no test is timed.
+settings.register_profile("umbel", deadline=None)
+settings.load_profile("umbel")
 
 ROOT = Path(__file__).parents[1]
 DEVICE_FOLDERS = ("tests/shared", "tests/device_client", "src/umbel/shared", "src/umbel/device_client")
