@@ -19,6 +19,7 @@ import typer
 if TYPE_CHECKING:
     from umbel.coordinator.federation.gains import GainFigures
     from umbel.coordinator.federation.journal import RoundRecord
+    from umbel.coordinator.federation.settings import RoundSettings
     from umbel.coordinator.service.folder import Address
     from umbel.coordinator.service.serving import Service
 
@@ -151,11 +152,12 @@ def serve(
 
     kept, read = Kept.read(folder), read_release(release)
     config = given_settings(settings, change or [])
-    RoundSettings.from_run_config(config)  # before anything listens
+    wanted = RoundSettings.from_run_config(config)  # before anything listens
     most = max((math.prod(shape) for shape in read.manifest.trainables.values()), default=0)
     logging.getLogger("flwr").setLevel(logging.ERROR)  # it would tell of every request
     with _stopping() as stopped, serving(kept, most, Listening(bind, port)) as service:
         _listens(service, kept.address, read.release_id, as_json)
+        _budget(wanted, devices, as_json)
         reached = service.run(
             read,
             config,
@@ -291,6 +293,25 @@ def _listens(service: Service, address: Address, release_id: str, as_json: bool)
     known = service.known()
     words = f"Listening; devices reach this coordinator at {address.url}. {known} are known. Ctrl-C stops it."
     _say(as_json, words, event="listening", url=address.url, known=known, release=release_id)
+
+
+def _budget(settings: RoundSettings, devices: int, as_json: bool) -> None:
+    """Says how far the privacy budget will go; without one, or without the number of devices, nothing."""
+    from umbel.coordinator.federation.privacy.budget import rounds_paid
+
+    promised = settings.privacy()
+    if promised is None or not promised.epsilon_budget or not devices:
+        return
+    paid = rounds_paid(promised, min(1.0, settings.clients_per_round / devices), settings.rounds)
+    words = f"The privacy budget, epsilon {promised.epsilon_budget:g}, pays for {paid} of the"
+    _say(
+        as_json,
+        f"{words} {settings.rounds} rounds.",
+        event="budget",
+        rounds=settings.rounds,
+        rounds_paid=paid,
+        **asdict(promised),
+    )
 
 
 def _round(service: Service, as_json: bool) -> Callable[[RoundRecord], None]:

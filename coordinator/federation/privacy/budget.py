@@ -46,6 +46,24 @@ class PrivacySettings:
         return self.clip_quantile > 0
 
 
+def rounds_paid(settings: PrivacySettings, rate: float, most: int) -> int:
+    """Returns how many rounds a budget pays for, `most` if more; without a budget all of them.
+
+    Args:
+        settings: What is promised.
+        rate: q, the chance of each device to be sampled in a round.
+        most: Of how many one wants to know.
+    """
+    if not settings.epsilon_budget:
+        return most
+    paid, beyond = 0, most + 1
+    while beyond - paid > 1:
+        middle = (paid + beyond) // 2
+        spent = epsilon(rate, settings.noise_multiplier, middle, settings.delta)
+        paid, beyond = (middle, beyond) if spent <= settings.epsilon_budget else (paid, middle)
+    return paid
+
+
 @final
 class PrivateRounds:
     """What is private about rounds."""

@@ -12,9 +12,11 @@ from tests.oracles.gain import gain_oracle
 
 from umbel.coordinator.federation.gains import FILE, LEAST, GainFigures, Gains, Sums, kept_gain
 from umbel.coordinator.service.gain import GainAsker
+from umbel.device_client.gain import noised
 from umbel.shared.errors import ConfigError
 from umbel.shared.gain import MOST, STEPS, noise_variance
 from umbel.shared.messages import GAIN, GainReport
+from umbel.shared.rng import generator
 from umbel.simulations.engines.serial import SerialGrid
 
 TOLD = {11: 5001, 12: -4002, 13: 7003, 14: 104, 15: -2005, 16: 3006, 17: 907}
@@ -28,16 +30,27 @@ def filled(folder: Path, clients: range) -> Gains:
 
 
 @given(st.lists(st.integers(-MOST, MOST), min_size=LEAST, max_size=60))
-def test_mean_and_error_are_those_of_the_definition(noised: list[int]) -> None:
+def test_mean_and_error_are_those_of_the_definition(told: list[int]) -> None:
     sums = Sums(set())
-    for client, number in enumerate(noised):
+    for client, number in enumerate(told):
         sums.add(client, number)
     figures = sums.figures()
     assert figures is not None
-    mean, error = gain_oracle(noised, STEPS, noise_variance())
-    assert figures.reports == len(noised)
+    mean, error = gain_oracle(told, STEPS, noise_variance())
+    assert figures.reports == len(told)
     assert figures.mean == pytest.approx(mean, abs=1e-12)
     assert figures.error == pytest.approx(error, rel=1e-9)
+
+
+def test_of_many_devices_the_mean_gain_can_be_told() -> None:
+    """10,000 that gain 0, 0.1 or 0.2: the error is the noise's, 2.83 / 100, and the mean within 4 of it."""
+    rng, sums = generator(5, 0, "", "noise"), Sums(set())
+    for client in range(10_000):
+        sums.add(client, noised(0.1 * (client % 3), lambda most: int(rng.integers(most))))
+    figures = sums.figures()
+    assert figures is not None
+    assert figures.error == pytest.approx(0.0283, rel=0.05)
+    assert abs(figures.mean - 0.1) < 4 * figures.error
 
 
 def test_of_fewer_than_five_nothing_is_kept(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from tests.oracles.privacy import clips_oracle
 
 from umbel.coordinator.federation.aggregation.mean import Total
 from umbel.coordinator.federation.privacy.accountant import epsilon
-from umbel.coordinator.federation.privacy.budget import PrivacySettings, PrivateRounds
+from umbel.coordinator.federation.privacy.budget import PrivacySettings, PrivateRounds, rounds_paid
 from umbel.coordinator.federation.privacy.clipping import count_noise, sum_multiplier
 from umbel.coordinator.federation.privacy.sources import Floats, KeySource, SeedSource
 from umbel.shared.errors import ConfigError
@@ -155,3 +155,15 @@ def test_the_bound_of_the_check_is_what_the_noise_covers() -> None:
     found = rounds.mean(total(0.0), 1, 1000.0)["x"].astype(float)
     noise = SeedSource(3).normal(1, "noise of x", "", 100_000).reshape(2, -1)
     np.testing.assert_allclose(found, 0.5 * largest(1000.0) * noise, atol=1e-4)
+
+
+@pytest.mark.parametrize(("paid", "most"), [(5, 8), (8, 8), (5, 2), (0, 3)])
+def test_so_many_rounds_are_paid_for_as_the_budget_lets_begin(paid: int, most: int) -> None:
+    costs = [epsilon(0.25, 2.0, rounds, 1e-5) for rounds in range(most + 1)]
+    budget = epsilon(0.25, 2.0, paid, 1e-5) + 1e-6
+    own = PrivacySettings(noise_multiplier=2.0, epsilon_budget=budget, delta=1e-5)
+    assert rounds_paid(own, 0.25, most) == sum(cost <= budget for cost in costs[1:]) == min(paid, most)
+
+
+def test_without_a_budget_all_rounds_are_paid_for() -> None:
+    assert rounds_paid(PrivacySettings(noise_multiplier=2.0), 0.25, 7) == 7

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tests.federation import SETTINGS, Federation
 
 from umbel.coordinator.federation.journal import kept_trainables
+from umbel.coordinator.federation.privacy.accountant import epsilon
 from umbel.coordinator.server_app import release_trainables
 from umbel.coordinator.service.settings import given_settings
 from umbel.shared.profile import FloatArray
@@ -62,3 +64,28 @@ def test_devices_join_and_rounds_over_tls_reach_what_a_simulation_reaches(
     following = read_release(tmp_path / "next")
     assert following.manifest.parent == tiny_release.release_id
     assert_same(release_trainables(following), reached(own))
+
+
+@pytest.mark.slow
+def test_what_rounds_cost_of_the_privacy_budget_is_told_wherever_rounds_are(
+    federation: Callable[[int], Federation], tiny_release: Release, tmp_path: Path
+) -> None:
+    own = federation(2)
+    budget = epsilon(1.0, 2.0, 2, 1e-5) + 1e-6  # two rounds, and not a third
+    noise = ("noise_multiplier=2.0", "delta=1e-5", f"epsilon_budget={budget}")
+    serving = own.serve("rounds=5", "clients=2", "secure=false", *noise)
+    own.until(serving, lambda: own.events(serving, "listening"))
+    for number, line in enumerate(own.invite(2)):
+        own.join(number, line)
+    assert own.ended(serving) == 0, own.said(serving)
+    (told,) = own.events(serving, "budget")
+    assert (told["rounds"], told["rounds_paid"]) == (5, 2)
+    spent = [epsilon(1.0, 2.0, rounds, 1e-5) for rounds in (1, 2)]
+    assert [row["epsilon"] for row in own.events(serving, "round")] == pytest.approx(spent)
+
+    fed, privacy = str(own.folder.path), {"noise_multiplier": 2.0, "epsilon_budget": budget, "delta": 1e-5}
+    status = json.loads(own.run("coordinator", "status", fed, "--json").stdout)
+    assert status["runs"][0]["privacy"] == {**privacy, "epsilon": pytest.approx(spent[1])}
+    words = ["coordinator", "publish-rounds", fed, "-r", str(tiny_release.folder), "--out"]
+    done = own.run(*words, str(tmp_path / "next"))
+    assert f"They cost each device epsilon {spent[1]:.3f} at delta 1e-05." in done.stdout
