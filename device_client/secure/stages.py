@@ -43,6 +43,7 @@ from umbel.shared.secure.primitives import (
     shares_of,
     unsealed,
 )
+from umbel.shared.secure.terms import terms_of
 
 
 def set_up(wire: Wire, release_id: str) -> tuple[PublicKeys, Held]:
@@ -135,9 +136,10 @@ def masked(
     values = flat(contribution.change, shapes)
     vector = grid_of(held, task).coded(values, weight, rng, contribution.within)
     vector += mask(held.seed, len(vector))
+    terms = terms_of(held.session, held.group, task)
     for place in held.seeds:
         if place != held.group.place:
-            add_pair_mask(vector, held.mask_key, held.peers[place][0], held.group.place, place)
+            add_pair_mask(vector, held.mask_key, held.peers[place][0], held.group.place, place, terms)
     kept = replace(held, seed=b"", mask_key=b"", share_key=b"", peers={})
     return Masked(held.session, vector), kept
 

@@ -28,7 +28,7 @@ from umbel.shared.secure.primitives import (
     Words,
 )
 
-SCHEMA: Final = "umbel.secure/1"
+SCHEMA: Final = "umbel.secure/2"
 SETUP, SHARE, COLLECT, UNMASK = STAGES = ("train.setup", "train.share", "train.collect", "train.unmask")
 """The stages in their order, as Flower's message types."""
 

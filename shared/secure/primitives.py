@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -51,6 +52,19 @@ def public_key(private: bytes) -> bytes:
     from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
     return public_key_to_bytes(_private(private).public_key())
+
+
+def is_public_key(data: bytes) -> bool:
+    """Says whether it is a public key that two sides can agree on a key with."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from flwr.supercore.primitives.asymmetric import bytes_to_public_key
+
+    try:
+        curve = bytes_to_public_key(data).curve
+    except (ValueError, TypeError, UnsupportedAlgorithm, AttributeError):
+        return False
+    return isinstance(curve, ec.SECP384R1)
 
 
 def agreed_key(private: bytes, public: bytes) -> bytes:
@@ -124,17 +138,21 @@ def unsealed(key: bytes, data: bytes) -> tuple[int, int, bytes, bytes]:
         raise ValueError("not sealed with this key") from None
 
 
+def key_for(agreed: bytes, terms: bytes) -> bytes:
+    """Returns the key of a mask out of one that two sides agreed on: HMAC-SHA256 of what it is for."""
+    return hmac.digest(base64.urlsafe_b64decode(agreed), b"umbel secure aggregation mask" + terms, "sha256")
+
+
 def mask(key: bytes, count: int) -> Words:
     """Returns `count` numbers that look random to who does not have the key; a key makes one mask only.
 
     Args:
-        key: A seed, or a key that two sides agreed on.
+        key: 32 bytes: a seed, or what `key_for` gives.
         count: How many.
     """
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-    raw = key if len(key) == SEED_BYTES else base64.urlsafe_b64decode(key)
-    stream = Cipher(algorithms.AES(raw), modes.CTR(bytes(16))).encryptor()
+    stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
     return np.frombuffer(stream.update(bytes(4 * count)), "<u4").astype(np.uint32, copy=False)
 
 

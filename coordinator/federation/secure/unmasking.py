@@ -42,6 +42,7 @@ def take_off_pairs(
     shares: Mapping[int, Unmasking],
     keys: Mapping[int, bytes],
     threshold: int,
+    terms: bytes,
 ) -> None:
     """Takes off the masks that remaining devices have with peers who sent no change.
 
@@ -51,6 +52,7 @@ def take_off_pairs(
         shares: Who answered -> the shares that they gave.
         keys: Place -> that device's public mask key.
         threshold: How many shares give a secret.
+        terms: What all were told.
 
     Raises:
         MessageError: A key cannot be found; the sum stays closed.
@@ -59,7 +61,7 @@ def take_off_pairs(
         held = {holder: given.keys[place] for holder, given in shares.items() if place in given.keys}
         private = recovered(held, threshold, partial(_is_private, keys[place]), place)
         for peer in peers:
-            add_pair_mask(total, private, keys[peer], place, peer)
+            add_pair_mask(total, private, keys[peer], place, peer, terms)
 
 
 def recovered(held: Mapping[int, bytes], threshold: int, right: Callable[[bytes], bool], place: int) -> bytes:

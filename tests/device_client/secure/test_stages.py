@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from tests.secure_devices import MANIFEST, SecureDevice, devices, run, summing, travelled
+from tests.secure_devices import MANIFEST, SecureDevice, devices, round_task, run, summing, travelled
 
 from umbel.coordinator.federation.secure.plan import SecureSettings
 from umbel.coordinator.federation.secure.summing import Summing
@@ -17,6 +17,8 @@ from umbel.device_client.secure.held import unpacked
 from umbel.device_client.secure.stages import set_up
 from umbel.shared.errors import MessageError
 from umbel.shared.messages import Wire
+from umbel.shared.recipe import LearningRecipe
+from umbel.shared.secure.grid import flat
 from umbel.shared.secure.group import Group
 from umbel.shared.secure.messages import (
     COLLECT,
@@ -29,6 +31,7 @@ from umbel.shared.secure.messages import (
     read_unmask,
 )
 from umbel.shared.secure.primitives import key_pair
+from umbel.shared.secure.terms import terms_of
 
 pytestmark = pytest.mark.full
 SETTINGS = SecureSettings(least=3)
@@ -251,3 +254,50 @@ def test_what_is_kept_is_shown_nowhere() -> None:
     secrets = (held.mask_key, held.share_key, held.seed, *held.seeds.values(), *held.keys.values())
     assert all(secrets)
     assert not any(repr(secret) in repr(held) for secret in secrets)
+
+
+# What only the others are told, so that nothing of them is in the sum: the victim hears the honest tale.
+TALES = {
+    "a clip so large that their steps are coarse": (COLLECT, config(**{"task/clip": 1e9})),
+    "a rate of nothing": (COLLECT, config(**{"task/local_rate": 0.0})),
+    "other values": (COLLECT, arrays(**{next(f"task/{n}" for n in MANIFEST.trainables): lambda a: a + 1})),
+    "examples that count otherwise": (SETUP, config(weighted=True)),
+    "a smaller sum": (SETUP, config(least=4)),
+}
+
+
+@pytest.mark.parametrize("tale", TALES)
+def test_devices_that_were_told_other_things_do_not_add_up(tale: str) -> None:
+    stage_told, spoil = TALES[tale]
+    group = devices(8)
+    secure, victim = summing(group, SecureSettings(least=5)), next(iter(group))
+    for stage in STAGES:
+        for client, wire in secure.tasks(stage).items():
+            lie = stage == stage_told and client != victim
+            secure.take(stage, client, group[client].answer(stage, travelled(spoil(wire) if lie else wire)))
+    with pytest.raises(MessageError, match="the sum cannot be used"):
+        secure.opened()
+    seen = secure._grid.decoded(secure._total)[0]  # whatever the check says: a rogue would not check
+    own = flat(group[victim].change, MANIFEST.trainables)
+    assert np.linalg.norm(seen - own) > 3 * np.linalg.norm(own)  # noise over the whole range of 32 bits
+
+
+def test_the_terms_of_a_sum_are_all_that_its_devices_were_told_but_their_place() -> None:
+    session, group, task = Session("r", 3, "0" * 32), Group(0, 6, 6, 4, 3), round_task()
+    terms = terms_of(session, group, task)
+    assert terms == terms_of(session, replace(group, place=5), task)
+    name = next(iter(task.arrays))
+    moved = {**task.arrays, name: np.nextafter(task.arrays[name], np.float32(1))}
+    others = [
+        (replace(session, key="1" * 32), group, task),
+        (session, replace(group, devices=7), task),
+        (session, replace(group, threshold=5), task),
+        (session, replace(group, shares=5), task),
+        (session, replace(group, least=4), task),
+        (session, replace(group, weighted=True), task),
+        (session, group, replace(task, seed=8)),
+        (session, group, replace(task, arrays=moved)),
+        (session, group, replace(task, settings=replace(task.settings, tell_within=True))),
+        (session, group, replace(task, settings=replace(task.settings, recipe=LearningRecipe()))),
+    ]
+    assert len({terms, *(terms_of(*other) for other in others)}) == 1 + len(others)
