@@ -41,6 +41,8 @@ from umbel.shared.secure.messages import (
     read_sealed_shares,
     read_unmasking,
 )
+from umbel.shared.secure.primitives import is_public_key
+from umbel.shared.secure.terms import terms_of
 
 
 @final
@@ -97,6 +99,7 @@ class Summing:
         self._asked: set[int] = set()
         self._session = Session(manifest.release_id, task.round, secrets.token_hex(SESSION_CHARACTERS // 2))
         self._keys: dict[int, PublicKeys] = {}
+        self._every_key: set[bytes] = set()
         self._sealed: dict[int, SealedShares] = {}
         self._sent: set[int] = set()
         self._shares: dict[int, Unmasking] = {}
@@ -132,7 +135,9 @@ class Summing:
                 "an answer cannot be used", ["this device was not asked, or has answered already"]
             )
         if stage == SETUP:
-            self._keys[place] = read_public_keys(wire, self._session)
+            keys = read_public_keys(wire, self._session)
+            self._refuse_keys(keys)
+            self._keys[place] = keys
         elif stage == SHARE:
             self._sealed[place] = read_sealed_shares(wire, self._session, self._peers(place, self._keys))
         elif stage == COLLECT:
@@ -141,6 +146,16 @@ class Summing:
         else:
             self._shares[place] = read_unmasking(wire, self._session, *self._remaining_and_gone(place))
         self._asked.discard(place)
+
+    def _refuse_keys(self, keys: PublicKeys) -> None:
+        """Refuses keys at which every peer would refuse to go on, so that they cost their device alone."""
+        own, known = (keys.mask_key, keys.share_key), self._every_key
+        problems = [] if all(map(is_public_key, own)) else ["one is no key of the curve P-384"]
+        if own[0] == own[1] or not known.isdisjoint(own):
+            problems.append("one is given twice")
+        if problems:
+            raise MessageError("the public keys cannot be used", problems)
+        known.update(own)
 
     def opened(self) -> SecureSum:
         """Takes the masks off.
@@ -154,7 +169,9 @@ class Summing:
         keys = {place: answer.mask_key for place, answer in self._keys.items()}
         gone = {place: self._peers(place, self._sent) for place in sorted(set(self._sealed) - self._sent)}
         take_off_own(self._total, sorted(self._sent), self._shares, bound, self._threshold)
-        take_off_pairs(self._total, gone, self._shares, keys, self._threshold)
+        group = next(iter(self._groups.values()))
+        terms = terms_of(self._session, group, self._task)
+        take_off_pairs(self._total, gone, self._shares, keys, self._threshold, terms)
         return self._checked()
 
     def _checked(self) -> SecureSum:

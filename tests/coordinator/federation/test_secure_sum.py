@@ -117,6 +117,8 @@ def without(name: str) -> Spoil:
     ("stage", "spoil", "problem"),
     [
         (SETUP, lambda w: Wire({"keys": w.arrays["keys"][:1]}, w.config), "keys is uint8 of shape"),
+        (SETUP, lambda w: Wire({"keys": w.arrays["keys"] ^ 1}, w.config), "one is no key of the curve"),
+        (SETUP, lambda w: Wire({"keys": w.arrays["keys"][[0, 0]]}, w.config), "one is given twice"),
         (SHARE, lambda w: Wire(w.arrays, {**w.config, "round": 4}), "round is 4, expected 3"),
         (SHARE, without("commitment"), "missing array 'commitment'"),
         (COLLECT, lambda w: Wire({"masked": w.arrays["masked"][:-1]}, w.config), "masked is uint32 of shape"),
