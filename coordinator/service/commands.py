@@ -153,9 +153,13 @@ def serve(
     kept, read = Kept.read(folder), read_release(release)
     config = given_settings(settings, change or [])
     wanted = RoundSettings.from_run_config(config)  # before anything listens
-    most = max((math.prod(shape) for shape in read.manifest.trainables.values()), default=0)
+    trainables = read.manifest.trainables
+    numbers = sum(math.prod(shape) for shape in trainables.values())
     logging.getLogger("flwr").setLevel(logging.ERROR)  # it would tell of every request
-    with _stopping() as stopped, serving(kept, most, Listening(bind, port)) as service:
+    with (
+        _stopping() as stopped,
+        serving(kept, numbers, Listening(bind, port), tensors=len(trainables)) as service,
+    ):
         _listens(service, kept.address, read.release_id, as_json)
         _budget(wanted, devices, as_json)
         reached = service.run(

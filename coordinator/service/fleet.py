@@ -87,6 +87,7 @@ class Link:
         bell: Wakes nodes that wait.
         hold_s: How long a node's question is held.
         latest: Node id -> its latest question; an older one, whose connection broke, gives up.
+        most_objects: Of how many objects an answer is made at most.
     """
 
     state: LinkState
@@ -94,6 +95,7 @@ class Link:
     bell: Bell = field(default_factory=Bell)
     hold_s: float = HOLD_S
     latest: dict[int, object] = field(default_factory=dict)
+    most_objects: int = 256
 
 
 def _link(request: Request) -> Link:
@@ -140,7 +142,11 @@ def push_own_answer(
         raise HTTPException(403, "a node may bring one answer of its own")
     if messages[0].metadata.message_id != trees[0].object_id:
         raise HTTPException(400, "the answer's parts are another one's")
-    return fleet_handlers.push_messages(request, link.state)
+    if problem := link.state.objects.refuses(trees[0], link.most_objects):
+        raise HTTPException(400, problem)
+    found = fleet_handlers.push_messages(request, link.state)
+    link.state.brought(trees[0])
+    return found
 
 
 async def enroll(http: Request) -> JSONResponse:

@@ -17,6 +17,7 @@ from typing import final
 from flwr.app import Error, Message, Metadata
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, ErrorCode, SubStatus
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.supercore.constant import NOOP_FEDERATION_ID, NodeStatus, TaskType
@@ -27,10 +28,10 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from flwr.supercore.run import Run
 from flwr.superlink.federation import NoOpFederationManager
 
+from umbel.coordinator.service.object_store import Objects
 from umbel.shared.errors import TrainingError
 
 _NODE_BYTES = 8
@@ -51,7 +52,9 @@ class LinkState(InMemoryLinkState):
     """Flower's state, with nodes that stay who they are."""
 
     def __init__(self) -> None:
-        super().__init__(NoOpFederationManager(), InMemoryObjectStore())
+        self.objects = Objects()
+        self._brought: dict[str, set[str]] = {}  # answer's id -> the objects that its device told of
+        super().__init__(NoOpFederationManager(), self.objects)
 
     def admit(self, key: bytes) -> int:
         """Lets a public key (PEM) in, and returns its node id; one that is in already stays."""
@@ -100,6 +103,18 @@ class LinkState(InMemoryLinkState):
                     continue
                 self._drop_answer(message_id)
                 message.metadata.delivered_at = ""
+
+    def brought(self, tree: ObjectTree) -> None:
+        """Notes what an answer that was taken is made of, as its device tells it."""
+        with self.lock:
+            if tree.object_id in self.message_res_store:
+                self._brought[tree.object_id] = {part.object_id for part in iterate_object_tree(tree)}
+
+    def _on_push_session_expired(self, message_object_ids: set[str]) -> None:
+        """Forgets answers whose objects did not come in time."""
+        super()._on_push_session_expired(message_object_ids)
+        for own in message_object_ids:
+            self._brought.pop(own, None)
 
     def is_answered(self, message_id: str) -> bool:
         """Says whether the answer to a message has arrived with all its objects."""
@@ -207,7 +222,9 @@ class LinkState(InMemoryLinkState):
         answer = self.message_ins_id_to_message_res_id.pop(message_id, None)
         if answer is not None:
             self.message_res_store.pop(answer, None)
-            self.object_store.delete(answer)
+            # Its objects go with it; one that no object holds was told of in vain.
+            for part in (answer, *self._brought.pop(answer, ())):
+                self.object_store.delete(part)
 
-    def _parts(self, object_id: str) -> list[str]:
-        return [tree.object_id for tree in iterate_object_tree(self.object_store.get_object_tree(object_id))]
+    def _parts(self, object_id: str) -> set[str]:
+        return self.objects.parts(object_id)

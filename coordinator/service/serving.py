@@ -34,6 +34,8 @@ _START_S: Final = 30.0
 _GRACE_S: Final = 2
 _BACKLOG: Final = 2048
 _SLACK_BYTES: Final = 1 << 20
+_MOST_RECORDS: Final = 32  # a message, its records and the arrays of a secure sum's stages
+_CHUNK_BYTES: Final = 5 << 20  # Flower cuts an array into objects of so many
 
 log = logging.getLogger(__name__)
 
@@ -125,13 +127,16 @@ class Service:
 
 
 @contextmanager
-def serving(folder: Folder, most_floats: int, listening: Listening | None = None) -> Iterator[Service]:
+def serving(
+    folder: Folder, numbers: int, listening: Listening | None = None, *, tensors: int = 1
+) -> Iterator[Service]:
     """Listens for devices over TLS while the context is open.
 
     Args:
         folder: The coordinator's.
-        most_floats: How many numbers the largest tensor of a message has.
+        numbers: How many numbers a device's answer has, all tensors together: masked, they are one array.
         listening: Where; by default at the port that devices are told, on every address.
+        tensors: How many tensors they are.
 
     Raises:
         BusyError: Another process serves this folder.
@@ -140,13 +145,14 @@ def serving(folder: Folder, most_floats: int, listening: Listening | None = None
     where = listening or Listening()
     with sole_use(folder.path / PRIVATE), Roster.open(folder.roster) as roster:
         folder.server()  # is there, and by the authority that devices trust
-        link = Link(LinkState(), Enrolment(roster), hold_s=where.hold_s)
+        objects = most_objects(numbers, tensors)
+        link = Link(LinkState(), Enrolment(roster), hold_s=where.hold_s, most_objects=objects)
         for device in roster.devices():
             if device.barred is None:
                 link.state.admit(device.key)
         service = Service(folder, link.state, roster, link.bell)
         ready, over = threading.Event(), threading.Event()
-        server = _server(folder, make_app(link, 4 * most_floats + _SLACK_BYTES, ready.set))
+        server = _server(folder, make_app(link, most_request_bytes(numbers), ready.set))
         with _listening(folder, where) as listener:
             web = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="web")
             tidying = threading.Thread(target=_tidy, args=(service, over), name="tidy")
@@ -163,6 +169,16 @@ def serving(folder: Folder, most_floats: int, listening: Listening | None = None
                 web.join()
                 if tidying.ident is not None:
                     tidying.join()
+
+
+def most_request_bytes(numbers: int) -> int:
+    """Returns the most bytes of a request: a device brings its answer in pieces, none larger than a chunk."""
+    return min(4 * numbers, _CHUNK_BYTES) + _SLACK_BYTES
+
+
+def most_objects(numbers: int, tensors: int) -> int:
+    """Returns of how many objects an answer is made at most: records, arrays, and the chunks of each."""
+    return _MOST_RECORDS + 2 * tensors + 4 * numbers // _CHUNK_BYTES
 
 
 def _server(folder: Folder, app: Any) -> uvicorn.Server:

@@ -1,11 +1,17 @@
 """The link's state: devices that were killed keep their place, and nobody answers for another."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+)
 from flwr.supercore.task_identity import TaskIdentity
 
 from umbel.coordinator.service.grid import LinkGrid
@@ -231,3 +237,78 @@ def test_an_error_travels_too(state: LinkState, grid: LinkGrid) -> None:
     bring(state, made)
     (found,) = grid.pull_messages([asked])
     assert found.error.reason == "EgressError"
+
+
+def named(text: str, *children: ObjectTree) -> ObjectTree:
+    return ObjectTree(object_id=sha256(text.encode()).hexdigest(), children=children)
+
+
+def tell(state: LinkState, made: Message, tree: ObjectTree) -> list[str]:
+    """Tells of an answer's parts and brings none; returns what is wanted."""
+    session = state.start_session(made.metadata.run_id)
+    found = state.store_message_and_object_tree(remove_content_from_message(made), tree, session)[1]
+    state.brought(tree)
+    return found
+
+
+def folded(levels: int) -> Sequence[ObjectTree]:
+    """Returns a tree that is short to tell and has 2^levels leaves: what was told is not told again."""
+    if levels == 0:
+        return [named("0"), named("0")]
+    return [named(str(levels), *folded(levels - 1)), named(str(levels))]
+
+
+def test_an_answer_of_objects_without_end_is_looked_at_in_no_time(state: LinkState, grid: LinkGrid) -> None:
+    (asked,) = grid.push_messages([question(node_id(KEYS[0]))])
+    message = given(state, node_id(KEYS[0]))
+    assert message is not None
+    made = answer(message)
+    bomb = ObjectTree(object_id=made.metadata.message_id, children=folded(60))
+    assert state.objects.refuses(bomb, 1000)
+    assert len(tell(state, made, bomb)) > 60  # as if it had not been refused
+    assert list(grid.pull_messages([asked])) == []
+    state.drop(asked)
+    assert len(state.object_store) == 0
+
+
+@pytest.mark.parametrize("brings", [False, True])
+def test_nobody_spoils_another_nodes_answer_by_what_both_have(
+    state: LinkState, grid: LinkGrid, brings: bool
+) -> None:
+    """Both answers have the same content, so one node can tell false parts of what the other brings, too."""
+    liar, honest = (node_id(key) for key in KEYS)
+    asked = list(grid.push_messages([question(liar), question(honest)]))
+    lie, truth = given(state, liar), given(state, honest)
+    assert lie is not None
+    assert truth is not None
+    made, shared = answer(lie), get_object_tree(answer(truth)).children[0]
+    false = ObjectTree(object_id=shared.object_id, children=[*shared.children, named("none")])
+    assert state.objects.refuses(ObjectTree(object_id=made.metadata.message_id, children=[false]), 100) == ""
+    tell(state, made, ObjectTree(object_id=made.metadata.message_id, children=[false]))
+    if brings:
+        session = state.start_session(made.metadata.run_id)
+        state.preregister_object_tree(false, session)
+        objects = get_all_nested_objects(answer(truth))
+        for part in iterate_object_tree(shared):
+            state.store_object(
+                made.metadata.run_id, session, part.object_id, objects[part.object_id].deflate()
+            )
+    bring(state, answer(truth))
+    assert [found.metadata.src_node_id for found in grid.pull_messages(asked)] == [honest]
+    if brings:  # it is known by then what the object has
+        assert state.objects.refuses(false, 100) == "an object has other parts elsewhere"
+    for own in asked:
+        state.drop(own)
+    assert len(state.object_store) == 0
+
+
+def test_an_answer_has_so_many_objects_and_no_more(state: LinkState, grid: LinkGrid) -> None:
+    grid.push_messages([question(node_id(KEYS[0]))])
+    message = given(state, node_id(KEYS[0]))
+    assert message is not None
+    tree = get_object_tree(answer(message))
+    count = len(list(iterate_object_tree(tree)))
+    assert state.objects.refuses(tree, count) == ""
+    assert f"at most {count - 1} objects" in state.objects.refuses(tree, count - 1)
+    twice = named("root", named("a", named("b")), named("a"))
+    assert state.objects.refuses(twice, 100) == "an object has other parts elsewhere"

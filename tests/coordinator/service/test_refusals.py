@@ -14,9 +14,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+)
 from flwr.supercore.task_identity import TaskIdentity
 from tests.federation import free_port
 
@@ -24,7 +30,7 @@ from umbel.coordinator.service.certificates import certificate_pem, key_pem, new
 from umbel.coordinator.service.folder import Address, Folder
 from umbel.coordinator.service.link_state import LinkState
 from umbel.coordinator.service.roster import Roster
-from umbel.coordinator.service.serving import Listening, Service, serving
+from umbel.coordinator.service.serving import Listening, Service, most_objects, most_request_bytes, serving
 from umbel.device_client.flower_link import Memory, connected
 from umbel.device_client.joining.asking import ask_in
 from umbel.device_client.joining.membership import Membership
@@ -199,7 +205,6 @@ def test_one_node_brings_no_answer_of_another(service: Service, folder: Folder) 
         question = Message(RecordDict({"config": ConfigRecord({"value": 1})}), mine._node.node_id, "train")
         question.metadata.__dict__["_message_id"] = question.object_id
         from flwr.common.serde import message_to_proto
-        from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
         answer = Message(RecordDict(), reply_to=question)
         answer.metadata.__dict__["_src_node_id"] = mine._node.node_id
@@ -230,6 +235,18 @@ def test_what_is_longer_than_anything_a_device_says_is_not_read(service: Service
     assert _post(folder, ENROLL_PATH, b" " * 5000) == (400, {"why": "malformed"})
     assert _post(folder, ENROLL_PATH, b"[" * 4000) == (400, {"why": "malformed"})
     assert _post(folder, "/v1/fleet/push-object", b"x" * (2 << 20))[0] == 413
+
+
+@pytest.mark.parametrize(("numbers", "tensors"), [(296_450, 26), (3_000_001, 2)])  # BERT-base, and more
+def test_no_piece_of_an_honest_answer_is_too_long(numbers: int, tensors: int) -> None:
+    parts = np.array_split(np.ones(numbers, np.float32), tensors)
+    plain = {f"tensor {n}": part for n, part in enumerate(parts)}
+    for arrays in (plain, {"masked": np.arange(numbers + 2, dtype=np.uint32)}):
+        record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        message = Message(RecordDict({"arrays": record, "config": ConfigRecord()}), 1, "train")
+        pieces = [made.deflate() for made in get_all_nested_objects(message).values()]
+        assert max(map(len, pieces)) + 1024 < most_request_bytes(numbers)
+        assert len(list(iterate_object_tree(get_object_tree(message)))) <= most_objects(numbers, tensors)
 
 
 def test_a_bundle_of_code_is_not_fetched_and_its_run_is_refused(
