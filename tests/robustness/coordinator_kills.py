@@ -2,10 +2,11 @@
 
     python -m tests.robustness.coordinator_kills --count 20 --out runs/coordinator-kills
 
-Real processes on this machine: one coordinator that serves over TLS, and three devices that stay. First the
-rounds run without a kill. Then the coordinator with all its processes is killed (SIGKILL) at a random moment,
-and the same command given again, until so many kills were survived; when the rounds end before that, they
-begin anew. Each time they end, their tensors must be, to the bit, those that were reached without a kill.
+Real processes on this machine: one coordinator that serves over TLS, and five devices that stay; changes are
+summed securely, under a privacy budget whose noise follows from a key. First the rounds run without a kill.
+Then the coordinator with all its processes is killed (SIGKILL) at a random moment, and the same command given
+again, until so many kills were survived; when the rounds end before that, they begin anew. Each time they
+end, their tensors must be, to the bit, those that were reached without a kill.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
@@ -26,13 +28,16 @@ from tests.builders import tiny_release
 from tests.federation import Federation
 
 from umbel.coordinator.federation.journal import kept_trainables
+from umbel.coordinator.federation.privacy.sources import KEY
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import Release
 from umbel.shared.rng import generator
 
-DEVICES = 3
+DEVICES = 5  # a sum over fewer is not opened
 ROUNDS = 6
-_SETTINGS = (f"rounds={ROUNDS}", f"clients={DEVICES}", "local_steps=40")
+_SETTINGS = (
+    f"rounds={ROUNDS}", f"clients={DEVICES}", "local_steps=40", "noise_multiplier=0.3", "epsilon_budget=1000",
+)  # fmt: skip
 
 
 @final
@@ -44,12 +49,14 @@ class Found:
         kills: How often the coordinator was killed.
         runs: How often the rounds came to their end.
         in_round: After how many finished rounds each kill came.
+        after: How often the first device's last answer before a kill was to each kind of message.
         differing: Runs that reached other tensors.
     """
 
     kills: int
     runs: int
     in_round: tuple[int, ...]
+    after: dict[str, int]
     differing: int
 
 
@@ -67,14 +74,16 @@ def compare(path: Path, release: Release, count: int, seed: int = 0) -> Found:
         joined, expected, seconds = _unkilled(own)
         moments = generator(seed, 0, "", "coordinator kills")
         kills: list[int] = []
+        after: Counter[str] = Counter()
         runs = differing = 0
         while len(kills) < count:
             _forget(own)
             while len(kills) < count and _killed(own, float(moments.uniform(0.0, seconds / 2))):
                 kills.append(_finished(own))
+                after[own.events(joined[0], "turn")[-1]["kind"]] += 1
             runs, differing = runs + 1, differing + _differs(own, expected)
         assert all(device.poll() is None for device in joined), "a device has ended"
-        return Found(len(kills), runs, tuple(kills), differing)
+        return Found(len(kills), runs, tuple(kills), dict(after), differing)
     finally:
         own.close()
 
@@ -120,7 +129,12 @@ def _finished(own: Federation) -> int:
 
 
 def _forget(own: Federation) -> None:
-    shutil.rmtree(own.folder.rounds(own.release.release_id))
+    """Lets rounds begin anew, with the same noise."""
+    folder = own.folder.rounds(own.release.release_id)
+    key = (folder / KEY).read_bytes()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / KEY).write_bytes(key)
 
 
 def main() -> int:
