@@ -118,7 +118,7 @@ class PersonalRounds(Strategy):
         self._line = Line(grid, self.stopped)
         self._presence = Presence(self._line, self.population, self._least(), self.owns)
         if first <= rounds:
-            self._presence.meet(wait_s)
+            self._presence.meet(wait_s, goes_on=first > 1 or self.begun is not None)
         for number in range(first, rounds + 1):
             if not self._affords(number):
                 break

@@ -48,8 +48,13 @@ class Presence:
         """Returns device number -> node id of those that are there."""
         return {number: node for node, number in self._numbers.items() if node in self._online}
 
-    def meet(self, timeout: float) -> None:
+    def meet(self, timeout: float, *, goes_on: bool = False) -> None:
         """Waits for the devices and asks each for its number.
+
+        Args:
+            timeout: Longest wait, in seconds.
+            goes_on: Whether rounds were begun before: then those who do not come are done without, as they
+                would have been if nobody had ended the run.
 
         Raises:
             TrainingError: Too few devices came, or two have the same number.
@@ -57,8 +62,9 @@ class Presence:
         nodes = self._gathered(timeout)
         silent = self._introduce(nodes, timeout)
         self._online = set(nodes)
-        if not self._numbers or len(self._numbers) < self._population:
-            headline = f"{len(self._numbers)} devices can take part, {self._population or 1} are needed"
+        needed = 1 if goes_on else max(1, self._population)
+        if len(self._numbers) < needed:
+            headline = f"{len(self._numbers)} devices can take part, {needed} are needed"
             problems = [f"{count} devices: {reason}" for reason, count in silent.items() if count]
             raise TrainingError(
                 "the rounds cannot begin", [headline, *problems], "See the devices' own logs."

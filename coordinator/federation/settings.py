@@ -39,6 +39,8 @@ _COUNTS = {
     "min_replies": (1, 10**7),
     "probation_rounds": (0, 10**4),
 }
+_FREE = ("rounds", "timeout_s", "secure_stage_s")
+"""What may be another when a run goes on."""
 _RANGES = {
     "server_rate": (0.0, 1e3),
     "server_momentum": (0.0, 0.999),
@@ -238,7 +240,7 @@ class RoundSettings:
 
     def identity(self) -> dict[str, Any]:
         """Returns what must be the same for a run to be continued: all but how long it goes on or waits."""
-        return {name: value for name, value in asdict(self).items() if name not in ("rounds", "timeout_s")}
+        return {name: value for name, value in asdict(self).items() if name not in _FREE}
 
 
 def _key(name: str) -> str:

@@ -23,6 +23,7 @@ from tests.coordinator.test_strategy import (
 from umbel.coordinator.federation.journal import Begun, Journal, RoundsResult
 from umbel.coordinator.federation.line import Stopped
 from umbel.coordinator.federation.sampling import sampled
+from umbel.shared.errors import TrainingError
 from umbel.shared.messages import RoundTask, Wire
 from umbel.simulations.engines.serial import SerialGrid
 
@@ -117,6 +118,21 @@ def test_who_was_to_train_and_does_not_come_back_is_named_after_the_deadline() -
     assert (found.clients, found.failures) == (1, 1)
     assert found.notes == ("round 1, train, device 000004: it has not come back",)
     assert grid.trained(1) == [1]
+
+
+def test_rounds_that_go_on_do_without_a_device_that_is_gone_for_good() -> None:
+    """Rounds that nobody had ended would have, too; only a beginning wants all of them."""
+    first = run(replace(ALONE, rounds=1), grid_of())
+    grid = Watched(grid_of())
+    grid.away = {5}
+    quick = replace(ALONE, timeout_s=0.3)
+    with pytest.raises(TrainingError, match="5 devices can take part, 6 are needed"):
+        run(quick, grid)
+    found = run(quick, grid, reached=first)
+    assert [record.clients for record in found.rounds] == [3, 3, 3]
+    assert found.rounds[0] == first.rounds[0]
+    assert 5 not in grid.trained(2) + grid.trained(3)
+    assert run(quick, grid, begun=Begun(1, (1, 2, 3))).rounds[0].clients == 3
 
 
 def test_devices_that_come_later_take_part_and_those_that_went_are_not_asked() -> None:

@@ -441,7 +441,8 @@ def test_only_the_mean_weighs_and_only_weights_that_can_be_summed() -> None:
 
 def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:
     Journal(tmp_path, RELEASE, 6, SETTINGS).write(RoundsResult([], start_values()))
-    longer = Journal(tmp_path, RELEASE, 6, replace(SETTINGS, rounds=9)).read()
+    others = replace(SETTINGS, rounds=9, timeout_s=5.0, secure_stage_s=5.0)
+    longer = Journal(tmp_path, RELEASE, 6, others).read()
     assert longer is not None
     with pytest.raises(ConfigError) as error:
         Journal(tmp_path, "f" * 64, 7, replace(SETTINGS, seed=5)).read()
