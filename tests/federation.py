@@ -21,6 +21,8 @@ from umbel.shared.examples import Example, write_examples
 from umbel.shared.release import Release
 
 PATIENCE_S = 240.0  # a loaded machine takes its time
+UMBEL = ("umbel",)
+_ROOT = Path(__file__).parents[1]
 SETTINGS = ("seed=3", "local_rate=0.5", "timeout_s=120")
 
 
@@ -52,21 +54,23 @@ class Federation:
         path: Where it all lies.
         release: What everybody begins with.
         devices: How many.
+        examples: What the owner of a device has judged.
     """
 
     path: Path
     release: Release
     devices: int
+    examples: Callable[[int], list[Example]] = examples_of
     running: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder, _ = Folder.make(self.path / "fed", Address("127.0.0.1", free_port()))
         for number in range(self.devices):
             with Device.enroll(self.home(number), self.release.folder) as device:
-                device.add(examples_of(number))
+                device.add(self.examples(number))
                 device.keep_policy(Policy("always"))
                 device.client_number(number)  # so that a simulation can have devices of these numbers
-            write_examples(self.path / f"simulated/{number:06d}/examples.jsonl", examples_of(number))
+            write_examples(self.path / f"simulated/{number:06d}/examples.jsonl", self.examples(number))
 
     def home(self, number: int) -> Path:
         """Returns a device's home."""
@@ -93,9 +97,10 @@ class Federation:
         words += ["--bind", "127.0.0.1", "--devices", str(self.devices)]
         return self.start(*words, *(f"--set={change}" for change in (*settings, *changes)))
 
-    def join(self, number: int, *words: str) -> subprocess.Popen[str]:
-        """Starts a device."""
-        return self.start("device", "join", *words, "--home", str(self.home(number)), "--json")
+    def join(self, number: int, *words: str, program: Sequence[str] = UMBEL) -> subprocess.Popen[str]:
+        """Starts a device, by umbel or by another program, which has words of its own."""
+        words = ("device", "join", *words, "--home", str(self.home(number)), "--json")
+        return self.start(*words, program=program)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Runs a command to its end."""
@@ -108,11 +113,16 @@ class Federation:
             check=False,
         )
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, program: Sequence[str] = UMBEL) -> subprocess.Popen[str]:
         """Starts a command in a process group of its own."""
         with (self.path / f"log-{len(self.running):03d}").open("w") as log:
             process = subprocess.Popen(
-                _command(words), env=_environment(), stdout=log, stderr=log, text=True, start_new_session=True
+                _command(words, program),
+                env=_environment(),
+                stdout=log,
+                stderr=log,
+                text=True,
+                start_new_session=True,
             )
         self.running.append(process)
         return process
@@ -153,9 +163,10 @@ class Federation:
             self.kill(process)
 
 
-def _command(words: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "umbel", *words]
+def _command(words: Sequence[str], program: Sequence[str] = UMBEL) -> list[str]:
+    return [sys.executable, "-m", *program, *words]
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
