@@ -121,6 +121,7 @@ def learn_profiles(
     *,
     start: Mapping[str, FloatArray] | None = None,
     shared: Mapping[str, FloatArray] = NO_SHARED,
+    rows: int | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> dict[str, FloatArray]:
     """Learns the profiles of one or more users, each from their own examples only.
@@ -134,6 +135,7 @@ def learn_profiles(
         recipe: Steps, rates, prior.
         start: Where to start and what to be pulled to, (users, *shape); zeros (the generic profile) if None.
         shared: A round's values of trainable shared tensors.
+        rows: Examples of a graph run at most; 32 if None, and all where they have been read.
         on_step: Called after every step with its number (from 1) and the mean nll before it.
 
     Returns:
@@ -142,7 +144,7 @@ def learn_profiles(
     Raises:
         ProfileError: A profile that was learned is not finite as it is stored.
     """
-    exact = learn_exactly(engine, supports, recipe, start=start, shared=shared, on_step=on_step)
+    exact = learn_exactly(engine, supports, recipe, start=start, shared=shared, rows=rows, on_step=on_step)
     return stored(engine, exact, supports)
 
 
@@ -153,13 +155,14 @@ def learn_exactly(
     *,
     start: Mapping[str, FloatArray] | None = None,
     shared: Mapping[str, FloatArray] = NO_SHARED,
+    rows: int | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> dict[str, FloatArray]:
     """Learns as `learn_profiles` does, and returns what was learned before it is rounded.
 
     It may not be finite. Users without examples keep exactly what they started from.
     """
-    learning = ProfileLearning(engine, supports, recipe, start=start, shared=shared)
+    learning = ProfileLearning(engine, supports, recipe, start=start, shared=shared, rows=rows)
     while not learning.finished:
         nll = learning.advance()
         if nll is not None and on_step is not None:

@@ -156,13 +156,16 @@ def evaluating(engine: Engine, home: RoundHome, task: RoundTask) -> Steps[Evalua
     )
 
 
-def learned(engine: Engine, supports: Sequence[Encoded], task: RoundTask) -> dict[str, FloatArray]:
+def learned(
+    engine: Engine, supports: Sequence[Encoded], task: RoundTask, rows: int | None = None
+) -> dict[str, FloatArray]:
     """Learns the profiles of one or more people, each from their own examples, under a round's values.
 
     Args:
         engine: The release.
         supports: Each person's examples; so many that the same recipe holds for all of them.
         task: What the coordinator asks.
+        rows: As in `learn_profiles`.
 
     Returns:
         name -> (people, *shape), as they are stored.
@@ -174,7 +177,7 @@ def learned(engine: Engine, supports: Sequence[Encoded], task: RoundTask) -> dic
     start = examples_starter(engine, supports, recipe.start, task.arrays)
     places = [(number, np.arange(len(support))) for number, support in enumerate(supports)]
     origin = None if start is None else start(places)
-    return learn_profiles(engine, supports, recipe, start=origin, shared=task.arrays)
+    return learn_profiles(engine, supports, recipe, start=origin, shared=task.arrays, rows=rows)
 
 
 def shared_change(

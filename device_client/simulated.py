@@ -90,7 +90,7 @@ class SimulatedHome:
         made = io.BytesIO()
         np.save(made, own.embedding)
         with suppress(OSError):  # it only saves time
-            atomic_write(path, made.getvalue(), mode=0o600)
+            atomic_write(path, made.getvalue(), mode=0o600, durable=False)
         return own
 
     def profile_path(self, release: Release) -> Path:
@@ -123,7 +123,8 @@ class SimulatedHome:
         path = self.profile_path(release)
         data = pack_profile(release.manifest.profile, profile, release.release_id)
         try:
-            atomic_write(path, data, mode=0o600)
+            # It is learned anew in every round: waiting for the disk would take longer than learning it.
+            atomic_write(path, data, mode=0o600, durable=False)
         except OSError as error:
             raise ProfileError(
                 f"cannot keep the profile {path}", [error.strerror or type(error).__name__]

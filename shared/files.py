@@ -60,13 +60,14 @@ def refuse_taken(folder: Path, own: str = "") -> None:
         raise ConfigError(f"{folder} holds {' and '.join(found)}", hint="Name another folder to write to.")
 
 
-def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def atomic_write(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Writes `data` to `path` so that readers see the old file or the whole new one, even after a power loss.
 
     Args:
         path: Where to write; its folder is made if it is missing.
         data: The whole content.
         mode: Permission bits of the new file; private files use 0o600.
+        durable: Whether to wait until it is on the disk; without, a power loss may leave an empty file.
 
     Raises:
         OSError: The folder cannot be written, the disk is full, or something that is no plain file (a folder,
@@ -78,13 +79,14 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         raise OSError(errno.EEXIST, "Not a plain file, so it is not replaced", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _replace(path, data, mode)
+        _replace(path, data, mode, durable)
     except OSError as error:
         if error.errno is None:
             raise
         # A full disk's error names no file, and the others a temporary one that nobody has asked for.
         raise OSError(error.errno, error.strerror, str(path)) from error
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def plain_file(path: Path) -> IO[bytes]:
@@ -216,14 +218,15 @@ def _unfinished(path: Path) -> tuple[int, str]:
         os.close(handle)  # another process has cleared it away before it was held
 
 
-def _replace(path: Path, data: bytes, mode: int) -> None:
+def _replace(path: Path, data: bytes, mode: int, durable: bool) -> None:
     clear_unfinished(path.parent, path.name)
     handle, temporary = _unfinished(path)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:

@@ -114,6 +114,7 @@ class Manifest:
     onboarding: Onboarding | None = None
     int8: Int8 | None = None
     calibration: Calibration | None = None
+    _id: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def to_bytes(self) -> bytes:
         """Returns the manifest as JSON; the same manifest gives the same bytes."""
@@ -146,7 +147,9 @@ class Manifest:
     @property
     def release_id(self) -> str:
         """The release's id: the sha256 of the manifest."""
-        return sha256_bytes(self.to_bytes())
+        if not self._id:  # every message is checked against it
+            self._id.append(sha256_bytes(self.to_bytes()))
+        return self._id[0]
 
 
 @final

@@ -25,6 +25,9 @@ from umbel.shared.profile import FloatArray
 from umbel.simulations.engines.nodes import InProcessGrid
 
 PACK = 64  # devices: what they hold while they wait is small, and beyond it a batch gets no faster
+_ROWS = (
+    256  # texts of a graph run: the more, the less a run costs beside them; a device has no room for so many
+)
 
 
 @final
@@ -108,7 +111,8 @@ def _give(alike: Sequence[_Device]) -> None:
     """Learns what devices wait for, and lets them go on; if that fails for one, each learns for itself."""
     wanted = [device.wanted for device in alike if device.wanted is not None]
     try:
-        profile = learned(wanted[0].engine, [own.support for own in wanted], wanted[0].task)
+        rows = _ROWS if len(wanted) > 1 else None
+        profile = learned(wanted[0].engine, [own.support for own in wanted], wanted[0].task, rows)
     except UmbelError as error:
         if len(alike) == 1:
             alike[0].fail(error)
