@@ -19,7 +19,7 @@ from umbel.device_client.engine import Engine
 from umbel.device_client.gain import noised
 from umbel.device_client.learning import Encoded, read_once
 from umbel.device_client.owner import Device
-from umbel.shared.errors import ExampleError
+from umbel.shared.errors import EgressError, ExampleError
 from umbel.shared.examples import Example
 from umbel.shared.messages import GAIN, TRAIN
 from umbel.shared.profile import FloatArray, pack_profile
@@ -110,9 +110,14 @@ class EnrolledHome:
         return found if self._device.gain() is not None else [*found, "no gain is known (see: learn)"]
 
     def noised_gain(self, release_id: str) -> int:
-        """Returns the noised gain: drawn once for a release and kept sealed, so that asking twice is vain."""
+        """Returns the noised gain: drawn once for a release and kept sealed, so that asking twice is vain.
+
+        Raises:
+            EgressError: What it rests on was forgotten meanwhile.
+        """
         gain = self._device.gain()
-        assert gain is not None
+        if gain is None:
+            raise EgressError("this does not leave the device", [_FORGOTTEN])
         return self._device.noised_gain(release_id, noised(gain))
 
     def refusals(self) -> list[str]:

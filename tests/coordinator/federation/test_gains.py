@@ -1,6 +1,7 @@
 """What a coordinator keeps of gains: sums of five or more, each device once, and no number of one."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,20 @@ def test_what_is_damaged_is_refused(tmp_path: Path, change: dict[str, object], p
     with pytest.raises(ConfigError, match="no record of gains") as error:
         Gains(tmp_path, RELEASE)
     assert any(line.startswith(problem) for line in error.value.problems)
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
+JSON = st.recursive(VALUES, lambda own: st.lists(own, max_size=3) | st.dictionaries(st.text(max_size=4), own))
+
+
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(("reported", "total", "squares", "release"), JSON)))
+def test_whatever_the_file_holds_it_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, row: dict[str, object]
+) -> None:
+    folder = tmp_path_factory.mktemp("gains")
+    (folder / FILE).write_text(json.dumps({"schema": "umbel.gain/1", **row}))
+    with suppress(ConfigError):
+        kept_gain(folder)
 
 
 def grid(asked: list[int]) -> SerialGrid:

@@ -33,12 +33,16 @@ from umbel.shared.files import sha256_bytes
 from umbel.shared.messages import (
     Contribution,
     EvaluationReply,
+    GainQuestion,
+    GainReport,
     Hello,
     LocalSettings,
     RoundTask,
     Wire,
     read_contribution,
     read_evaluation,
+    read_gain,
+    read_gain_question,
     read_hello,
     read_task,
 )
@@ -340,10 +344,15 @@ def _messages(folder: Path) -> dict[str, Target]:
             lambda wire: read_evaluation(wire, told, task),
         ),
         "hello": (Hello(7), read_hello),
+        "gain question": (GainQuestion(told.release_id), read_gain_question),
+        "gain": (
+            GainReport(told.release_id, -1500),
+            lambda wire: read_gain(wire, GainQuestion(told.release_id)),
+        ),
     }
-    shares = {"task": 8.0, "contribution": 6.0, "evaluation": 3.0, "hello": 2.0}
+    shares = {"task": 8.0, "contribution": 6.0, "evaluation": 3.0}
     return {
-        f"message: {name}": Target(shares[name], _of_wire(own.wire()), _of(read))
+        f"message: {name}": Target(shares.get(name, 2.0), _of_wire(own.wire()), _of(read))
         for name, (own, read) in replies.items()
     }
 

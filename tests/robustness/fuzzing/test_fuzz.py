@@ -66,7 +66,8 @@ def test_what_is_made_of_nothing_valid_is_refused_or_read(
         assert not fed(known[name], given_bytes).startswith("!"), name
 
 
-WIRES = {f"message: {name}" for name in ("task", "contribution", "evaluation", "hello")}
+_KINDS = ("task", "contribution", "evaluation", "hello", "gain question", "gain")
+WIRES = {f"message: {name}" for name in _KINDS}
 """Their inputs are messages already, whatever they hold."""
 
 
