@@ -14,6 +14,7 @@ from tests.robustness.coordinator_kills import compare
 from umbel.shared.release import Release
 
 pytestmark = pytest.mark.slow
+OPEN = "secure=false"  # with secure sums, which want five devices: tests/robustness
 
 
 def test_a_coordinator_that_is_killed_goes_on_to_the_same_result(
@@ -28,7 +29,7 @@ def test_a_device_that_is_killed_in_a_round_comes_back_and_the_round_is_what_it_
     federation: Callable[[int], Federation],
 ) -> None:
     """It is the same node with the same task: the round waits for it, and its answer is the same."""
-    own, changes = federation(2), ("rounds=2", "clients=2", "local_steps=400")
+    own, changes = federation(2), ("rounds=2", "clients=2", "local_steps=400", OPEN)
     serving = own.serve(*changes)
     own.until(serving, lambda: own.events(serving, "listening"))
     first, second = [own.join(number, line) for number, line in enumerate(own.invite(2))]
@@ -47,7 +48,7 @@ def test_a_device_that_hangs_holds_a_round_no_longer_than_the_deadline_and_its_l
     federation: Callable[[int], Federation],
 ) -> None:
     own, deadline_s = federation(2), 20.0
-    changes = ("rounds=3", "clients=2", "local_steps=400", f"timeout_s={deadline_s}")
+    changes = ("rounds=3", "clients=2", "local_steps=400", f"timeout_s={deadline_s}", OPEN)
     serving = own.serve(*changes)
     own.until(serving, lambda: own.events(serving, "listening"))
     hanging, _ = [own.join(number, line) for number, line in enumerate(own.invite(2))]
@@ -65,7 +66,7 @@ def test_a_device_that_hangs_holds_a_round_no_longer_than_the_deadline_and_its_l
 
 def test_once_takes_part_in_one_round_and_ends(federation: Callable[[int], Federation]) -> None:
     own = federation(1)
-    serving = own.serve("rounds=5", "clients=1")
+    serving = own.serve("rounds=5", "clients=1", OPEN)
     own.until(serving, lambda: own.events(serving, "listening"))
     (line,) = own.invite()
     once = own.join(0, line, "--once")
