@@ -32,6 +32,12 @@ def policy(
     norm: Annotated[
         float | None, typer.Option(help="Largest change that may leave, whatever a coordinator allows.")
     ] = None,
+    sum_over: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="A change leaves only in a secure sum over so many devices; 1: also by itself."
+        ),
+    ] = None,
     report_gain: Annotated[
         bool | None,
         typer.Option(
@@ -52,7 +58,9 @@ def policy(
 
     always: whenever it is asked.
 
-    What leaves is a change of what everybody shares, never a text, a label or your profile.
+    What leaves is a change of what everybody shares, never a text, a label or your profile. By itself it could
+    tell what you judged, so it leaves only in a secure sum, of which the coordinator sees the sum alone: over
+    5 devices or more, unless you say otherwise by --sum-over. With --sum-over 1 a coordinator may see yours.
 
     --report-gain: after learning, your device also tells one number for each release: how many more of your
     held-out examples are right with your profile, of all, with so much noise of its own (epsilon 1) that the
@@ -71,6 +79,7 @@ def policy(
             "network": network,
             "most_norm": norm,
             "report_gain": report_gain,
+            "least_in_a_sum": sum_over,
         }
         new = replace(kept, **{name: value for name, value in wanted.items() if value is not None})
         if new.rule != kept.rule:
@@ -181,6 +190,12 @@ def _policy_words(policy: Policy, against: list[str]) -> str:
         f"Policy:  {policy.rule}",
         f"Network: {policy.network}",
         f"Norm:    at most {policy.most_norm:g}",
+        "Sums:    "
+        + (
+            "a change may leave by itself, so that a coordinator sees it. Else: umbel device policy --sum-over 5"
+            if policy.least_in_a_sum == 1
+            else f"a change leaves only in a secure sum over {policy.least_in_a_sum} devices or more"
+        ),
         "Gain:    "
         + (
             "is told, noised, once for each release"

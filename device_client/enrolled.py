@@ -102,6 +102,10 @@ class EnrolledHome:
         digest = hmac.digest(self._device.rounding_key(), place, sha256)
         return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
 
+    def sum_refusals(self, devices: int) -> list[str]:
+        """Returns what the owner's policy says against a change in a sum over so many devices at least."""
+        return self._device.policy().sum_refusals(devices)
+
     def gain_refusals(self, release_id: str) -> list[str]:
         """Returns what speaks against telling what the owner gains with a release; nothing if it may be."""
         found = self._device.policy().gain_refusals()

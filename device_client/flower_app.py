@@ -154,7 +154,10 @@ def _done(home: _AnyHome, message: Message, context: Context) -> Steps[tuple[Wir
         )
         # Before anything leaves: a stage is answered once, whatever becomes of the answer.
         context.state[_SECURE] = ConfigRecord({_HELD: answered.kept})
+        _refuse_few(home, message, context, answered.over)
         return answered.wire, answered.allowed
+    if stage == TRAIN:
+        _refuse_few(home, message, context, 1)
     engine = _engine(context, home)
     manifest = engine.release.manifest
     task = read_task(_wire(message), manifest)
@@ -165,6 +168,13 @@ def _done(home: _AnyHome, message: Message, context: Context) -> Steps[tuple[Wir
         return change.wire(), allowed_contribution(manifest, task, home.most_norm)
     counts = yield from evaluating(engine, home, task)
     return counts.wire(), allowed_evaluation(manifest, task)
+
+
+def _refuse_few(home: _AnyHome, message: Message, context: Context, devices: int) -> None:
+    """Refuses a change that is asked for in a sum over fewer devices than the owner wants, or by itself."""
+    against = home.sum_refusals(devices)
+    if against:
+        decline(str(message.metadata.message_type), home, _asker(message, context), against)
 
 
 def _gain(home: _AnyHome, message: Message, to: Asker) -> tuple[Wire, Allowed]:

@@ -134,6 +134,11 @@ class SimulatedHome:
         """Returns what decides how a change is rounded for a secure sum: of seed, round and device."""
         return generator(seed, round_, str(self.number), "rounding")
 
+    def sum_refusals(self, devices: int) -> list[str]:
+        """Returns nothing: one process sees every change anyway."""
+        del devices
+        return []
+
     def gain_refusals(self, release_id: str) -> list[str]:
         """Returns that it tells none: simulations know their people's gains."""
         del release_id

@@ -68,7 +68,7 @@ class Federation:
         for number in range(self.devices):
             with Device.enroll(self.home(number), self.release.folder) as device:
                 device.add(self.examples(number))
-                device.keep_policy(Policy("always"))
+                device.keep_policy(Policy("always", least_in_a_sum=1))
                 device.client_number(number)  # so that a simulation can have devices of these numbers
             write_examples(self.path / f"simulated/{number:06d}/examples.jsonl", self.examples(number))
 

@@ -16,6 +16,7 @@ from umbel.shared.norms import exceeds
 NEVER, ASK, PLUGGED_IN, ALWAYS = POLICIES = ("never", "ask", "plugged-in", "always")
 SYSTEM, UNMETERED, METERED = NETWORKS = ("system", "unmetered", "metered")
 _MOST_ROUNDS = 10**6
+_MOST_DEVICES = 10**6
 
 
 @final
@@ -81,6 +82,8 @@ class Policy:
         most_norm: The owner's own bound on the L2 norm of a change, whatever clip a coordinator sets.
         consent: For "ask".
         report_gain: Whether the noised gain may leave, where the rule lets anything leave.
+        least_in_a_sum: A change leaves only in a secure sum over so many devices or more, whatever a coordinator
+            asks for; 1: also by itself.
     """
 
     rule: str = NEVER
@@ -88,9 +91,11 @@ class Policy:
     most_norm: float = 1.0
     consent: Consent | None = None
     report_gain: bool = False
+    least_in_a_sum: int = 5
 
     def __post_init__(self) -> None:
         problems = number_problems("norm", self.most_norm, 1e-9, 1e9)
+        problems += count_problems("sum-over", self.least_in_a_sum, 1, _MOST_DEVICES)
         if self.rule not in POLICIES:
             problems.append(f"there is no such policy; choose one of: {', '.join(POLICIES)}")
         if self.network not in NETWORKS:
@@ -130,6 +135,14 @@ class Policy:
         """Returns what speaks against a change of a norm: its owner may have lowered the bound meanwhile."""
         larger = norm is not None and exceeds(norm, self.most_norm)
         return [f"its norm is larger than {self.most_norm:.6g}, which the owner allows"] if larger else []
+
+    def sum_refusals(self, devices: int) -> list[str]:
+        """Returns what speaks against a change in a sum over so many devices at least; 1: by itself."""
+        if devices >= self.least_in_a_sum:
+            return []
+        asked = "by itself" if devices == 1 else f"in a sum that may be over {devices}"
+        wanted = f"in a secure sum over {self.least_in_a_sum} devices or more"
+        return [f"a change leaves only {wanted}, it was asked for {asked} (policy --sum-over)"]
 
     def gain_refusals(self) -> list[str]:
         """Returns what speaks against telling the gain, besides the rule."""

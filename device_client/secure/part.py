@@ -36,11 +36,13 @@ class Answered:
         wire: The answer.
         allowed: What may leave in it, from what was asked and not from the answer.
         kept: What the device needs for the next stage; empty after the last.
+        over: Over how many devices the sum is at least, if it is opened.
     """
 
     wire: Wire
     allowed: Allowed
     kept: str = field(default="", repr=False)
+    over: int = 0
 
 
 def take_part(
@@ -61,16 +63,18 @@ def take_part(
     """
     if stage == SETUP:
         keys, held = set_up(wire, release_id)
-        return Answered(keys.wire(), allowed_stage(SETUP, held.session, key_blocks()), held.packed())
+        allowed = allowed_stage(SETUP, held.session, key_blocks())
+        return Answered(keys.wire(), allowed, held.packed(), held.group.least)
     held = unpacked(kept)
     if stage == SHARE:
         shares, held = share(wire, held)
         allowed = allowed_stage(SHARE, held.session, share_blocks(len(held.peers)))
-        return Answered(shares.wire(), allowed, held.packed())
+        return Answered(shares.wire(), allowed, held.packed(), held.group.least)
     if stage == COLLECT:
         return (yield from collect(wire, held))
     own = unmask(wire, held)
-    return Answered(own.wire(), allowed_stage(UNMASK, held.session, _unmasking_blocks(wire)))
+    allowed = allowed_stage(UNMASK, held.session, _unmasking_blocks(wire))
+    return Answered(own.wire(), allowed, over=held.group.least)
 
 
 def collected(engine: Engine, home: RoundHome, client: int, wire: Wire, held: Held) -> Steps[Answered]:
@@ -98,7 +102,7 @@ def collected(engine: Engine, home: RoundHome, client: int, wire: Wire, held: He
     sent, held = masked(contribution, held, task, manifest.trainables, rng)
     size = vector_size(manifest.trainables, tells=task.settings.tell_within)
     allowed = allowed_stage(COLLECT, held.session, masked_blocks(size))
-    return Answered(sent.wire(), allowed, held.packed())
+    return Answered(sent.wire(), allowed, held.packed(), held.group.least)
 
 
 def _unmasking_blocks(wire: Wire) -> dict[str, Block]:

@@ -49,6 +49,10 @@ def test_a_policy_is_shown_set_and_kept(capsys: pytest.CaptureFixture[str]) -> N
     assert told(capsys, "policy", "--report-gain") == {**found, "report_gain": True}
     assert "Gain:    is told, noised" in umbel(capsys, "policy")[1]
     assert told(capsys, "policy", "--no-report-gain") == found
+    assert "only in a secure sum over 5 devices or more" in umbel(capsys, "policy")[1]
+    assert told(capsys, "policy", "--sum-over", "1") == {**found, "least_in_a_sum": 1}
+    assert "a change may leave by itself" in umbel(capsys, "policy")[1]
+    found = told(capsys, "policy", "--sum-over", "5")
     assert told(capsys, "status")["egress"] == {
         "policy": "plugged-in",
         "messages": 0,
@@ -56,7 +60,7 @@ def test_a_policy_is_shown_set_and_kept(capsys: pytest.CaptureFixture[str]) -> N
         "last": None,
     }
     assert "Leaves:   policy plugged-in; 0 bytes in 0 messages so far" in umbel(capsys, "status")[1]
-    assert [row["what"] for row in told(capsys, "log")] == ["enrolled", *["policy"] * 5]
+    assert [row["what"] for row in told(capsys, "log")] == ["enrolled", *["policy"] * 7]
 
 
 @pytest.mark.parametrize(

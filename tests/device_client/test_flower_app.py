@@ -79,7 +79,7 @@ def wire_of(answered: Message) -> Wire:
 def home(tmp_path: Path, tiny_release: Release) -> Path:
     with Device.enroll(tmp_path / "home", tiny_release.folder) as device:
         device.add(MINE)
-        device.keep_policy(Policy("always"))
+        device.keep_policy(Policy("always", least_in_a_sum=1))
     return tmp_path / "home"
 
 
@@ -139,7 +139,7 @@ def test_an_owners_device_gives_what_a_simulated_one_with_its_number_gives(
 
 
 def test_the_owners_bound_holds_whatever_clip_is_asked_for(home: Path, task: RoundTask) -> None:
-    changed(home, lambda device: device.keep_policy(Policy("always", most_norm=0.01)))
+    changed(home, lambda device: device.keep_policy(Policy("always", most_norm=0.01, least_in_a_sum=1)))
     rough = replace(task, settings=replace(task.settings, local_rate=5.0, clip=100.0))
     answered = wire_of(answer(message(rough), context({"home": str(home)})))
     assert l2_norm(answered.arrays.values()) == pytest.approx(0.01, rel=1e-5)
@@ -210,7 +210,7 @@ def test_a_run_cannot_make_an_owners_device_a_simulated_one(
     node = {"home": str(home), "partition-id": 1}
     with pytest.raises(EgressError, match="policy never"):
         answer(message(task, "query"), context(node, run))
-    changed(home, lambda device: device.keep_policy(Policy("always")))
+    changed(home, lambda device: device.keep_policy(Policy("always", least_in_a_sum=1)))
     answer(message(task), context(node, run))  # with the release of its home
 
 

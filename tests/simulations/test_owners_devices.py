@@ -37,7 +37,7 @@ def test_owners_devices_take_part_as_their_policy_says(tiny_release: Release, tm
     for number, rule in enumerate(["always", "always", "never"]):
         with Device.enroll(tmp_path / f"home{number}", tiny_release.folder) as device:
             device.add(random_examples(0, str(number), 5))
-            device.keep_policy(Policy(rule))
+            device.keep_policy(Policy(rule, least_in_a_sum=1))
             device.client_number(number)  # that of its simulated twin
     owned: list[Node] = [{"home": str(tmp_path / f"home{number}")} for number in range(3)]
     found = rounds(tiny_release, owned, tmp_path / "out")

@@ -72,14 +72,23 @@ def test_consent_is_used_up_under_its_own_policy_only() -> None:
 
 
 def test_a_policy_is_kept_whole() -> None:
-    for policy in (Policy(), Policy("ask", "metered", 0.5, Consent("r", LATER, 3))):
+    for policy in (Policy(), Policy("ask", "metered", 0.5, Consent("r", LATER, 3), True, 9)):
         assert Policy.from_json(policy.as_json()) == policy
+
+
+def test_a_change_leaves_in_a_sum_over_five_or_more_unless_its_owner_says_otherwise() -> None:
+    kept = {name: value for name, value in Policy("always").as_json().items() if name != "least_in_a_sum"}
+    for policy in (Policy("always"), Policy.from_json(kept)):  # one that was kept before there was this bound
+        assert policy.sum_refusals(5) == []
+        assert "only in a secure sum over 5 devices or more" in policy.sum_refusals(4)[0]
+        assert "by itself" in policy.sum_refusals(1)[0]
+    assert Policy("always", least_in_a_sum=1).sum_refusals(1) == []
 
 
 def test_what_is_wrong_with_a_policy_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        Policy("sometimes", "fast", float("nan"))
-    assert len(caught.value.problems) == 3
+        Policy("sometimes", "fast", float("nan"), least_in_a_sum=0)
+    assert len(caught.value.problems) == 4
     assert "never, ask, plugged-in, always" in str(caught.value)
 
 

@@ -46,7 +46,7 @@ def homes(tmp_path: Path, tiny_release: Release) -> Homes:
     for number in range(OWNERS):
         with Device.enroll(tmp_path / str(number), tiny_release.folder) as device:
             device.add(random_examples(0, f"owner {number}", 3))
-            device.keep_policy(Policy("always"))
+            device.keep_policy(Policy("always", least_in_a_sum=3))
     return {number: tmp_path / str(number) for number in range(OWNERS)}
 
 
@@ -171,7 +171,7 @@ def test_a_round_uses_one_round_of_consent_and_may_then_be_finished(
 ) -> None:
     until = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     with Device.open(homes[0]) as device:
-        device.keep_policy(Policy("ask", consent=Consent(tiny_release.release_id, until, 1)))
+        device.keep_policy(Policy("ask", consent=Consent(tiny_release.release_id, until, 1), least_in_a_sum=3))
     nodes = Nodes(homes)
     assert summed(nodes, tiny_release, task).devices == OWNERS
     assert nodes.failed == []
@@ -205,6 +205,23 @@ def test_an_owner_who_says_no_between_two_stages_is_heard(
     assert summed(nodes, tiny_release, task, refuse).devices == summed_up
     assert nodes.failed == [(stage, 2, "EgressError")]
     assert [row["kind"] for row in egress(homes[2]) if row["outcome"] == "refused"] == [stage]
+
+
+def test_a_change_leaves_neither_by_itself_nor_in_a_sum_over_fewer_than_its_owner_wants(
+    homes: Homes, task: RoundTask, tiny_release: Release
+) -> None:
+    with Device.open(homes[0]) as device:
+        device.keep_policy(Policy("always"))  # 5 or more
+    nodes = Nodes(homes)
+    summed(nodes, tiny_release, task)
+    assert nodes.failed == [("train.setup", 0, "EgressError")]
+    for number in (0, 1):  # a coordinator that asks for the change without a sum
+        assert nodes.ask("train", number, task.wire()) is None
+    for number, bound in ((0, 5), (1, 3)):
+        kinds = [row["kind"] for row in egress(homes[number]) if row["outcome"] == "sent"]
+        assert "train" not in kinds
+        why = [line for row in egress(homes[number]) for line in row["why"]]
+        assert any(f"only in a secure sum over {bound} devices or more" in line for line in why)
 
 
 @pytest.mark.parametrize(
