@@ -24,7 +24,8 @@ RELEASE, OUT, POPULATION, DEVICES = "release", "out", "population", "devices"
 OPEN = (
     "SECURE AGGREGATION IS OFF (secure = false): this coordinator, and whoever gets into it, sees the change "
     "of each device by itself in every round. It tells which labels its owner gave, and texts may be guessed "
-    "from it; where a method's own tensors are trained, the owner's profile. The owners are not told of this."
+    "from it; where a method's own tensors are trained, the owner's profile. Devices refuse this unless "
+    "their owners allow it (umbel device policy --sum-over 1)."
 )
 """What is said where real devices' changes are seen one by one."""
 

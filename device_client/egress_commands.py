@@ -58,9 +58,9 @@ def policy(
 
     always: whenever it is asked.
 
-    What leaves is a change of what everybody shares, never a text, a label or your profile. By itself it could
-    tell what you judged, so it leaves only in a secure sum, of which the coordinator sees the sum alone: over
-    5 devices or more, unless you say otherwise by --sum-over. With --sum-over 1 a coordinator may see yours.
+    What leaves is a change of what everybody shares, never a text, a label or your profile. By itself it
+    could tell what you judged, so it leaves only in a secure sum, of which a coordinator sees the sum alone:
+    over 5 devices or more, unless you say otherwise by --sum-over. With 1 a coordinator may see yours.
 
     --report-gain: after learning, your device also tells one number for each release: how many more of your
     held-out examples are right with your profile, of all, with so much noise of its own (epsilon 1) that the
@@ -192,7 +192,7 @@ def _policy_words(policy: Policy, against: list[str]) -> str:
         f"Norm:    at most {policy.most_norm:g}",
         "Sums:    "
         + (
-            "a change may leave by itself, so that a coordinator sees it. Else: umbel device policy --sum-over 5"
+            "a change may leave by itself, and is seen then. To hide it: umbel device policy --sum-over 5"
             if policy.least_in_a_sum == 1
             else f"a change leaves only in a secure sum over {policy.least_in_a_sum} devices or more"
         ),

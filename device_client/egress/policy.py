@@ -82,8 +82,8 @@ class Policy:
         most_norm: The owner's own bound on the L2 norm of a change, whatever clip a coordinator sets.
         consent: For "ask".
         report_gain: Whether the noised gain may leave, where the rule lets anything leave.
-        least_in_a_sum: A change leaves only in a secure sum over so many devices or more, whatever a coordinator
-            asks for; 1: also by itself.
+        least_in_a_sum: A change leaves only in a secure sum over so many devices or more, whatever a
+            coordinator asks for; 1: also by itself.
     """
 
     rule: str = NEVER

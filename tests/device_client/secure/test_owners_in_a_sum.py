@@ -171,7 +171,8 @@ def test_a_round_uses_one_round_of_consent_and_may_then_be_finished(
 ) -> None:
     until = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     with Device.open(homes[0]) as device:
-        device.keep_policy(Policy("ask", consent=Consent(tiny_release.release_id, until, 1), least_in_a_sum=3))
+        given = Consent(tiny_release.release_id, until, 1)
+        device.keep_policy(Policy("ask", consent=given, least_in_a_sum=3))
     nodes = Nodes(homes)
     assert summed(nodes, tiny_release, task).devices == OWNERS
     assert nodes.failed == []
