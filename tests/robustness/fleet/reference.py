@@ -30,9 +30,10 @@ from umbel.coordinator.server_app import serve
 from umbel.coordinator.service.settings import given_settings
 from umbel.device_client import flower_app
 from umbel.device_client.enrolled import EnrolledHome
-from umbel.device_client.rounds import train
+from umbel.device_client.rounds import Steps, training
 from umbel.device_client.secure import part
 from umbel.device_client.secure.stages import grid_of, masked
+from umbel.shared.messages import Contribution
 from umbel.shared.profile import FloatArray, pack_profile
 from umbel.shared.release import Release
 from umbel.shared.secure.grid import flat
@@ -118,8 +119,8 @@ def noted() -> Iterator[Secrets]:
     """Notes what the devices of this process keep to themselves; they work as they always do."""
     secrets, save = Secrets(), EnrolledHome.save_profile
 
-    def trained(*words: Any) -> Any:
-        contribution = train(*words)
+    def trained(*words: Any) -> Steps[Contribution]:
+        contribution = yield from training(*words)
         secrets.changes |= of_numbers(contribution.change)
         return contribution
 
@@ -137,8 +138,8 @@ def noted() -> Iterator[Secrets]:
         save(home, release, profile)
 
     with (
-        patch.object(flower_app, "train", trained),
-        patch.object(part, "train", trained),
+        patch.object(flower_app, "training", trained),
+        patch.object(part, "training", trained),
         patch.object(part, "masked", coded),
         patch.object(EnrolledHome, "save_profile", saved),
     ):

@@ -68,6 +68,14 @@ def test_the_scene_is_that_of_the_issue_and_follows_from_its_seed() -> None:
     assert scene == whole(3, 30.0) != whole(4, 30.0)
 
 
+def test_a_reference_notes_what_its_devices_keep_to_themselves(tiny_release: Release, tmp_path: Path) -> None:
+    own, scene = Federation(tmp_path / "own", tiny_release, 3, examples_of), small(0, 60.0)
+    settings = [*scene.settings, "rounds=1", "clients=3", "noise_multiplier=0", "epsilon_budget=0"]
+    found, secrets = reference.run(own, settings, {}, {}, tmp_path / "reference")
+    assert [(record.clients, record.notes) for record in found.rounds] == [(3, ())]
+    assert min(len(getattr(secrets, name)) for name in ("changes", "coded", "profiles", "masks")) > 0
+
+
 @pytest.mark.slow
 def test_a_reference_is_other_if_another_device_fails(masked: Release, tmp_path: Path) -> None:
     own, scene = Federation(tmp_path / "own", masked, 6, examples_of), small(0, 60.0)
