@@ -55,12 +55,14 @@ class Federation:
         release: What everybody begins with.
         devices: How many.
         examples: What the owner of a device has judged.
+        least_in_a_sum: Over how many devices a sum must be for owners to let a change into it.
     """
 
     path: Path
     release: Release
     devices: int
     examples: Callable[[int], list[Example]] = examples_of
+    least_in_a_sum: int = 1
     running: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class Federation:
         for number in range(self.devices):
             with Device.enroll(self.home(number), self.release.folder) as device:
                 device.add(self.examples(number))
-                device.keep_policy(Policy("always", least_in_a_sum=1))
+                device.keep_policy(Policy("always", least_in_a_sum=self.least_in_a_sum))
                 device.client_number(number)  # so that a simulation can have devices of these numbers
             write_examples(self.path / f"simulated/{number:06d}/examples.jsonl", self.examples(number))
 

@@ -73,7 +73,7 @@ def prove(path: Path, release: Release, scene: Scene, updates: int) -> dict[str,
         What was found; "problems" is empty if all is as it must be.
     """
     began = time.monotonic()
-    own = Federation(path / "broken", release, scene.devices, examples_of)
+    own = Federation(path / "broken", release, scene.devices, examples_of, scene.least)
     try:
         course = Course(own, scene, path / "sent")
         course.run()
