@@ -79,19 +79,27 @@ class SimulatedHome:
         """
         if not engine.embeds or examples.embedding is not None or not len(examples):
             return examples
-        named = engine.reader.encode() + examples.tokens.ids.tobytes() + examples.tokens.mask.tobytes()
-        path = self.folder / f"read-{sha256_bytes(named)[:32]}.npy"
+        path = self._readings_path(engine, examples)
         with suppress(OSError, ValueError, EOFError):  # read again what cannot be read
             found = np.load(path, allow_pickle=False)
             if found.dtype == np.float32 and found.shape == (len(examples), engine.embedding_size):
                 return replace(examples, embedding=found)
         (own,) = read_once(engine, [examples])
-        assert own.embedding is not None
-        made = io.BytesIO()
-        np.save(made, own.embedding)
-        with suppress(OSError):  # it only saves time
-            atomic_write(path, made.getvalue(), mode=0o600, durable=False)
+        self.keep_read(engine, own)
         return own
+
+    def keep_read(self, engine: Engine, examples: Encoded) -> None:
+        """Keeps what examples were read as, if they were, so that they are not read again."""
+        if examples.embedding is None:
+            return
+        made = io.BytesIO()
+        np.save(made, examples.embedding)
+        with suppress(OSError):  # it only saves time
+            atomic_write(self._readings_path(engine, examples), made.getvalue(), mode=0o600, durable=False)
+
+    def _readings_path(self, engine: Engine, examples: Encoded) -> Path:
+        named = engine.reader.encode() + examples.tokens.ids.tobytes() + examples.tokens.mask.tobytes()
+        return self.folder / f"read-{sha256_bytes(named)[:32]}.npy"
 
     def profile_path(self, release: Release) -> Path:
         """Returns where the profile for a release lies."""

@@ -85,8 +85,9 @@ def simulate(
 ) -> None:
     """Run an experiment: data, training, release, federated rounds, people never met, report.
 
-    EXPERIMENT is the name of one that comes with umbel (demo, movielens, methods, onboarding) or a folder
-    with a config.toml. A stopped run goes on where it was when the same command is given again.
+    EXPERIMENT is the name of one that comes with umbel (demo, movielens, methods, onboarding,
+    federated-against-central) or a folder with a config.toml. A stopped run goes on where it was when the
+    same command is given again.
 
     For instance: umbel simulate demo
 
@@ -95,7 +96,11 @@ def simulate(
     Or, every method against what one would try instead: umbel simulate methods --data FOLDER
 
     Or, a new person's first minute: umbel simulate onboarding --data FOLDER
+
+    Or, rounds against training the same on pooled examples: umbel simulate federated-against-central --data
+    ml-latest-small
     """
+    from umbel.simulations.against_central.config import is_against_central
     from umbel.simulations.experiment import experiment_folder, read_experiment
     from umbel.simulations.progress import Progress
     from umbel.simulations.simulate import RESULT
@@ -112,6 +117,15 @@ def simulate(
         _compare(folder, data, out, seed, only or [], threads, workers, restart, take, as_json)
         return
     _refuse({"--only": only, "--take": take}, "this experiment is not a comparison of methods")
+    if is_against_central(folder):
+        refused = {
+            "--users": users, "--rounds": rounds, "--engine": engine, "--rule": rule,
+            "--noise-multiplier": noise_multiplier,
+            "--epsilon-budget": epsilon_budget, "--training": training,
+        }  # fmt: skip
+        _refuse(refused, "this experiment holds rounds against central training")
+        _against_central(folder, data, out, seed, threads, restart, as_json)
+        return
     changes = _changes(
         data=data,
         users=users,
@@ -151,6 +165,33 @@ def is_comparison(folder: Path) -> bool:
     from umbel.simulations.experiment import CONFIG
 
     return "contestants" in read_toml(folder / CONFIG)
+
+
+def _against_central(
+    folder: Path,
+    data: Path | None,
+    out: Path | None,
+    seed: int | None,
+    threads: int,
+    restart: bool,
+    as_json: bool,
+) -> None:
+    from umbel.simulations.against_central.config import read_against_central
+    from umbel.simulations.against_central.page import headline, write_page
+    from umbel.simulations.against_central.run import RESULT, run_against_central
+    from umbel.simulations.progress import Progress
+
+    config = read_against_central(folder, data, seed)
+    target = out or Path("runs") / folder.name
+    progress = Progress(quiet=as_json)
+    progress.say(f"umbel simulate {folder.name} in {target}")
+    found = run_against_central(config, target, threads=threads, restart=restart, progress=progress)
+    written = write_page(found, target)[0]
+    if as_json:
+        typer.echo((target / RESULT).read_text(encoding="utf-8"), nl=False)
+        return
+    typer.echo(headline(found).replace("\u00a0", " "))
+    typer.echo(f"Look at {written}; every figure is in {target / RESULT}.")
 
 
 def _refuse(given: dict[str, Any], why: str) -> None:
@@ -217,7 +258,12 @@ def _compare(
 
 @app.command()
 def results(
-    result: Annotated[Path, typer.Argument(metavar="RESULT", help="result.json of a comparison.")],
+    result: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RESULT", help="result.json of a comparison, or of federated-against-central."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page and its figures.")] = Path(
         "."
     ),
@@ -229,9 +275,27 @@ def results(
     from umbel.simulations.comparison.page import write_page
     from umbel.simulations.comparison.results import read_comparison
 
-    found = read_comparison(result)
-    written = write_page(found, out, _regenerating(found, result))
+    if _is_against_central(result):
+        from umbel.simulations.against_central.page import write_page as write_against_central
+        from umbel.simulations.against_central.results import AgainstCentral, read
+
+        written = write_against_central(read(AgainstCentral, result), out)
+    else:
+        found = read_comparison(result)
+        written = write_page(found, out, _regenerating(found, result))
     typer.echo(f"Wrote {written[0]} and {len(written) - 1} figures.")
+
+
+def _is_against_central(result: Path) -> bool:
+    """Says whether a file claims to be a result of this kind."""
+    from umbel.shared.checks import parsed_json
+    from umbel.simulations.against_central.results import SCHEMA
+
+    try:
+        row = parsed_json(result.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(row, dict) and row.get("schema") == SCHEMA
 
 
 def _regenerating(found: Comparison, result: Path) -> str | None:

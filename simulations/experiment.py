@@ -82,6 +82,13 @@ class RoundsConfig(Strict):
     clip: float = Field(default=1.0, gt=0, description="Largest L2 norm of one device's change.")
     min_replies: int = Field(default=1, ge=1, description="A round with fewer changes moves nothing.")
     server_rate: float = Field(default=1.0, gt=0, description="How far the mean change is followed.")
+    server_momentum: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the last move that is kept."
+    )
+    weighting: str = Field(
+        default="uniform", description="uniform: devices count the same; examples: by how many they have."
+    )
+    example_cap: int = Field(default=32, ge=1, description="Examples that a device counts for, at most.")
     noise_multiplier: float = Field(
         default=0.0, ge=0, description="Noise on a round's sum, over the clip; 0: no privacy budget."
     )
@@ -132,6 +139,9 @@ class RoundsConfig(Strict):
             clip=self.clip,
             min_replies=self.min_replies,
             server_rate=self.server_rate,
+            server_momentum=self.server_momentum,
+            weighting=self.weighting,
+            example_cap=self.example_cap,
             rule=self.rule,
             noise_multiplier=self.noise_multiplier,
             epsilon_budget=self.epsilon_budget,

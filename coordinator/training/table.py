@@ -50,8 +50,13 @@ def over_embeddings(
         A model whose encoder is a `TextTable`, and the texts, each of which is one "token": its number.
     """
     read = read_texts(model, tokens, np.arange(len(tokens)), precision, on_text)
+    return behind_table(model, read.embedding)
+
+
+def behind_table(model: PersonalModel, embeddings: Tensor) -> tuple[PersonalModel, TokenBatch]:
+    """Returns what `over_embeddings` does, of texts that have been read: (texts, d)."""
     encoder: Any = model.encoder
-    table = TextTable(read.embedding, encoder.config)
+    table = TextTable(embeddings, encoder.config)
     behind = PersonalModel(table, {m.name: m for m in model.method_list()}, model.task)
-    ids = np.arange(len(tokens), dtype=np.int64)[:, None]
+    ids = np.arange(len(embeddings), dtype=np.int64)[:, None]
     return behind, TokenBatch(ids, np.ones_like(ids))
