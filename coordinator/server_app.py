@@ -10,8 +10,9 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from umbel.coordinator.federation.journal import Journal, RoundRecord, RoundsResult
+from umbel.coordinator.federation.journal import ROUNDS, Journal, RoundRecord, RoundsResult
 from umbel.coordinator.federation.line import Ask
+from umbel.coordinator.federation.privacy.accountant import chance_of_deciding
 from umbel.coordinator.federation.privacy.budget import PrivateRounds
 from umbel.coordinator.federation.privacy.sources import KeySource, SeedSource, Source, kept_key
 from umbel.coordinator.federation.settings import SEEDED, RoundSettings
@@ -28,6 +29,13 @@ OPEN = (
     "their owners allow it (umbel device policy --sum-over 1)."
 )
 """What is said where real devices' changes are seen one by one."""
+
+FEW = (
+    "SECURE SUMS OF SO FEW DEVICES WEAKEN THE PRIVACY BUDGET: with a chance of %.2g there is a round in "
+    "which one device decides whether a sum over %d is opened; to see that is worth as many changes, and "
+    "epsilon counts one. Take more clients in a round, or fewer min_devices_in_a_sum."
+)
+"""What is said where the least number of a sum may matter (docs/privacy.md)."""
 
 log = logging.getLogger(__name__)
 
@@ -119,13 +127,19 @@ def private_rounds(
         return None
     source: Source
     if settings.noise_source == "key":
-        source = KeySource(kept_key(Path(str(config[OUT]))))
+        out = Path(str(config[OUT]))
+        source = KeySource(kept_key(out, begun=(out / ROUNDS).is_file()))
     elif config.get(DEVICES):
         source = SeedSource(settings.seed)
         log.warning(SEEDED)
     else:
         raise ConfigError("the rounds cannot begin", [SEEDED], "Set noise_source to key.")
-    return PrivateRounds(promised, settings.clients_per_round, population, source)
+    private = PrivateRounds(promised, settings.clients_per_round, population, source)
+    if settings.secure:
+        chance = settings.rounds * chance_of_deciding(private.rate, population, settings.least_devices())
+        if chance > promised.delta:
+            log.warning(FEW, chance, settings.least_devices())
+    return private
 
 
 def _reached(journal: Journal, settings: RoundSettings) -> RoundsResult | None:

@@ -88,9 +88,14 @@ def is_sha256(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """Returns a value for an error text, cut short: a peer may have chosen it, and its length."""
+    r"""Returns a value for an error text, cut short and tamed: a peer may have chosen it, and its length.
+
+    Example:
+        >>> shown("\x1b[31mred"), shown("a" * 50)
+        ('\ufffd[31mred', 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...')
+    """
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+    return tamed(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")
 
 
 def has_controls(text: str) -> bool:

@@ -143,7 +143,7 @@ class Journal:
             ConfigError: The folder cannot be written.
         """
         row = {"schema": SCHEMA, "settings": self._identity, **asdict(begun)}
-        self._write(BEGUN, json.dumps(row).encode())
+        self._write(BEGUN, json.dumps(row).encode(), mode=0o600)  # under a budget, the sample is a secret
 
     def begun(self) -> Begun | None:
         """Returns the round that was begun last, finished or not; None if there is none of this run."""
@@ -155,9 +155,9 @@ class Journal:
         except (OSError, ValueError, KeyError, TypeError):
             return None  # the round is then begun anew, with whoever is there
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, name: str, data: bytes, mode: int = 0o644) -> None:
         try:
-            atomic_write(self.folder / name, data)
+            atomic_write(self.folder / name, data, mode=mode)
         except OSError as error:
             problem = f"{self.folder}: {error.strerror or type(error).__name__}"
             raise ConfigError(

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Message, MessageType
 
 from umbel.coordinator.federation.envelopes import enveloped, opened
 from umbel.coordinator.federation.line import Line
+from umbel.shared.checks import tamed
 from umbel.shared.errors import MessageError, TrainingError
 from umbel.shared.messages import SCHEMA, read_hello
 
@@ -137,6 +138,11 @@ class Presence:
 
 
 def first_line(text: str) -> str:
-    """Returns the first line of what a device says went wrong, cut to a length that a log bears."""
+    r"""Returns the first line of what a device says went wrong, as a log and a terminal bear it.
+
+    Example:
+        >>> first_line("\x1b]0;title\nmore"), first_line(" ")
+        ('\ufffd]0;title', 'no reason given')
+    """
     line = text.strip().splitlines()[0] if text.strip() else "no reason given"
-    return line if len(line) <= 200 else f"{line[:200]}..."
+    return tamed(line if len(line) <= 200 else f"{line[:200]}...")

@@ -31,6 +31,7 @@ _NUMBERS = (
     *RATES, *_PRIVACY, "server_rate", "server_momentum", "outlier_share", "timeout_s", "secure_threshold",
     "secure_stage_s",
 )  # fmt: skip
+_LEAST_NOISE = 0.1
 _COUNTS = {
     "rounds": (0, 100_000),
     "clients_per_round": (1, 10**7),
@@ -194,6 +195,11 @@ class RoundSettings:
         for name, needed in (("rule", "mean"), ("weighting", "uniform"), ("min_replies", 1)):
             if getattr(self, name) != needed:
                 problems.append(f"{name} is {getattr(self, name)!r}, with noise it must be {needed!r}")
+        if self.noise_multiplier < _LEAST_NOISE:
+            problems.append(
+                f"noise_multiplier is {self.noise_multiplier}: below {_LEAST_NOISE} nothing is protected, "
+                "and epsilon takes long to compute"
+            )
         if self.noise_source == "key" and self.evaluate_clients:
             problems.append(
                 "evaluate_clients must be 0 with noise: what devices count right is told without any"

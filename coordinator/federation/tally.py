@@ -9,6 +9,8 @@ from typing import final
 from umbel.coordinator.federation.journal import RoundRecord
 from umbel.shared.messages import RoundTask
 
+_MOST_NOTES = 100  # of a round: the records of all rounds are written anew after each
+
 log = logging.getLogger(__name__)
 
 
@@ -34,6 +36,7 @@ class Tally:
         self.clip: float | None = None
         self.within: float | None = None
         self._notes: list[str] = []
+        self._more = 0
         self._tasks: dict[str, RoundTask] = {}
 
     def ask(self, stage: str, task: RoundTask, clients: Mapping[int, int], task_bytes: int) -> None:
@@ -46,9 +49,12 @@ class Tally:
         return self._tasks[stage]
 
     def note(self, line: str) -> None:
-        """Keeps a line for the record and logs it."""
-        self._notes.append(line)
-        log.warning("%s", line)
+        """Keeps a line for the record and logs it; of very many, the first ones."""
+        if len(self._notes) < _MOST_NOTES:
+            self._notes.append(line)
+            log.warning("%s", line)
+        else:
+            self._more += 1
 
     def record(
         self, number: int, seconds: float, seen_accuracy: float | None, epsilon: float | None
@@ -62,7 +68,7 @@ class Tally:
             bytes_up=self.bytes_up,
             bytes_down=self.bytes_down,
             seen_accuracy=seen_accuracy,
-            notes=tuple(self._notes),
+            notes=(*self._notes, *([f"... and {self._more} more"] if self._more else [])),
             refused=tuple(sorted(self.refused)),
             epsilon=epsilon,
             clip=self.clip,

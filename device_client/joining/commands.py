@@ -163,11 +163,12 @@ def _joined(device: Device, given: Invitation | None, as_json: bool) -> Membersh
 def _take_part(membership: Membership, home: Path, window: Window, as_json: bool) -> None:
     from umbel.device_client.flower_link import Memory, connected
     from umbel.device_client.joining.taking_part import Participation, Turn
+    from umbel.shared.checks import shown
     from umbel.shared.errors import LinkError
 
     def on_turn(turn: Turn) -> None:
         done = f"refused ({turn.refused})" if turn.refused else f"answered in {turn.seconds:.1f} s"
-        what = _ASKED.get(turn.kind, f"round {turn.round}, {turn.kind}")
+        what = _ASKED.get(turn.kind, f"round {shown(turn.round)}, {shown(turn.kind)}")
         _tell(as_json, f"{what}: {done}", event="turn", **asdict(turn))
 
     def on_break(error: LinkError, pause_s: float) -> None:

@@ -100,15 +100,23 @@ def _box_muller(data: bytes) -> Floats:
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
 
 
-def kept_key(folder: Path) -> bytes:
+def kept_key(folder: Path, *, begun: bool = False) -> bytes:
     """Returns the key of a run's folder; makes it with the system's random numbers if there is none.
 
+    Args:
+        folder: The run's.
+        begun: Whether rounds are finished, so that there must be a key: under another one, a round that is
+            run again would show the same changes with other noise.
+
     Raises:
-        ConfigError: It cannot be read or written, or is damaged.
+        ConfigError: It cannot be read or written, is damaged, or is missing although there must be one.
     """
     path = folder / KEY
     hint = "Restore it, or choose another out folder: without it the noise of a run cannot go on."
     try:
+        if not path.exists() and begun:
+            problem = f"{path} is missing, but rounds that were noised with it are there"
+            raise ConfigError("the key of the noise cannot be used", [problem], hint)
         if not path.exists():
             atomic_write(path, secrets.token_bytes(_KEY_BYTES), mode=0o600)
         key = path.read_bytes()

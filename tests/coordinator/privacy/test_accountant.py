@@ -1,5 +1,7 @@
 """Epsilon against dp-accounting's own accountant, and against the exact Gaussian where nothing is sampled."""
 
+import math
+
 import dp_accounting
 import pytest
 from dp_accounting.pld import PLDAccountant
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.oracles.privacy import gaussian_delta
 
-from umbel.coordinator.federation.privacy.accountant import epsilon
+from umbel.coordinator.federation.privacy.accountant import chance_of_deciding, epsilon
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,15 @@ def test_no_round_costs_nothing_and_each_costs_more() -> None:
     spent = [epsilon(0.1, 1.0, rounds, 1e-6) for rounds in range(5)]
     assert spent[0] == 0.0
     assert spent == sorted(set(spent))
+
+
+@pytest.mark.parametrize(
+    ("rate", "population", "least"), [(0.3, 9, 3), (0.05, 40, 5), (1.0, 5, 5), (0.9, 3, 5)]
+)
+def test_the_chance_that_one_device_decides_is_that_of_so_many_others(
+    rate: float, population: int, least: int
+) -> None:
+    others = population - 1
+    exactly = math.comb(others, least - 1) * rate ** (least - 1) * (1 - rate) ** max(0, others - least + 1)
+    wanted = rate * exactly if others >= least - 1 else 0.0
+    assert chance_of_deciding(rate, population, least) == pytest.approx(wanted)

@@ -158,6 +158,8 @@ def test_settings_that_would_break_the_promise_are_refused() -> None:
         "min_replies is 2, with noise it must be 1",
         "evaluate_clients must be 0 with noise: what devices count right is told without any",
     )
+    with pytest.raises(ConfigError, match=r"noise_multiplier is 0\.001: below 0\.1 nothing is protected"):
+        replace(SETTINGS, noise_multiplier=0.001)
     with pytest.raises(ConfigError, match=r"clip_quantile is 0\.5, but noise_multiplier is 0"):
         RoundSettings(clip_quantile=0.5)
     with pytest.raises(ConfigError, match="noise_source is 'luck', expected one of key, seed"):
@@ -177,3 +179,15 @@ def test_noise_from_the_seed_is_for_simulations_and_says_so_loudly(
     assert private_rounds(config, replace(SETTINGS, noise_source="key"), 6) is not None
     assert (tmp_path / KEY).exists()
     assert private_rounds(config, RoundSettings(), 6) is None
+
+
+@pytest.mark.parametrize(
+    ("clients", "population", "said"), [(12, 1000, True), (40, 1000, False), (8, 8, False)]
+)
+def test_where_one_device_may_decide_whether_a_sum_is_seen_it_is_said(
+    clients: int, population: int, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = RoundSettings(rounds=20, clients_per_round=clients, noise_multiplier=1.0)
+    with caplog.at_level(logging.WARNING):
+        private_rounds({"out": str(tmp_path)}, settings, population)
+    assert ("WEAKEN THE PRIVACY BUDGET" in caplog.text) == said

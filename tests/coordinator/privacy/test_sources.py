@@ -64,6 +64,13 @@ def test_a_key_is_made_once_is_secret_and_private(tmp_path: Path) -> None:
     assert stat.S_IMODE(os.stat(tmp_path / "out" / KEY).st_mode) == 0o600
 
 
+def test_a_key_that_rounds_were_noised_with_is_not_made_anew(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rounds that were noised with it are there"):
+        kept_key(tmp_path, begun=True)
+    assert not (tmp_path / KEY).exists()
+    assert kept_key(tmp_path) == kept_key(tmp_path, begun=True)
+
+
 def test_a_damaged_key_is_refused_and_left(tmp_path: Path) -> None:
     (tmp_path / KEY).write_bytes(b"short")
     with pytest.raises(ConfigError, match="has 5 bytes, expected 32"):
