@@ -12,7 +12,7 @@ from typing import final
 import umbel
 from umbel.shared.errors import ConfigError
 from umbel.shared.files import sha256_bytes
-from umbel.simulations.bench import device_bench, environment_bench, serving_bench
+from umbel.simulations.bench import device_bench, environment_bench, serving_bench, simulation_bench
 from umbel.simulations.bench.encoders import check_encoder
 from umbel.simulations.bench.machine import machine
 from umbel.simulations.bench.rival_env import rival_python, rival_versions
@@ -21,7 +21,7 @@ from umbel.simulations.bench.sides import Settings, Sides
 from umbel.simulations.progress import Progress
 
 Measure = Callable[[Sides, str], list[Row]]
-DEVICE, SERVING = "device", "serving"
+DEVICE, SERVING, SIMULATION = "device", "serving", "simulation"
 ENVIRONMENT = "environment"
 
 
@@ -48,6 +48,7 @@ MEASUREMENTS: Mapping[str, Mapping[str, Measurement]] = {
         "owners": Measurement(serving_bench.owners),
         "memory": Measurement(serving_bench.memory),
     },
+    SIMULATION: {"rounds": Measurement(simulation_bench.rounds)},
 }
 
 
@@ -57,7 +58,7 @@ class Request:
     """What a command line asks for.
 
     Attributes:
-        command: "device" or "serving".
+        command: "device", "serving" or "simulation".
         folder: The work folder.
         settings: Encoders, threads, repetitions.
         rival_env: An environment with the rival's libraries; None makes one.
@@ -138,8 +139,13 @@ def _machine_and_settings(request: Request, told: Mapping[str, str]) -> Measured
         machine=told,
         seconds=0.0,
         rows=(),
-        notes=("umbel alone: nothing was compared.",) if request.alone else (),
+        notes=_notes(request),
     )
+
+
+def _notes(request: Request) -> tuple[str, ...]:
+    compares_itself = request.command == SIMULATION
+    return ("umbel alone: nothing was compared.",) if request.alone and not compares_itself else ()
 
 
 def _measured(request: Request, sides: Sides, name: str, encoder: str, found: Measured) -> Measured:
@@ -170,6 +176,6 @@ def _measured(request: Request, sides: Sides, name: str, encoder: str, found: Me
 def _code() -> str:
     """Returns a hash of what makes a release, what a device runs, and how it is measured."""
     root = Path(umbel.__file__).parent
-    parts = ("device_client", "shared", "coordinator", "simulations/bench")
+    parts = ("device_client", "shared", "coordinator", "simulations/bench", "simulations/engines")
     sources = sorted(path for part in parts for path in (root / part).rglob("*.py"))
     return sha256_bytes(b"".join(path.read_bytes() for path in sources))[:16]

@@ -1,19 +1,20 @@
-"""`umbel bench`: what a device and serving many owners cost, beside torch, transformers and PEFT."""
+"""`umbel bench`: what a device, serving many owners and simulated rounds cost, beside what else there is."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from umbel.simulations.bench.rows import Measured
+    from umbel.simulations.bench.sides import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Measure what a device costs, and what serving many owners costs, "
-    "beside torch, transformers and PEFT in the same run.",
+    help="Measure what a device, serving many owners and simulated rounds cost, "
+    "beside torch, transformers, PEFT and Flower in the same run.",
 )
 
 _WIDE = 1000  # wider than any table
@@ -96,6 +97,34 @@ def serving(
 
 
 @app.command()
+def simulation(
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="An encoder: small, minilm or tiny; may be given repeatedly."),
+    ] = None,
+    out: _Out = _RUN,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="Threads or processes of each side.")] = 2,
+    fresh: _Fresh = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tiny encoder and few people: shows that everything works.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Measure simulated rounds: the cohort engine beside Flower's, the serial one, and a plain torch loop.
+
+    All do the same rounds with the same seed, and must reach the same tensors before any time is told. What
+    was measured is kept: a stopped run goes on.
+
+    For instance: umbel bench simulation --model small
+    """
+    from umbel.simulations.bench.encoders import MINILM, SMALL, TINY
+    from umbel.simulations.bench.sides import Settings
+
+    models = tuple(model or ((TINY,) if quick else (SMALL, MINILM)))
+    _run("simulation", out, Settings(models, (threads,), 1, quick), as_json, alone=True, fresh=fresh)
+
+
+@app.command()
 def page(
     run: Annotated[Path, typer.Argument(metavar="FOLDER", help="The work folder of the benchmarks.")] = _RUN,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page and its figures.")] = Path(
@@ -130,11 +159,8 @@ def _bench(
     quick: bool,
     as_json: bool,
 ) -> None:
-    from umbel.simulations.bench.benches import Request, run_bench
     from umbel.simulations.bench.encoders import BASE, MINILM, TINY
-    from umbel.simulations.bench.rows import rendered
     from umbel.simulations.bench.sides import Settings
-    from umbel.simulations.progress import Progress
 
     usual = (TINY,) if quick else (MINILM, BASE)
     settings = Settings(
@@ -143,16 +169,16 @@ def _bench(
         repetitions=1 if quick else repetitions,
         quick=quick,
     )
-    request = Request(
-        command=command,
-        folder=out,
-        settings=settings,
-        rival_env=rival_env,
-        alone=alone or quick,
-        only=only or (),
-        skip=skip,
-        fresh=fresh,
-    )
+    more = {"rival_env": rival_env, "alone": alone or quick, "only": only or (), "skip": skip}
+    _run(command, out, settings, as_json, fresh=fresh, **more)
+
+
+def _run(command: str, out: Path, settings: Settings, as_json: bool, **more: Any) -> None:
+    from umbel.simulations.bench.benches import Request, run_bench
+    from umbel.simulations.bench.rows import rendered
+    from umbel.simulations.progress import Progress
+
+    request = Request(command=command, folder=out, settings=settings, **more)
     found = run_bench(request, Progress(quiet=as_json))
     if as_json:
         typer.echo(rendered(found))

@@ -16,17 +16,19 @@ from umbel.shared.rng import integer_seed
 MINILM = "minilm"
 BASE = "bert-base"
 TINY = "tiny"
+SMALL = "small"
 
 TITLES: Mapping[str, str] = MappingProxyType(
     {
         MINILM: "all-MiniLM-L6-v2 (6 layers, width 384)",
         BASE: "BERT-base size (12 layers, width 768, random weights)",
         TINY: "a tiny BERT (2 layers, width 32, random weights)",
+        SMALL: "a small BERT (2 layers, width 64, random weights)",
     }
 )
 
 # hidden, layers, heads, feed-forward
-_SIZES = {BASE: (768, 12, 12, 3072), TINY: (32, 2, 4, 64)}
+_SIZES = {BASE: (768, 12, 12, 3072), TINY: (32, 2, 4, 64), SMALL: (64, 2, 4, 256)}
 _READY = "tokenizer.json"
 
 

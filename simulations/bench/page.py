@@ -17,7 +17,8 @@ from umbel.simulations.report.words import NBSP, percent, points
 
 PAGE = "performance.md"
 _FIGURES = {"performance-ratios.svg": plots.advantages, "performance-owners.svg": plots.many_owners}
-_COMMANDS = ("device", "serving")
+_COMMANDS = ("device", "serving", "simulation")
+_ASKED = "\n".join([*(f"umbel bench {name}" for name in _COMMANDS), "umbel bench page runs/bench --out docs"])
 _NONE = "–"
 _MOST_LOST = 0.005
 _METHOD = (
@@ -110,7 +111,7 @@ def page(
         prose(_machine(found[0])),
         *(prose(note) for measured in found for note in measured.notes),
         "These commands measure what is missing and write this page:",
-        "```bash\numbel bench device\numbel bench serving\numbel bench page runs/bench --out docs\n```",
+        f"```bash\n{_ASKED}\n```",
         *_bounds(rows),
         *(f"![{_ALT[name]}]({name})" for name in figures),
         *_accuracy(accuracy),
@@ -125,7 +126,11 @@ _ALT = {
     "performance-ratios.svg": "How many times less each bounded figure is than what it is compared with",
     "performance-owners.svg": "Milliseconds for a text of each of many owners, by every way",
 }
-_TITLES = {"device": "One owner's device", "serving": "One process, one owner or many"}
+_TITLES = {
+    "device": "One owner's device",
+    "serving": "One process, one owner or many",
+    "simulation": "Simulated rounds",
+}
 
 
 def _machine(found: Measured) -> str:

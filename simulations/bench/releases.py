@@ -16,6 +16,7 @@ from umbel.shared.rng import generator
 from umbel.simulations.bench.encoders import backbone_name
 
 if TYPE_CHECKING:
+    from umbel.coordinator.backbone import Backbone
     from umbel.coordinator.config import CoordinatorConfig
     from umbel.coordinator.model import PersonalModel
 
@@ -81,16 +82,23 @@ def _identity(encoder: str, kind: str) -> bytes:
     return json.dumps(row, default=dict, sort_keys=True).encode()
 
 
-def _publish(backbone_at: str, kind: str, folder: Path) -> Release:
-    from umbel.coordinator.artifacts import TrainedModel
+def model_of(backbone_at: str, kind: str) -> tuple[Backbone, CoordinatorConfig, PersonalModel]:
+    """Returns the model that the release of an encoder and a kind is made of."""
     from umbel.coordinator.backbone import load_backbone
     from umbel.coordinator.model import build_model
-    from umbel.coordinator.publish import publish_model
 
     backbone = load_backbone(backbone_at)
     config = _config(backbone_at, kind)
     model = build_model(backbone, "classification", LABELS, config.method_configs(), 0)
     _stir(model)
+    return backbone, config, model
+
+
+def _publish(backbone_at: str, kind: str, folder: Path) -> Release:
+    from umbel.coordinator.artifacts import TrainedModel
+    from umbel.coordinator.publish import publish_model
+
+    backbone, config, model = model_of(backbone_at, kind)
     network = _onboarding(model, config) if config.onboarding.steps else {}
     report = {"prototypes": [[["a quiet film", "yes"]]] * config.onboarding.prototypes} if network else {}
     trained = TrainedModel(config, LABELS, backbone.sha256, "0" * 64, RECIPE, report, network)

@@ -1,0 +1,58 @@
+"""Runs rounds by one side in a process of its own, and prints the seconds of each.
+
+    python -m umbel.simulations.bench.rounds_once ORDER.json
+
+The order names side, release, devices, backbone, settings, people, threads and out; see `simulation_bench`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from umbel.coordinator.federation.settings import RoundSettings
+from umbel.shared.release import read_release
+
+
+def main() -> None:
+    """Runs what the order says."""
+    order: dict[str, Any] = json.loads(Path(sys.argv[1]).read_bytes())
+    out = Path(order["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    settings = RoundSettings.from_run_config(order["settings"])
+    seconds, tensors = (_plain if order["side"] == "plain" else _engine)(order, settings, out)
+    np.savez(out / "tensors.npz", **tensors)
+    print(json.dumps({"seconds": seconds}))  # noqa: T201
+
+
+def _engine(order: dict[str, Any], settings: RoundSettings, out: Path) -> tuple[list[float], dict[str, Any]]:
+    from umbel.simulations.engines import run_rounds
+
+    reached = run_rounds(
+        order["side"],
+        release_folder=Path(order["release"]),
+        devices_folder=Path(order["devices"]),
+        clients_total=order["people"],
+        settings=settings,
+        out=out / "rounds",
+        workers=order["threads"],
+    )
+    return [record.seconds for record in reached.rounds], reached.trainables
+
+
+def _plain(order: dict[str, Any], settings: RoundSettings, out: Path) -> tuple[list[float], dict[str, Any]]:
+    from umbel.simulations.bench.plain_loop import run_plain
+
+    del out
+    release = read_release(Path(order["release"]))
+    return run_plain(
+        release, order["backbone"], Path(order["devices"]), order["people"], settings, order["threads"]
+    )
+
+
+if __name__ == "__main__":
+    main()
