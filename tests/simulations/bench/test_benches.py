@@ -59,6 +59,17 @@ def test_serving_is_measured_by_the_command(sides: Sides) -> None:
     assert json.loads((sides.folder / "serving" / "result.json").read_bytes()) == told
 
 
+@pytest.mark.slow  # with Ray's processes
+def test_rounds_are_measured_once_all_sides_have_reached_the_same(sides: Sides) -> None:
+    words = ["simulation", "--quick", "--out", str(sides.folder), "--json", "--threads", "1"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    against = [row["against"] for row in told["rows"] if row["part"] == "a round"]
+    assert len(against) == len(set(against)) == 3
+    assert all(row["ratio"] > 0 for row in told["rows"])
+
+
 def test_what_is_not_known_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     plain = {"command": "device", "folder": tmp_path / "run", "alone": True}
     with pytest.raises(ConfigError, match="does not measure that") as error:
