@@ -124,12 +124,15 @@ def consent(
 
 
 def _check_consent(rounds: int | None, days: float | None, none: bool) -> None:
+    from umbel.shared.checks import number_problems, refuse_odd
     from umbel.shared.errors import ConfigError
 
     if none and (rounds is not None or days is not None):
         raise ConfigError("--none takes consent back, so it stands alone")
     if days is not None and rounds is None:
         raise ConfigError("--days says for how long, but not how many rounds", hint="Give --rounds, too.")
+    if days is not None:
+        refuse_odd(number_problems("--days", days, 0.01, 366))
 
 
 def _check_asked(policy: Policy) -> None:

@@ -277,5 +277,5 @@ class FleetLink:
                     f"{self._url} does not know this device", [f"it answers with status {status}"], _UNKNOWN
                 ) from None
             raise UnreachedError(f"{self._url} has a fault", [f"it answers with status {status}"]) from None
-        except (httpx.HTTPError, OSError, ValueError) as error:
+        except (httpx.HTTPError, OSError, ValueError, LookupError, TypeError) as error:  # or it says nonsense
             raise unreached(self._url, error) from None

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
+from umbel.shared.errors import ConfigError
+
 _SHOWN_CHARACTERS = 40
 _TURNING = frozenset(
     "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -62,6 +64,16 @@ def number_problems(name: str, value: object, low: float, high: float) -> list[s
     """
     right = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
     return [] if right else [f"{name} is {shown(value)}, expected a number from {low:g} to {high:g}"]
+
+
+def refuse_odd(problems: Sequence[str]) -> None:
+    """Refuses what a command line gave, where there are problems with it.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    if problems:
+        raise ConfigError("the command cannot be run so", problems)
 
 
 def key_problems(row: Mapping[str, object], names: Collection[str]) -> list[str]:

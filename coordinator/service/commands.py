@@ -93,8 +93,10 @@ def enroll(
     from umbel.coordinator.service.certificates import certificate_pem
     from umbel.coordinator.service.folder import Folder as Kept
     from umbel.coordinator.service.roster import Roster, fresh_codes
+    from umbel.shared.checks import number_problems, refuse_odd
     from umbel.shared.invitation import Invitation
 
+    refuse_odd(number_problems("--days", days, 0.0001, 366))  # the option's own bounds let nan through
     kept = Kept.read(folder)
     authority = certificate_pem(kept.authority()).decode()
     codes = fresh_codes(count)

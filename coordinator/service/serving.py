@@ -219,7 +219,9 @@ def _listening(folder: Folder, where: Listening) -> Iterator[socket.socket]:
         listener = socket.create_server((where.bind, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
-        problem = "another program listens there" if taken else os.strerror(error.errno or 0)
+        unknown = isinstance(error, socket.gaierror)  # whose numbers are not the system's
+        said = str(error.strerror) if unknown else os.strerror(error.errno or 0)
+        problem = "another program listens there" if taken else said
         raise ConfigError(
             f"the coordinator cannot listen on {where.bind or 'any address'}, port {port}",
             [problem],

@@ -9,6 +9,9 @@ from typing import Any
 
 from umbel.coordinator.federation.settings import RoundSettings
 from umbel.shared.errors import ConfigError
+from umbel.shared.files import plain_bytes
+
+_MOST_BYTES = 1 << 20
 
 
 def given_settings(file: Path | None, changes: Sequence[str]) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def given_settings(file: Path | None, changes: Sequence[str]) -> dict[str, Any]:
     problems: list[str] = []
     if file is not None:
         try:
-            given = tomllib.loads(file.read_text(encoding="utf-8"))
+            given = tomllib.loads(plain_bytes(file, _MOST_BYTES).decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file} is no TOML", [str(error)]) from None
     for change in changes:

@@ -70,8 +70,10 @@ def join(
     Later, on a timer, in the night: umbel device join --once --window 3600
     """
     from umbel.device_client.joining.taking_part import Window
+    from umbel.shared.checks import number_problems, refuse_odd
 
     given = _given(invitation, coordinator, ca, code)
+    refuse_odd([] if window is None else number_problems("--window", window, 1, float("inf")))
     with opened(home) as device:
         _refuse_never(device)
         membership = _joined(device, given, as_json)

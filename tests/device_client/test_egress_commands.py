@@ -72,6 +72,8 @@ def test_a_policy_is_shown_set_and_kept(capsys: pytest.CaptureFixture[str]) -> N
         (["consent", "--none", "--rounds", "2"], "stands alone"),
         (["consent", "--days", "2"], "--rounds"),
         (["consent", "--rounds", "0"], "--rounds"),
+        (["consent", "--rounds", "2", "--days", "nan"], "--days is nan"),
+        (["policy", "--sum-over", "0"], "--sum-over"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

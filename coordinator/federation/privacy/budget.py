@@ -85,7 +85,7 @@ class PrivateRounds:
             raise ConfigError(
                 "privacy needs the number of devices",
                 [f"population is {population}, so the chance of a device to be sampled is not known"],
-                "Give population in the run config: how many devices there are.",
+                "Say how many devices there are: --devices, or population in a run config.",
             )
         self.settings, self.expected, self.source = settings, expected, source
         self.rate = min(1.0, expected / population)

@@ -19,3 +19,8 @@ def test_unknown_names_are_refused_wherever_they_stand(tmp_path: Path) -> None:
         "there is no setting 'speed'",
         "there is no setting 'depth'",
     ]
+
+
+def test_a_file_without_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(OSError, match="Not a plain file"):
+        given_settings(Path("/dev/zero"), [])

@@ -117,6 +117,11 @@ def test_codes_are_open_only_once_their_files_are_written(
         assert roster.codes()["open"] == 3
 
 
+def test_days_that_are_no_number_are_refused(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["coordinator", "enroll", str(folder.path), "--days", "nan"]) == 2
+    assert "--days is nan" in capsys.readouterr().err
+
+
 def test_files_do_not_stay_where_their_codes_could_not_be_opened(
     folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,10 @@ def test_without_an_invitation_one_is_told_how(capsys: pytest.CaptureFixture[str
     assert "umbel device join INVITATION" in said
 
 
+def test_a_window_of_no_number_of_seconds_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--window is nan" in refused(capsys, "join", INVITATION.as_text(), "--window", "nan")
+
+
 def test_parts_of_an_invitation_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "go together" in refused(capsys, "join", "--code", CODE)
     assert "not both" in refused(capsys, "join", INVITATION.as_text(), "--code", CODE)
