@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def status_of(path: Path) -> dict[str, Any]:
         devices, codes = roster.devices(), roster.codes()
     kept = [own for name in (JOURNAL, GAIN) for own in (path / ROUNDS).glob(f"*/{name}")]
     runs = list(dict.fromkeys(own.parent for own in sorted(kept, key=lambda own: own.stat().st_mtime)))
+    told = [{"release": own.name, **kept_rounds(own), "gain": kept_gain(own)} for own in runs]
     return {
         "folder": str(path),
         "url": folder.address.url,
@@ -35,8 +37,21 @@ def status_of(path: Path) -> dict[str, Any]:
             {"name": name_of(own.key), "joined": own.joined, "seen": own.seen, "barred": own.barred}
             for own in devices
         ],
-        "runs": [{"release": own.name, **kept_rounds(own), "gain": kept_gain(own)} for own in runs],
+        "runs": told,
+        "privacy": _together([run["privacy"] for run in told if run["rounds"]]),
     }
+
+
+def _together(spent: Sequence[Mapping[str, float] | None]) -> dict[str, float | None] | None:
+    """Returns what several releases' rounds cost a device that took part in all; None where there is no sum.
+
+    Each release has a budget of its own; epsilons and deltas add up. Without noise in one there is no bound.
+    """
+    known = [own for own in spent if own is not None]
+    if len(spent) < 2 or not known:
+        return None
+    bound = len(known) == len(spent)
+    return {name: sum(own[name] for own in known) if bound else None for name in ("epsilon", "delta")}
 
 
 def words_of(found: dict[str, Any]) -> str:
@@ -54,7 +69,16 @@ def words_of(found: dict[str, Any]) -> str:
     if len(devices) > _SHOWN:
         lines.append(f"  ... and {len(devices) - _SHOWN} more: --json shows all")
     runs = [line for run in found["runs"] for line in _run_words(run)]
-    return "\n".join([*lines, *(runs or ["No round is finished yet."])])
+    return "\n".join([*lines, *(runs or ["No round is finished yet."]), *_together_words(found["privacy"])])
+
+
+def _together_words(spent: Mapping[str, float | None] | None) -> list[str]:
+    if spent is None:
+        return []
+    if spent["epsilon"] is None:
+        return ["Together: no bound on what a device's part tells, since rounds of one release had no noise."]
+    cost = f"epsilon {spent['epsilon']:.3f} at delta {spent['delta']:g}"
+    return [f"Together: {cost} for a device that took part in all; each release has a budget of its own."]
 
 
 def _run_words(run: dict[str, Any]) -> list[str]:

@@ -49,6 +49,19 @@ def test_the_privacy_budget_is_told(folder: Folder) -> None:
     )
 
 
+def test_what_several_releases_cost_together_is_told(folder: Folder) -> None:
+    keep(folder, PRIVATE, [0.4, 0.55])
+    assert status_of(folder.path)["privacy"] is None  # it is told with its release
+    keep(folder, PRIVATE, [0.7], "b" * 64)
+    found = status_of(folder.path)
+    assert found["privacy"] == {"epsilon": pytest.approx(1.25), "delta": pytest.approx(2e-6)}
+    assert words_of(found).splitlines()[-1].startswith("Together: epsilon 1.250 at delta 2e-06 for a device")
+    keep(folder, RoundSettings(), [None], "c" * 64)
+    found = status_of(folder.path)
+    assert found["privacy"] == {"epsilon": None, "delta": None}
+    assert words_of(found).splitlines()[-1].startswith("Together: no bound")
+
+
 def test_without_noise_there_is_no_budget(folder: Folder) -> None:
     keep(folder, RoundSettings(), [None])
     found = status_of(folder.path)
