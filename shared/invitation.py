@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import final
 from urllib.parse import urlsplit
 
-from umbel.shared.checks import parsed_json, shown
+from umbel.shared.checks import has_controls, parsed_json, shown
 from umbel.shared.errors import ConfigError
 
 SCHEMA = "umbel.invitation/1"
@@ -86,6 +86,8 @@ def url_problems(url: str) -> list[str]:
         ([], ["the address 'http://rounds.example.org' is without TLS: it must begin with https://"])
     """
     try:
+        if has_controls(url):
+            raise ValueError("it would steer a terminal")
         parts = urlsplit(url)
         port = parts.port
     except ValueError:

@@ -214,9 +214,8 @@ def _server(folder: Folder, app: Any) -> uvicorn.Server:
 def _listening(folder: Folder, where: Listening) -> Iterator[socket.socket]:
     """Opens the socket, so that a port that is taken is known before anything begins."""
     port = folder.address.port if where.port is None else where.port
-    family = socket.AF_INET6 if ":" in where.bind else socket.AF_INET
     try:
-        listener = socket.create_server((where.bind, port), family=family, backlog=_BACKLOG)
+        listener = _listener(where.bind, port)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         unknown = isinstance(error, socket.gaierror)  # whose numbers are not the system's
@@ -229,6 +228,21 @@ def _listening(folder: Folder, where: Listening) -> Iterator[socket.socket]:
         ) from None
     with listener:
         yield listener
+
+
+def _listener(bind: str, port: int) -> socket.socket:
+    """Opens a socket at an address, or at every one of the machine, old and new, where it has both."""
+    if ":" in bind:
+        return socket.create_server((bind, port), family=socket.AF_INET6, backlog=_BACKLOG)
+    if not bind and socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(
+                ("", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
+            )
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise
+    return socket.create_server((bind, port), backlog=_BACKLOG)
 
 
 def _tidy(service: Service, over: threading.Event) -> None:

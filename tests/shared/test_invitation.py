@@ -53,7 +53,7 @@ def test_what_is_none_is_refused_with_what_to_do(text: str, problem: str) -> Non
     "url",
     [
         "https://a.example/path", "https://me@a.example", "https://a.example?x=1", "https://", "https://[::1",
-        "https://a.example:99999", "ftp://a.example", "a.example:8443",
+        "https://a.example:99999", "ftp://a.example", "a.example:8443", "https://a\x9b31m.example", "https://a\x1bc:1",
     ],
 )  # fmt: skip
 def test_an_address_is_a_host_and_a_port_and_nothing_else(url: str) -> None:

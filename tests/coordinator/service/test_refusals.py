@@ -120,6 +120,17 @@ def test_a_certificate_that_is_out_of_date_is_not_believed(tmp_path: Path) -> No
         assert "its certificate is out of date" in refused(invited(old))[1]
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has one kind of address only")
+@pytest.mark.parametrize("host", ["::1", "127.0.0.1"])
+def test_devices_come_by_new_and_by_old_addresses(host: str, tmp_path: Path) -> None:
+    folder, _ = Folder.make(tmp_path, Address(host, free_port()))
+    with serving(folder, 1000, Listening("", None, HOLD_S)) as own:
+        device = invited(folder)
+        ask_in(device)
+        with connected(device, Path("nowhere"), Memory()):
+            assert own.online() == 1
+
+
 def test_without_tls_nothing_is_said(tmp_path: Path) -> None:
     port = free_port()
     folder, _ = Folder.make(tmp_path, Address("127.0.0.1", port))
