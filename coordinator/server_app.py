@@ -138,7 +138,7 @@ def private_rounds(
     if settings.secure:
         chance = settings.rounds * chance_of_deciding(private.rate, population, settings.least_devices())
         if chance > promised.delta:
-            log.warning(FEW, chance, settings.least_devices())
+            log.warning(FEW, min(1.0, chance), settings.least_devices())
     return private
 
 

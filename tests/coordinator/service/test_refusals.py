@@ -14,10 +14,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -215,8 +218,6 @@ def test_one_node_brings_no_answer_of_another(service: Service, folder: Folder) 
     ):
         question = Message(RecordDict({"config": ConfigRecord({"value": 1})}), mine._node.node_id, "train")
         question.metadata.__dict__["_message_id"] = question.object_id
-        from flwr.common.serde import message_to_proto
-
         answer = Message(RecordDict(), reply_to=question)
         answer.metadata.__dict__["_src_node_id"] = mine._node.node_id
         answer.metadata.__dict__["_message_id"] = answer.object_id
@@ -226,6 +227,25 @@ def test_one_node_brings_no_answer_of_another(service: Service, folder: Folder) 
                     node=theirs._node,
                     messages_list=[message_to_proto(answer)],
                     message_object_trees=[get_object_tree(answer)],
+                )
+            )
+
+
+def test_an_answer_of_objects_without_end_is_refused(service: Service, folder: Folder) -> None:
+    own = invited(folder)
+    ask_in(own)
+    with connected(own, Path("nowhere"), Memory()) as link:
+        question = Message(RecordDict(), link._node.node_id, "train")
+        question.metadata.__dict__["_message_id"] = question.object_id
+        answer = Message(RecordDict(), reply_to=question)
+        answer.metadata.__dict__["_src_node_id"] = link._node.node_id
+        answer.metadata.__dict__["_message_id"] = answer.object_id
+        leaf = ObjectTree(object_id="0" * 64)
+        bomb = ObjectTree(object_id=answer.object_id, children=[leaf] * 10_000)
+        with pytest.raises(httpx.HTTPStatusError, match="400"):
+            link._client.PushMessages(
+                PushMessagesRequest(
+                    node=link._node, messages_list=[message_to_proto(answer)], message_object_trees=[bomb]
                 )
             )
 
