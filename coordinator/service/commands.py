@@ -157,7 +157,7 @@ def serve(
     wanted = RoundSettings.from_run_config(config)  # before anything listens
     trainables = read.manifest.trainables
     numbers = sum(math.prod(shape) for shape in trainables.values())
-    logging.getLogger("flwr").setLevel(logging.ERROR)  # it would tell of every request
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)  # it tells of every bad request, in its words
     with (
         _stopping() as stopped,
         serving(kept, numbers, Listening(bind, port), tensors=len(trainables)) as service,

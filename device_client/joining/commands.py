@@ -39,7 +39,8 @@ def join(
         str | None,
         typer.Argument(
             metavar="[INVITATION]",
-            help="The line that the coordinator's operator gave you, or a file that holds it.",
+            help="The line that the coordinator's operator gave you, or a file that holds it: other users of "
+            "a machine can read command lines.",
         ),
     ] = None,
     coordinator: Annotated[

@@ -2,9 +2,11 @@
 
 import json
 import signal
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from tests.federation import SETTINGS, Federation
@@ -46,9 +48,13 @@ def test_devices_join_and_rounds_over_tls_reach_what_a_simulation_reaches(
     own = federation(2)
     serving = own.serve("rounds=2", "clients=2", "secure=false")
     own.until(serving, lambda: own.events(serving, "listening"))
+    trusted = ssl.create_default_context(cafile=str(own.folder.path / "ca.pem"))
+    stranger = {"Content-Type": "of a stranger"}
+    assert httpx.post(f"{own.folder.address.url}/v1/fleet/get-run", headers=stranger, verify=trusted).is_error
     devices = [own.join(number, line) for number, line in enumerate(own.invite(2))]
     assert own.ended(serving) == 0, own.said(serving)
     assert [row["clients"] for row in own.events(serving, "round")] == [2, 2]
+    assert "stranger" not in own.said(serving)  # nobody fills an operator's log
     for device in devices:
         device.send_signal(signal.SIGTERM)
     assert [own.ended(device) for device in devices] == [0, 0]
