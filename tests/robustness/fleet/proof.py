@@ -85,7 +85,7 @@ def prove(path: Path, release: Release, scene: Scene, updates: int) -> dict[str,
         found: dict[str, Any] = {
             "scene": asdict(scene) | {"blows": course.told},
             "seconds": round(took, 1),
-            "rounds": [{name: record[name] for name in _ALIKE} for record in records],
+            "rounds": [{name: record[name] for name in (*_ALIKE, "seconds")} for record in records],
             "result": _compared(own, records, again),
             "wire": {"processes": course.processes(), **_searched(path / "sent", secrets, scene.devices)},
             "control": _control(path, release),
