@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.coordinator.test_coming_and_going import Over, Watched
 from tests.coordinator.test_strategy import (
     RELEASE,
+    Work,
     assert_same,
     change_of,
     contribution,
@@ -19,7 +21,7 @@ from tests.coordinator.test_strategy import (
 )
 from tests.linear_engine import SHAPES
 
-from umbel.coordinator.federation.journal import Journal
+from umbel.coordinator.federation.journal import Begun, Journal
 from umbel.coordinator.federation.privacy.accountant import epsilon
 from umbel.coordinator.federation.privacy.budget import PrivateRounds
 from umbel.coordinator.federation.privacy.clipping import count_noise, sum_multiplier
@@ -103,6 +105,37 @@ def test_rounds_that_go_on_equal_rounds_that_were_not_interrupted(tmp_path: Path
     clips = [record.clip for record in whole.rounds]
     assert clips[0] == 1.0
     assert len(set(clips)) == 4
+
+
+def test_a_private_round_that_is_ended_in_the_middle_is_run_again_with_its_devices_and_its_noise(
+    tmp_path: Path,
+) -> None:
+    """Sampled by a secret key, and by who was there then; somebody else has come since."""
+    settings = replace(SETTINGS, noise_source="key", rounds=2)
+    journal, source = Journal(tmp_path, RELEASE, 6, settings), KeySource(bytes(32))
+    few = [n for n in range(4) if source.uniform(2, "sample", str(n)) < 0.5]
+    all_ = [n for n in range(6) if source.uniform(2, "sample", str(n)) < 0.5]
+    assert few != all_
+
+    def ended(client: int, task: RoundTask) -> Wire:
+        if (task.round, client) == (2, few[-1]):
+            raise Over
+        return work(client, task)
+
+    def without_two(work: Work) -> Watched:
+        grid = Watched(grid_of(work))
+        grid.away = {4, 5}
+        return grid
+
+    own = {"population": 4, **private(settings, source)}
+    whole = run(settings, without_two(work), **own)
+    with pytest.raises(Over):
+        run(settings, without_two(ended), on_round=journal.write, on_begin=journal.begin, **own)
+    reached, begun = journal.read(), journal.begun()
+    assert begun == Begun(2, tuple(few))
+    found = run(settings, grid_of(work), reached=reached, begun=begun, **own)
+    assert_same(found.trainables, whole.trainables)
+    assert without_seconds(found.rounds) == without_seconds(whole.rounds)
 
 
 def test_the_clip_of_a_round_follows_what_the_devices_told() -> None:
