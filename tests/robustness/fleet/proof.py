@@ -30,6 +30,7 @@ _METHODS: dict[str, Any] = {
     "plora": {"rank": 4, "alpha": 8.0, "user_size": 24},
     "xpeft": {"adapters": 128, "width": 8, "kept": 40, "dead_zone": 0.0},
 }
+_TOLD = (*_ALIKE, "seconds", "bytes_up")
 _CONTROLS = 3
 _TOLERANCE = 1e-6
 _LIKED, _DISLIKED = ("good", "tender", "like"), ("bad", "slow", "not")
@@ -85,7 +86,9 @@ def prove(path: Path, release: Release, scene: Scene, updates: int) -> dict[str,
         found: dict[str, Any] = {
             "scene": asdict(scene) | {"blows": course.told},
             "seconds": round(took, 1),
-            "rounds": [{name: record[name] for name in (*_ALIKE, "seconds")} for record in records],
+            "rounds": [
+                {name: record[name] for name in (*_ALIKE, "seconds", "bytes_up")} for record in records
+            ],
             "result": _compared(own, records, again),
             "wire": {"processes": course.processes(), **_searched(path / "sent", secrets, scene.devices)},
             "control": _control(path, release),
@@ -156,6 +159,8 @@ def _problems(scene: Scene, found: Mapping[str, Any]) -> list[str]:
         problems.append("the result is not that of the run without crashes")
     problems += result["other records"]
     problems += [f"{count} pieces of {name} left a device" for name, count in wire["found"].items() if count]
+    if wire["bytes"] < sum(record["bytes_up"] for record in found["rounds"]):
+        problems.append("less was seen to leave than came")
     problems += [f"no {name} were searched for" for name, count in wire["searched"].items() if not count]
     if control["found"]["changes"] < control["searched"]["changes"] / 4 or not control["found"]["changes"]:
         problems.append("the search does not find changes that are sent in the clear")
