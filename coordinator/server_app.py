@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from umbel.coordinator.federation.journal import ROUNDS, Journal, RoundRecord, RoundsResult
 from umbel.coordinator.federation.line import Ask
+from umbel.coordinator.federation.presence import OnWait
 from umbel.coordinator.federation.privacy.accountant import chance_of_deciding
 from umbel.coordinator.federation.privacy.budget import PrivateRounds
 from umbel.coordinator.federation.privacy.sources import KeySource, SeedSource, Source, kept_key
@@ -56,6 +57,7 @@ def serve(
     stopped: Callable[[], bool] = lambda: False,
     owns: Callable[[int, int], bool] = lambda node, number: True,
     on_greeted: Callable[[Ask, Mapping[int, int]], None] = lambda ask, clients: None,
+    on_wait: OnWait = lambda here, wanted, connected: None,
     release: Release | None = None,
 ) -> RoundsResult:
     """Runs the rounds that a run config describes, and keeps what is reached after each of them.
@@ -67,6 +69,7 @@ def serve(
         stopped: Asked while waiting for devices; True ends the run.
         owns: Says whether a node may go by a number that it tells.
         on_greeted: As in `PersonalRounds`.
+        on_wait: As there.
         release: The release, if it was read already.
 
     Raises:
@@ -103,6 +106,7 @@ def serve(
         begun=journal.begun(),
         on_begin=journal.begin,
         on_greeted=on_greeted,
+        on_wait=on_wait,
     )
     strategy.start(grid)
     return strategy.reached

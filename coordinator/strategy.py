@@ -24,7 +24,7 @@ from umbel.coordinator.federation.aggregation.mean import Mean, Total
 from umbel.coordinator.federation.envelopes import SharedArrays, array_record, enveloped, opened, wire_bytes
 from umbel.coordinator.federation.journal import Begun, RoundsResult
 from umbel.coordinator.federation.line import Ask, Line
-from umbel.coordinator.federation.presence import GREETING_S, SILENT, Presence, first_line
+from umbel.coordinator.federation.presence import GREETING_S, SILENT, OnWait, Presence, first_line
 from umbel.coordinator.federation.privacy.budget import PrivateRounds
 from umbel.coordinator.federation.probation import last_rounds, length
 from umbel.coordinator.federation.sampling import sampled
@@ -68,6 +68,7 @@ class PersonalRounds(Strategy):
         begun: Begun | None = None,
         on_begin: Callable[[Begun], None] = lambda begun: None,
         on_greeted: Callable[[Ask, Mapping[int, int]], None] = lambda ask, clients: None,
+        on_wait: OnWait = lambda here, wanted, connected: None,
     ):
         """Prepares the rounds.
 
@@ -83,6 +84,7 @@ class PersonalRounds(Strategy):
             begun: The round that was begun when the run was ended, and who was to train in it.
             on_begin: Called when a round begins, before anybody is asked.
             on_greeted: Called before that with who is there, node id -> device number, and what asks them.
+            on_wait: Hears of devices that are missing, so that a wait is not silent.
         """
         self.manifest = manifest
         self.settings = settings
@@ -95,6 +97,7 @@ class PersonalRounds(Strategy):
         self.begun = begun
         self.on_begin = on_begin
         self.on_greeted = on_greeted
+        self.on_wait = on_wait
         self._release_id = manifest.release_id
         self._change_bytes = 4 * sum(math.prod(shape) for shape in manifest.trainables.values())
         self._round = Tally()
@@ -116,7 +119,7 @@ class PersonalRounds(Strategy):
         result = Result(arrays=arrays)
         first = len(self.reached.rounds) + 1
         self._line = Line(grid, self.stopped)
-        self._presence = Presence(self._line, self.population, self._least(), self.owns)
+        self._presence = Presence(self._line, self.population, self._least(), self.owns, self.on_wait)
         if first <= rounds:
             self._presence.meet(wait_s, goes_on=first > 1 or self.begun is not None)
         for number in range(first, rounds + 1):

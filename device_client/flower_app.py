@@ -36,7 +36,7 @@ from umbel.device_client.rounds import Steps, alone, evaluating, training
 from umbel.device_client.secure.part import collected, take_part
 from umbel.device_client.simulated import SimulatedHome
 from umbel.shared.checks import shown
-from umbel.shared.errors import ConfigError, MessageError, StoreError, UmbelError
+from umbel.shared.errors import ConfigError, EgressError, MessageError, StoreError, UmbelError
 from umbel.shared.files import sha256_file
 from umbel.shared.messages import GAIN, TRAIN, GainReport, Hello, Wire, read_gain_question, read_task
 from umbel.shared.release import MANIFEST, Release, read_release
@@ -116,7 +116,9 @@ def reply(message: Message, context: Context) -> Message:
 def refusal(message: Message, context: Context, error: Exception) -> Message:
     """Answers a message with the type of an error."""
     kind = shown(str(message.metadata.message_type))
-    log.warning("%s failed on %s: %s", kind, _place(context), _told(error))
+    usual = kind == GAIN and isinstance(error, EgressError)  # most owners tell none; egress says why
+    level = logging.INFO if usual else logging.WARNING
+    log.log(level, "%s failed on %s: %s", kind, _place(context), _told(error))
     return Message(Error(_RAISED, _leaving(error, message, context)), reply_to=message)
 
 

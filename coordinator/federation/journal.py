@@ -169,7 +169,10 @@ class Journal:
         differing = [n for n in names if found.get(n) != self._identity.get(n)]
         problems = [f"{n} was {found.get(n)!r}, is now {self._identity.get(n)!r}" for n in differing]
         if problems:
-            raise ConfigError(f"{path} belongs to a run with other settings", problems, _HINT)
+            hint = f"{_HINT} To begin anew under the same name, move {self.folder} away."
+            if "population" in differing:
+                hint += " population is how many devices are waited for: --devices of 'coordinator serve'."
+            raise ConfigError(f"{path} belongs to a run with other settings", problems, hint)
 
     def write(self, result: RoundsResult) -> None:
         """Keeps what was reached; the older state stays until the new one is wholly on disk.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from typing import final
+from typing import TypeAlias, final
 
 from flwr.app import ArrayRecord, Message, MessageType
 
@@ -18,13 +18,29 @@ from umbel.shared.messages import SCHEMA, read_hello
 SILENT = "no answer"
 _SETTLE_S = 1.0
 GREETING_S = 10.0
+_AGAIN_S = 30.0  # after a refusal: an owner may allow more meanwhile, and must not be asked all the time
+_TOLD_S = 2.0
+
+OnWait: TypeAlias = Callable[[int, int, int], None]
+"""Hears how many devices can take part, how many are waited for, and how many are connected."""
+
+
+def _silent(_here: int, _wanted: int, _connected: int) -> None:
+    """Tells nobody."""
 
 
 @final
 class Presence:
     """Knows the devices."""
 
-    def __init__(self, line: Line, population: int, least: int, owns: Callable[[int, int], bool]):
+    def __init__(
+        self,
+        line: Line,
+        population: int,
+        least: int,
+        owns: Callable[[int, int], bool],
+        on_wait: OnWait = _silent,
+    ):
         """Knows nobody yet.
 
         Args:
@@ -32,6 +48,7 @@ class Presence:
             population: How many devices to wait for; 0 to begin when their number no longer grows.
             least: With fewer no round is begun.
             owns: Says whether a node may go by the number that it tells.
+            on_wait: Hears of devices that are missing: at once, and when their count has changed.
         """
         self._line = line
         self._population = population
@@ -40,6 +57,10 @@ class Presence:
         self._numbers: dict[int, int] = {}  # node id -> the device's number
         self._online: set[int] = set()  # node ids
         self._mute: set[int] = set()  # node ids that have not answered yet
+        self._refused: dict[int, float] = {}  # node id -> when it said that it does not take part
+        self._on_wait = on_wait
+        self._waited: tuple[int, int, int] | None = None  # what was told last, and when
+        self._told_at = -_TOLD_S
 
     def known(self) -> list[int]:
         """Returns the numbers of the devices that are there, sorted."""
@@ -85,13 +106,30 @@ class Presence:
         while True:
             self._online = self._line.nodes()
             self._mute &= self._online
-            new = self._online - set(self._numbers) - self._mute
+            new = self._online - set(self._numbers) - self._mute - self._refused_lately()
             self._mute |= new  # until they answer
             self._introduce(sorted(new), min(timeout, GREETING_S))
             known = set(self.known())
             if len(known) >= self._least and (wanted <= known or time.monotonic() > deadline):
                 return
+            if len(known) < self._least:
+                self._waits(len(known), self._least, len(self._online))
             self._line.pause()
+
+    def _refused_lately(self) -> set[int]:
+        """Returns the nodes that refused so short a while ago that they are not asked again."""
+        since = time.monotonic() - _AGAIN_S  # who goes and comes again is asked at once
+        self._refused = {
+            node: at for node, at in self._refused.items() if node in self._online and at > since
+        }
+        return set(self._refused)
+
+    def _waits(self, here: int, wanted: int, connected: int) -> None:
+        """Tells who is missing, if that has changed since it was told; not each one of many that come."""
+        now, state = time.monotonic(), (here, wanted, connected)
+        if state != self._waited and now - self._told_at >= _TOLD_S:
+            self._waited, self._told_at = state, now
+            self._on_wait(here, wanted, connected)
 
     def _introduce(self, nodes: Iterable[int], timeout: float) -> Counter[str]:
         """Asks nodes for their devices' numbers, and returns why some gave none, and how many."""
@@ -104,6 +142,7 @@ class Presence:
             self._mute.discard(reply.metadata.src_node_id)
             reason = self._not_taken(reply)
             if reason:
+                self._refused[reply.metadata.src_node_id] = time.monotonic()
                 silent[reason] += 1
         return silent
 
@@ -131,6 +170,8 @@ class Presence:
             settled = time.monotonic() - grew >= _SETTLE_S
             if not self._population and len(nodes) >= self._least and settled:
                 break
+            if len(nodes) < (self._population or self._least):
+                self._waits(len(nodes), self._population or self._least, len(nodes))
             self._line.pause(0.1)
             before, nodes = len(nodes), self._line.nodes()
             grew = grew if len(nodes) == before else time.monotonic()

@@ -157,7 +157,7 @@ def serve(
     wanted = RoundSettings.from_run_config(config)  # before anything listens
     trainables = read.manifest.trainables
     numbers = sum(math.prod(shape) for shape in trainables.values())
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)  # it tells of every bad request, in its words
+    _quiet()
     with (
         _stopping() as stopped,
         serving(kept, numbers, Listening(bind, port), tensors=len(trainables)) as service,
@@ -170,6 +170,7 @@ def serve(
             devices,
             on_round=_round(service, as_json),
             on_gain=_gain(as_json),
+            on_wait=_wait(as_json),
             stopped=stopped,
         )
     out = kept.rounds(read.release_id)
@@ -227,10 +228,12 @@ def renew(
 
 def bar(
     folder: Folder,
-    device: Annotated[str, typer.Argument(help="The device's name in 'umbel coordinator status'.")],
+    device: Annotated[str, typer.Argument(help="The device's name or number in 'umbel coordinator status'.")],
     as_json: _Json = False,
 ) -> None:
     """Shut a device out, for good: it was lost, or misbehaves. A running 'serve' follows within seconds.
+
+    'umbel coordinator status' shows each device's name, and the number by which a round's notes call it.
 
     For instance: umbel coordinator bar federation 6e1b9c0d2f4a
     """
@@ -239,11 +242,15 @@ def bar(
     from umbel.shared.errors import ConfigError
 
     with Roster.open(Kept.read(folder).roster) as roster:
-        known = [own.key for own in roster.devices() if name_of(own.key) == device]
+        known = [
+            own.key
+            for own in roster.devices()
+            if device == name_of(own.key) or (own.number is not None and device == str(own.number))
+        ]
         if not known:
             raise ConfigError(f"no device is called '{device}'", hint="See: umbel coordinator status.")
         new = roster.bar(known[0])
-    _tell({"device": device, "new": new}, f"{device} is shut out.", as_json)
+    _tell({"device": name_of(known[0]), "new": new}, f"{name_of(known[0])} is shut out.", as_json)
 
 
 def publish_rounds(
@@ -328,6 +335,16 @@ def _round(service: Service, as_json: bool) -> Callable[[RoundRecord], None]:
     return on_round
 
 
+def _wait(as_json: bool) -> Callable[[int, int, int], None]:
+    def on_wait(here: int, wanted: int, connected: int) -> None:
+        words = f"Waiting for devices: {here} of at least {wanted} can take part."
+        if connected > here:
+            words += f" {connected - here} more are connected, but refuse or have not said a word yet."
+        _say(as_json, words, event="waiting", here=here, wanted=wanted, connected=connected)
+
+    return on_wait
+
+
 def _gain(as_json: bool) -> Callable[[GainFigures], None]:
     return lambda figures: _say(as_json, figures.words(), event="gain", **asdict(figures))
 
@@ -360,6 +377,12 @@ def _stopping() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _quiet() -> None:
+    """Keeps off the terminal what is said otherwise, or is not for an operator."""
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)  # it tells of every bad request, in its words
+    logging.getLogger("umbel.coordinator.federation.tally").setLevel(logging.ERROR)  # the round's notes
 
 
 def _say(as_json: bool, words: str, **row: Any) -> None:

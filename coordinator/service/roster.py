@@ -60,12 +60,14 @@ class Known:
         joined: When it was taken in.
         seen: When it was last heard of; None if never since.
         barred: When the operator has shut it out; None if not.
+        number: By which rounds sample it; None until it has told it.
     """
 
     key: bytes
     joined: str
     seen: str | None
     barred: str | None
+    number: int | None
 
 
 @final
@@ -159,7 +161,7 @@ class Roster:
 
     def devices(self) -> list[Known]:
         """Returns every device that was taken in, in the order of their joining."""
-        found = self._read("SELECT key, joined, seen, barred FROM devices ORDER BY joined, key")
+        found = self._read("SELECT key, joined, seen, barred, number FROM devices ORDER BY joined, key")
         return [Known(*row) for row in found]
 
     def codes(self, now: datetime | None = None) -> dict[str, int]:

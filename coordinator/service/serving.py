@@ -17,6 +17,7 @@ import uvicorn
 
 from umbel.coordinator.federation.gains import GainFigures, Gains
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
+from umbel.coordinator.federation.presence import OnWait
 from umbel.coordinator.server_app import OUT, POPULATION, RELEASE, serve
 from umbel.coordinator.service.enrolment import Enrolment
 from umbel.coordinator.service.fleet import HOLD_S, Bell, Link, make_app
@@ -79,6 +80,7 @@ class Service:
         *,
         on_round: Callable[[RoundRecord], None] | None = None,
         on_gain: Callable[[GainFigures], None] = lambda figures: None,
+        on_wait: OnWait = lambda here, wanted, connected: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> RoundsResult:
         """Runs what is left of a release's rounds, and asks devices for their gain with it.
@@ -89,6 +91,7 @@ class Service:
             population: How many devices to wait for; 0 to begin when their number no longer grows.
             on_round: Called after every round.
             on_gain: Hears what devices' gains come to, whenever there are enough new ones.
+            on_wait: Hears of devices that are missing, so that a wait is not silent.
             stopped: Asked while waiting; True ends the run.
 
         Raises:
@@ -109,6 +112,7 @@ class Service:
                 stopped=stopped,
                 owns=self._owns,
                 on_greeted=asker,
+                on_wait=on_wait,
                 release=release,
             )
         finally:

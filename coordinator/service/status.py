@@ -34,7 +34,13 @@ def status_of(path: Path) -> dict[str, Any]:
         "expires": folder.expiry(),
         "codes": codes,
         "devices": [
-            {"name": name_of(own.key), "joined": own.joined, "seen": own.seen, "barred": own.barred}
+            {
+                "name": name_of(own.key),
+                "number": own.number,
+                "joined": own.joined,
+                "seen": own.seen,
+                "barred": own.barred,
+            }
             for own in devices
         ],
         "runs": told,
@@ -65,7 +71,8 @@ def words_of(found: dict[str, Any]) -> str:
     for device in devices[:_SHOWN]:
         seen = f"last heard of {device['seen']}" if device["seen"] else "not heard of since"
         barred = ", shut out" if device["barred"] else ""
-        lines.append(f"  {device['name']}  joined {device['joined'][:10]}, {seen}{barred}")
+        number = "" if device["number"] is None else f", number {device['number']}"
+        lines.append(f"  {device['name']}  joined {device['joined'][:10]}, {seen}{number}{barred}")
     if len(devices) > _SHOWN:
         lines.append(f"  ... and {len(devices) - _SHOWN} more: --json shows all")
     runs = [line for run in found["runs"] for line in _run_words(run)]

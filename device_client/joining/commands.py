@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LONGEST_NAME, _MOST_BYTES = 256, 1 << 16
 _ASKED = {"query": "asked for its number", "query.gain": "asked for its gain"}
+_UNTOLD = {"query.gain": "none is told"}  # as with most owners: no fault
 _Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object a line, for each thing that happens.")
 ]
@@ -170,7 +171,8 @@ def _take_part(membership: Membership, home: Path, window: Window, as_json: bool
     from umbel.shared.errors import LinkError
 
     def on_turn(turn: Turn) -> None:
-        done = f"refused ({turn.refused})" if turn.refused else f"answered in {turn.seconds:.1f} s"
+        refused = _UNTOLD.get(turn.kind, f"refused ({turn.refused})")
+        done = refused if turn.refused else f"answered in {turn.seconds:.1f} s"
         what = _ASKED.get(turn.kind, f"round {shown(turn.round)}, {shown(turn.kind)}")
         _tell(as_json, f"{what}: {done}", event="turn", **asdict(turn))
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Message
+from flwr.app import Context, Error, Message
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from tests.coordinator.test_strategy import (
     MANIFEST,
     RELEASE,
     SETTINGS,
+    answered,
     assert_same,
     grid_of,
     run,
@@ -24,7 +25,7 @@ from umbel.coordinator.federation.journal import Begun, Journal, RoundsResult
 from umbel.coordinator.federation.line import Stopped
 from umbel.coordinator.federation.sampling import sampled
 from umbel.shared.errors import TrainingError
-from umbel.shared.messages import RoundTask, Wire
+from umbel.shared.messages import Hello, RoundTask, Wire
 from umbel.simulations.engines.serial import SerialGrid
 
 ALONE = replace(SETTINGS, evaluate_clients=0)
@@ -200,6 +201,31 @@ def test_no_secure_round_is_begun_with_fewer_devices_than_a_sum_needs() -> None:
     grid.away = {5}
     run(replace(secure, rounds=1), grid, population=0, on_begin=begun.append)
     assert begun == [Begun(1, (0, 1, 2, 3, 4))]
+
+
+def test_a_wait_for_devices_is_told_and_who_refuses_is_not_asked_all_the_time() -> None:
+    def respond(message: Message, context: Context) -> Message:
+        number = int(context.node_config["partition-id"])
+        if number in (4, 5):
+            return Message(Error(2, "EgressError"), reply_to=message)
+        return answered(message, Hello(number).wire())
+
+    grid = Watched(SerialGrid({}, 6, respond))
+    told: list[tuple[int, int, int]] = []
+    looks: list[int] = []
+
+    def stopped() -> bool:
+        looks.append(1)
+        return len(looks) == 4
+
+    def on_wait(here: int, wanted: int, connected: int) -> None:
+        told.append((here, wanted, connected))
+
+    secure = replace(ALONE, secure=True, clients_per_round=5, timeout_s=0.3)
+    with pytest.raises(Stopped):
+        run(secure, grid, population=0, stopped=stopped, on_wait=on_wait)
+    assert told == [(4, 5, 6)]
+    assert [number for kind, _, number in grid.asked if kind == "query"] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_number_that_is_another_devices_is_not_taken() -> None:

@@ -1,9 +1,12 @@
 """What a file and --set say of rounds is all known, or refused."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from umbel.coordinator.federation.settings import RoundSettings
 from umbel.coordinator.service.settings import given_settings
 from umbel.shared.errors import ConfigError
 
@@ -24,3 +27,14 @@ def test_unknown_names_are_refused_wherever_they_stand(tmp_path: Path) -> None:
 def test_a_file_without_end_is_not_read_to_its_end() -> None:
     with pytest.raises(OSError, match="Not a plain file"):
         given_settings(Path("/dev/zero"), [])
+
+
+def test_the_document_names_every_setting_with_its_default(repository: Path) -> None:
+    text = (repository / "docs" / "federation.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| `")]
+    told = {
+        name: tomllib.loads(f"value = {value}")["value"]
+        for names, values in rows
+        for name, value in zip(re.findall(r"`(\w+)`", names), values.split(", "), strict=True)
+    }
+    assert told == RoundSettings().as_run_config()

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,23 @@ def test_a_copy_that_a_round_ended_in_is_named(folder: Folder) -> None:
     with pytest.raises(ConfigError, match="is not whole") as error:
         status_of(folder.path)
     assert "if this is a copy, a round ended while it was made" in error.value.problems[0]
+
+
+def test_a_device_is_told_and_shut_out_by_the_number_that_notes_call_it_by(
+    folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Roster.open(folder.roster) as roster:
+        for code, key in zip(roster.new_codes(2, timedelta(days=1)), (b"one", b"two"), strict=True):
+            roster.redeem(code, key)
+        roster.claim(b"two", 2092556891612741863)
+    numbers = {own["number"]: own["name"] for own in status_of(folder.path)["devices"]}
+    assert set(numbers) == {None, 2092556891612741863}
+    assert words_of(status_of(folder.path)).count("number 2092556891612741863") == 1
+    assert main(["coordinator", "bar", str(folder.path), "2092556891612741863"]) == 0
+    barred = [own["name"] for own in status_of(folder.path)["devices"] if own["barred"]]
+    assert barred == [numbers[2092556891612741863]]
+    assert f"{barred[0]} is shut out" in capsys.readouterr().out
+    assert main(["coordinator", "bar", str(folder.path), "None"]) != 0
 
 
 def test_a_gain_is_told_before_the_first_round_is_done(folder: Folder) -> None:
