@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from umbel.shared.rng import generator
-from umbel.simulations.against_central.gains import gains
+from umbel.simulations.against_central.gains import gains, late_gains
 from umbel.simulations.against_central.results import Look, Scores, Seed, Traffic, Tried
 
 TRIED = (Tried(options={}, looks=(Look(at=0, nll=1.0, validation=0.5, unseen=0.5),), seconds=0.0),)
@@ -35,6 +35,23 @@ def test_gains_are_means_over_people_then_over_seeds() -> None:
     less = gains([first, second], "nll", draws=50)  # here nll is 1 - accuracy, so the gains are the same
     assert less.share.value == pytest.approx(0.75)
     assert less.central.value == pytest.approx(0.2)
+
+
+def test_late_gains_are_those_of_the_last_third_of_the_looks() -> None:
+    def tried(nll: float, *unseen: float) -> Tried:
+        rows = [Look(at=10 * n, nll=nll, validation=0.5, unseen=own) for n, own in enumerate(unseen)]
+        return Tried(options={}, looks=tuple(rows), seconds=0.0)
+
+    row = seed(0, ("a",), scores(0.5), scores(0.5), scores(0.5))
+    central = (
+        tried(2.0, 0.5, 0.9, 0.9, 0.9),
+        tried(1.0, 0.5, 0.6, 0.8, 0.7),
+    )  # of 10, 20, 30 only 30 is late
+    federated = (tried(1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.6, 0.62),)  # of 10 to 60, 50 and 60
+    row = row.model_copy(update={"central_tried": central, "federated_tried": federated})
+    assert late_gains([row]) == pytest.approx((0.2, 0.11))
+    other = row.model_copy(update={"central_tried": federated})
+    assert late_gains([row, other]) == pytest.approx(((0.2 + 0.11) / 2, 0.11))
 
 
 def test_no_gain_has_no_share() -> None:
