@@ -92,7 +92,7 @@ def prove(path: Path, release: Release, scene: Scene, updates: int) -> dict[str,
             "result": _compared(own, records, again),
             "wire": {"processes": course.processes(), **_searched(path / "sent", secrets, scene.devices)},
             "control": _control(path, release),
-            "spread": asdict(spread(own, updates, *(["--force"] if scene.forced else []))),
+            "spread": asdict(spread(own, updates)),
         }
     finally:
         own.close()
@@ -164,6 +164,6 @@ def _problems(scene: Scene, found: Mapping[str, Any]) -> list[str]:
     problems += [f"no {name} were searched for" for name, count in wire["searched"].items() if not count]
     if control["found"]["changes"] < control["searched"]["changes"] / 4 or not control["found"]["changes"]:
         problems.append("the search does not find changes that are sent in the clear")
-    if not found["spread"]["outcomes"].get("adopted"):
+    if not found["spread"]["migrated"]:
         problems.append("no device adopted the new release")
     return problems

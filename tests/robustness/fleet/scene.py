@@ -52,7 +52,6 @@ class Scene:
         lies: Round -> its lie.
         blows: In their order.
         secure: Whether changes are summed securely.
-        forced: Whether owners take the new release even if it is not as good on their examples.
     """
 
     seed: int
@@ -64,7 +63,6 @@ class Scene:
     lies: Mapping[int, str]
     blows: tuple[Blow, ...]
     secure: bool = True
-    forced: bool = False
 
     @property
     def settings(self) -> list[str]:
@@ -92,10 +90,10 @@ def whole(seed: int, deadline_s: float) -> Scene:
 
 
 def small(seed: int, deadline_s: float) -> Scene:
-    """Returns a scene of six devices and two rounds, in which nobody hangs and little is learned."""
+    """Returns a scene of six devices and two rounds, in which nobody hangs."""
     liar, first, *others = _order(seed, 6)
     blows = (_blow(KILL, seed, 1, first, SHARE), _blow(RESTART, seed, 2, others[0]))
-    return Scene(seed, 6, 2, 3, deadline_s, liar, {1: NAN}, blows, forced=True)
+    return Scene(seed, 6, 2, 3, deadline_s, liar, {1: NAN}, blows)
 
 
 def _order(seed: int, devices: int) -> list[int]:
