@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -144,6 +145,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of their moments")
     parser.add_argument("--out", type=Path, required=True, help="folder of the findings")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: no process is left running
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="umbel-kills-") as folder:
         release = tiny_release(Path(folder) / "release")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=45.0, help="of each stage of a round, in seconds")
     parser.add_argument("--updates", type=int, default=3, help="devices that look for the new release")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: no process is left running
     given.out.mkdir(parents=True, exist_ok=True)
     scene = (small if given.small else whole)(given.seed, given.deadline)
     with tempfile.TemporaryDirectory(prefix="umbel-fleet-") as folder:
