@@ -207,7 +207,10 @@ def kept_trainables(folder: Path, release_id: str) -> tuple[int, dict[str, Float
     """
     path = folder / ROUNDS
     if not path.is_file():
-        raise ConfigError(f"no rounds of release {release_id[:12]} are in {folder}")
+        raise ConfigError(
+            f"no rounds of release {release_id[:12]} are in {folder}",
+            hint="Name the release that rounds were run with, not the one that they led to.",
+        )
     row = _checked(path)
     own = row["settings"].get("release")
     if own != release_id:

@@ -116,14 +116,17 @@ def serve(
     release: Annotated[Path, typer.Option("--release", "-r", help="Folder of the release to train on.")],
     settings: Annotated[
         Path | None,
-        typer.Option("--settings", "-s", help="TOML file with settings of the rounds, by the names below."),
+        typer.Option("--settings", "-s", help="TOML file with settings of the rounds: NAME = VALUE a line."),
     ] = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="One setting: NAME=VALUE, such as rounds=20; repeatable."),
     ] = None,
     devices: Annotated[
-        int, typer.Option("--devices", min=0, help="Wait for so many; 0: begin when no more come.")
+        int,
+        typer.Option(
+            "--devices", min=0, help="Wait for so many, of whom rounds sample; 0: begin when no more come."
+        ),
     ] = 0,
     bind: Annotated[str, typer.Option(help="Listen on this address of the machine only.")] = "",
     port: Annotated[
@@ -135,9 +138,14 @@ def serve(
 ) -> None:
     """Listen for devices over TLS, and run rounds with those that joined, until the rounds are done.
 
-    Settings are those of the rounds: rounds, clients, timeout_s (how long a round waits for a device at
-    most), min_replies, local_steps, clip, seed, ... What a round has reached is kept before the next one
-    begins: stopped or killed, give the same command again, and it goes on in that round with its devices.
+    Settings, and what they are unless given: rounds 10, clients 10 (devices in a round), timeout_s 3600 (how
+    long a round waits for a device at most), local_steps 4, local_rate 0.05, clip 1, min_replies 1, seed 0,
+    secure true and min_devices_in_a_sum 5 (no change is seen but in a sum over so many). With a privacy
+    budget: noise_multiplier, epsilon_budget, delta, and --devices, of which rounds sample. All of them:
+    docs/federation.md; an unknown name lists them.
+
+    What a round has reached is kept before the next one begins: stopped or killed, give the same command
+    again, and it goes on in that round with its devices.
 
     Devices whose owners allow it also tell, once for each release, what their profile gains them with it,
     noised; of five or more the mean is shown, here and by 'status'.

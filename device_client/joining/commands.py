@@ -78,6 +78,7 @@ def join(
     refuse_odd([] if window is None else number_problems("--window", window, 1, float("inf")))
     with opened(home) as device:
         _refuse_never(device)
+        _refuse_empty(device)
         membership = _joined(device, given, as_json)
         own = device.home
     _take_part(membership, own, Window(once=once, seconds=window), as_json)
@@ -131,6 +132,18 @@ def _refuse_never(device: Device) -> None:
         raise EgressError(
             "your policy is that nothing may leave this device, so it cannot take part in rounds",
             hint="Say what may: umbel device policy --help. Nothing was sent, and the code is still good.",
+        )
+
+
+def _refuse_empty(device: Device) -> None:
+    """Says at once what would fail in every round, and with few devices would cost all of them the round."""
+    from umbel.shared.errors import ExampleError
+
+    examples, _texts = device.counts()
+    if not examples:
+        raise ExampleError(
+            "your device has no examples, so it has nothing to take part with",
+            hint="Add what you judged: umbel device add FILE. Nothing was sent, and the code is still good.",
         )
 
 

@@ -92,8 +92,8 @@ def test_below_the_minimum_the_round_changes_nothing_and_says_so(
 
     found = run(tiny_release, devices, tmp_path, replace(SETTINGS, rounds=1), respond)
     assert found.rounds[0].clients == 0
-    left = "0 devices are left before train.collect"
-    told = f"round 1 changed nothing: {left}, a sum over fewer than 3 is not opened"
+    left = "3 of 6 devices are left before train.collect"
+    told = f"round 1 changed nothing: {left}, and they give their shares only if 4 are"
     assert found.rounds[0].notes[-1] == told
     before = Engine(tiny_release).trainables()
     for name, values in found.trainables.items():

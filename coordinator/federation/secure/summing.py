@@ -119,7 +119,12 @@ class Summing:
         Raises:
             MessageError: Too few devices are left for the sum to be opened.
         """
-        self._asked = self._left(stage)
+        before = self._answered(stage)
+        self._asked = {place for place in before if self._has_enough_peers(place, before)}
+        if len(before) >= self._least > len(self._asked):
+            left = f"{len(before)} of {len(self._numbers)} devices are left before {stage}"
+            problem = f"{left}, and they give their shares only if {self._threshold} are"
+            raise MessageError("the sum is not opened", [problem])
         self._refuse_few(len(self._asked), self._least, f"are left before {stage}")
         return {self._numbers[place]: self._ask(stage, place) for place in sorted(self._asked)}
 
@@ -190,14 +195,16 @@ class Summing:
             raise MessageError("the sum cannot be used", [problem])
         return SecureSum(unflat(vector, self._manifest.trainables), weight, devices, error, within)
 
-    def _left(self, stage: str) -> set[int]:
+    def _answered(self, stage: str) -> Collection[int]:
         """Returns who has answered every stage before."""
         answered: dict[str, Collection[int]] = {
             SETUP: self._numbers, SHARE: self._keys, COLLECT: self._sealed, UNMASK: self._sent,
         }  # fmt: skip
-        before = answered[stage]
-        # A device that has too few peers left would refuse.
-        return {place for place in before if len(self._peers(place, before)) + 1 >= self._threshold}
+        return answered[stage]
+
+    def _has_enough_peers(self, place: int, among: Collection[int]) -> bool:
+        """Says whether a device has so many peers left that it would not refuse."""
+        return len(self._peers(place, among)) + 1 >= self._threshold
 
     def _ask(self, stage: str, place: int) -> Wire:
         if stage == SETUP:

@@ -210,6 +210,15 @@ def test_a_mean_that_no_honest_devices_have_is_thrown_away() -> None:
         run(summing(group, SETTINGS), group, tap=tap)
 
 
+def test_a_sum_that_some_but_too_few_are_left_of_says_how_many_it_wants() -> None:
+    """Of 6 devices, where 5 are the minimum, nobody may drop out."""
+    group = devices(6)
+    led = summing(group, SecureSettings(least=5))
+    said = "5 of 6 devices are left before train.share, and they give their shares only if 6 are"
+    with pytest.raises(MessageError, match=said):
+        run(led, group, {SETUP: {sorted(group)[0]}})
+
+
 def test_fewer_devices_than_the_minimum_are_not_even_asked() -> None:
     with pytest.raises(MessageError, match="a sum over fewer than 5 is not opened"):
         summing(devices(4), SecureSettings(least=5))

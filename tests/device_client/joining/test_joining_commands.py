@@ -13,6 +13,7 @@ from umbel.device_client.joining.membership import Membership
 from umbel.device_client.owner import Device
 from umbel.device_client.vault.store import Store
 from umbel.shared.errors import StoreError
+from umbel.shared.examples import Example
 from umbel.shared.invitation import Invitation
 from umbel.shared.release import Release
 
@@ -26,6 +27,7 @@ def home(tmp_path: Path, tiny_release: Release, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
     with Device.enroll(tmp_path / "home", tiny_release.folder) as device:
         device.keep_policy(Policy("always"))
+        device.add([Example("me", "A quiet story.", device.release.manifest.labels[0])])
     return tmp_path / "home"
 
 
@@ -45,6 +47,15 @@ def test_where_nothing_may_leave_nothing_is_joined(home: Path, capsys: pytest.Ca
     said = refused(capsys, "join", INVITATION.as_text())
     assert "nothing may leave this device, so it cannot take part in rounds" in said
     assert "the code is still good" in said
+    assert membership(home) is None
+
+
+def test_without_an_example_nothing_is_joined(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Device.open(home) as device:
+        device.forget([entry.number for entry in device.entries()])
+    said = refused(capsys, "join", INVITATION.as_text())
+    assert "your device has no examples" in said
+    assert "umbel device add" in said
     assert membership(home) is None
 
 
