@@ -233,7 +233,7 @@ def test_missing_homes_and_engines_are_told_at_once(tmp_path: Path) -> None:
             out=tmp_path, workers=0,
         )  # fmt: skip
     assert error.value.problems == (
-        "engine is 'magic', expected one of flower, serial",
+        "engine is 'magic', expected one of cohort, flower, serial",
         "workers is 0, expected 1 or more",
         f"no such home: {tmp_path / '000000'}",
     )
