@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, TypeVar, final
 
 import numpy as np
@@ -49,7 +49,7 @@ class Wanted:
     """
 
     engine: Engine
-    support: Encoded
+    support: Encoded = field(repr=False)
     task: RoundTask
 
 

@@ -23,7 +23,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,7 +35,6 @@ from umbel.device_client.engine import Engine
 from umbel.device_client.simulated import HELDOUT
 from umbel.shared.checks import parsed_json
 from umbel.shared.errors import ConfigError
-from umbel.shared.examples import Example
 from umbel.shared.files import atomic_write, refuse_taken, sha256_bytes, sole_use
 from umbel.shared.release import Release, read_release
 from umbel.simulations.clock import Clock
@@ -59,6 +58,9 @@ from umbel.simulations.results import (
     write_result,
 )
 from umbel.simulations.summary import summarise_unseen
+
+if TYPE_CHECKING:
+    from umbel.simulations.against_central.config import AgainstCentralConfig
 
 RUN = "run.json"
 RESULT = "result.json"
@@ -145,7 +147,8 @@ def _run(
             on_progress=bar.training,
         )
     with clock.phase("publish"), progress.phase("publish: export, compare, write") as bar:
-        release = _published(trained, examples, out / "release", bar.words)
+        texts = list(dict.fromkeys(example.text for example in examples))
+        release = published_once(trained, out / "release", texts=texts, on_phase=bar.words)
     if config.rounds.rounds and config.rounds.noise_multiplier:
         progress.say(SEEDED)
     with clock.phase("rounds"), progress.phase("federated rounds") as bar:
@@ -172,11 +175,11 @@ def write_outputs(out: Path, result: Result) -> None:
 
 def identity(name: str, config: ExperimentConfig) -> str:
     """Returns the hash that tells runs apart."""
-    row = [name, _described(config)]
+    row = [name, described(config)]
     return sha256_bytes(json.dumps(row, sort_keys=True).encode())
 
 
-def _described(config: ExperimentConfig) -> dict[str, Any]:
+def described(config: ExperimentConfig | AgainstCentralConfig) -> dict[str, Any]:
     """Returns the configuration as JSON; of the data's path only the last part."""
     row: dict[str, Any] = config.model_dump(mode="json")
     if config.data.path is not None:
@@ -207,7 +210,7 @@ def _claim(out: Path, name: str, config: ExperimentConfig, people: People) -> No
             "experiment": name,
             "identity": identity(name, config),
             "examples": people.digest(),
-            "config": _described(config),
+            "config": described(config),
         }
         atomic_write(out / RUN, json.dumps(row, indent=2).encode() + b"\n")
         return
@@ -233,13 +236,18 @@ def _clear(out: Path) -> None:
         (out / file).unlink(missing_ok=True)
 
 
-def _published(trained: TrainedModel, examples: Sequence[Example], folder: Path, on_phase: Any) -> Release:
-    """Publishes, unless the folder already holds the release of this very training."""
+def published_once(trained: TrainedModel, folder: Path, **how: Any) -> Release:
+    """Publishes, unless the folder already holds the release of this very training.
+
+    Args:
+        trained: The training.
+        folder: Where the release goes.
+        how: As in `publish`.
+    """
     mark = folder / "training-identity"
     if mark.is_file() and mark.read_text(encoding="utf-8") == trained.identity:
         return read_release(folder)
-    texts = list(dict.fromkeys(example.text for example in examples))
-    release = publish(trained, folder, texts=texts, on_phase=on_phase)
+    release = publish(trained, folder, **how)
     atomic_write(mark, trained.identity.encode())
     return release
 
@@ -371,7 +379,7 @@ def _result(
         training=_training(trained.report),
         seconds=dict(seconds),
         machine=machine(threads),
-        config=_described(config),
+        config=described(config),
     )
 
 

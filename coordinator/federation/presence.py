@@ -64,7 +64,7 @@ class Presence:
 
     def known(self) -> list[int]:
         """Returns the numbers of the devices that are there, sorted."""
-        return sorted(number for node, number in self._numbers.items() if node in self._online)
+        return sorted(self.nodes())
 
     def nodes(self) -> dict[int, int]:
         """Returns device number -> node id of those that are there."""

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, final
 
 from umbel.coordinator.artifacts import TrainedModel
-from umbel.coordinator.publish import publish, publish_update
+from umbel.coordinator.publish import publish_update
+from umbel.coordinator.server_app import release_trainables
 from umbel.coordinator.train import train
 from umbel.device_client.engine import Engine
 from umbel.device_client.simulated import SimulatedHome
@@ -30,7 +31,7 @@ from umbel.shared.checks import parsed_json
 from umbel.shared.errors import ConfigError
 from umbel.shared.files import atomic_write, refuse_taken, sole_use
 from umbel.shared.profile import FloatArray
-from umbel.shared.release import Release, read_release
+from umbel.shared.release import Release
 from umbel.simulations.against_central.central import Pool
 from umbel.simulations.against_central.config import AgainstCentralConfig
 from umbel.simulations.against_central.federated import Devices, run_federated, run_secure, traffic_of
@@ -52,7 +53,7 @@ from umbel.simulations.against_central.results import (
 )
 from umbel.simulations.people import gather, make_devices
 from umbel.simulations.progress import Progress
-from umbel.simulations.simulate import machine
+from umbel.simulations.simulate import described, machine, published_once
 
 RUN, RESULT, SEED = "run.json", "result.json", "seed.json"
 _MADE = "made"
@@ -86,20 +87,12 @@ def run_against_central(
         seeds = tuple(_seed(config, seed, out / f"seed-{seed}", threads, progress) for seed in config.seeds)
         found = AgainstCentral(
             schema="umbel.against-central/1",
-            config=_described(config),
+            config=described(config),
             machine=machine_row(machine(threads)),
             seeds=seeds,
         )
         write(out / RESULT, found)
     return found
-
-
-def _described(config: AgainstCentralConfig) -> dict[str, Any]:
-    """Returns the configuration as JSON; of the data's path only the last part."""
-    row: dict[str, Any] = config.model_dump(mode="json")
-    if config.data.path is not None:
-        row["data"]["path"] = Path(config.data.path).name
-    return row
 
 
 def _claim(out: Path, config: AgainstCentralConfig, restart: bool) -> None:
@@ -108,7 +101,7 @@ def _claim(out: Path, config: AgainstCentralConfig, restart: bool) -> None:
     Raises:
         ConfigError: It holds another run.
     """
-    own = {**_described(config), "seeds": None}
+    own = {**described(config), "seeds": None}
     path = out / RUN
     if restart and path.is_file():
         for folder in (*out.glob("seed-*"), out / "read"):
@@ -194,13 +187,8 @@ def _start(place: _Place, labels: tuple[str, ...]) -> tuple[TrainedModel, Releas
         trained = train(
             config, examples, place.folder / "training", threads=place.threads, on_progress=bar.training
         )
-    mark = folder / "training-identity"
-    if mark.is_file() and mark.read_text(encoding="utf-8") == trained.identity:
-        return trained, read_release(folder)
     with place.progress.phase(f"seed {place.seed}: publish it") as bar:
-        release = publish(trained, folder, int8=False, on_phase=bar.words)
-    atomic_write(mark, trained.identity.encode())
-    return trained, release
+        return trained, published_once(trained, folder, int8=False, on_phase=bar.words)
 
 
 def _central(
@@ -260,7 +248,7 @@ def _federated(
             def look(at: int, values: Mapping[str, FloatArray], own: Looking = own, bar: Any = bar) -> None:
                 bar.note = f"nll {own.look(at, values).nll:.4f}"
 
-            look(0, _trainables(start))
+            look(0, release_trainables(start))
             records.append(
                 run_federated(
                     start,
@@ -277,12 +265,6 @@ def _federated(
     tried = tuple(own.tried for own in looking)
     best = chosen(tried)
     return tried, looking[best].best_values(), traffic_of(records[best][: tried[best].best().at])
-
-
-def _trainables(release: Release) -> dict[str, FloatArray]:
-    from umbel.coordinator.server_app import release_trainables
-
-    return release_trainables(release)
 
 
 def _secure(place: _Place, devices: Devices, start: Release, number: int) -> Secure | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, final
 
@@ -37,28 +38,6 @@ class TorchEngine:
         model = model_of(backbone, "plora")[2].eval().requires_grad_(False)
         self._joint = JointModule(model, list(release.manifest.trainables))
 
-    def learn(
-        self,
-        tokens: TokenBatch,
-        labels: IntArray,
-        owner: IntArray,
-        profile: Mapping[str, FloatArray],
-        shared: Mapping[str, FloatArray],
-    ) -> tuple[FloatArray, dict[str, FloatArray]]:
-        """Returns nll and gradients by private tensors, as `Engine.learn`."""
-        return self._gradients(tokens, labels, owner, profile, shared, private=True)
-
-    def contribute(
-        self,
-        tokens: TokenBatch,
-        labels: IntArray,
-        owner: IntArray,
-        profile: Mapping[str, FloatArray],
-        shared: Mapping[str, FloatArray],
-    ) -> tuple[FloatArray, dict[str, FloatArray]]:
-        """Returns nll and gradients by trainables, as `Engine.contribute`."""
-        return self._gradients(tokens, labels, owner, profile, shared, private=False)
-
     def _gradients(
         self,
         tokens: TokenBatch,
@@ -80,6 +59,10 @@ class TorchEngine:
         )
         found = torch.autograd.grad(loss, wanted)
         return nll.numpy(), {name: value.numpy() for name, value in zip(names, found, strict=True)}
+
+    # As of an `Engine`: nll, and the gradients by private tensors or by trainables.
+    learn = partialmethod(_gradients, private=True)
+    contribute = partialmethod(_gradients, private=False)
 
 
 def _tensors(

@@ -20,7 +20,6 @@ from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
 from umbel.coordinator.server_app import serve
 from umbel.device_client import flower_app
 from umbel.device_client.rounds import Steps, Wanted, learned
-from umbel.shared.errors import UmbelError
 from umbel.shared.profile import FloatArray
 from umbel.simulations.engines.nodes import InProcessGrid
 
@@ -81,6 +80,7 @@ class _Device:
 
     def fail(self, error: Exception) -> None:
         """Answers with an error."""
+        self.steps.close()
         self.wanted = None
         self.answer = flower_app.refusal(self.message, self.context, error)
 
@@ -113,7 +113,7 @@ def _give(alike: Sequence[_Device]) -> None:
     try:
         rows = _ROWS if len(wanted) > 1 else None
         profile = learned(wanted[0].engine, [own.support for own in wanted], wanted[0].task, rows)
-    except UmbelError as error:
+    except Exception as error:
         if len(alike) == 1:
             alike[0].fail(error)
             return
