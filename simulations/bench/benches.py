@@ -15,7 +15,7 @@ from umbel.shared.files import sha256_bytes
 from umbel.simulations.bench import device_bench, environment_bench, serving_bench, simulation_bench
 from umbel.simulations.bench.encoders import check_encoder
 from umbel.simulations.bench.machine import machine
-from umbel.simulations.bench.rival_env import rival_python, rival_versions
+from umbel.simulations.bench.rival_env import PEFT, PFL, rival_python, rival_versions
 from umbel.simulations.bench.rows import RESULT, BenchError, Measured, Row, read_measured, write_measured
 from umbel.simulations.bench.sides import Settings, Sides
 from umbel.simulations.progress import Progress
@@ -48,8 +48,11 @@ MEASUREMENTS: Mapping[str, Mapping[str, Measurement]] = {
         "owners": Measurement(serving_bench.owners),
         "memory": Measurement(serving_bench.memory),
     },
-    SIMULATION: {"rounds": Measurement(simulation_bench.rounds)},
+    SIMULATION: {
+        method: Measurement(simulation_bench.rounds_of(method)) for method in simulation_bench.METHODS
+    },
 }
+_LIBRARIES = {DEVICE: PEFT, SERVING: PEFT, SIMULATION: PFL}
 
 
 @final
@@ -89,8 +92,10 @@ def run_bench(request: Request, progress: Progress) -> Measured:
     for name in request.settings.models:
         check_encoder(name)
     with progress.phase("prepare") as bar:
-        rival = None if request.alone else rival_python(request.folder, request.rival_env, bar.words)
-        versions = {} if rival is None else rival_versions(rival)
+        libraries, rival = _LIBRARIES[request.command], None
+        if not request.alone:
+            rival = rival_python(request.folder, request.rival_env, bar.words, libraries)
+        versions = {} if rival is None else rival_versions(rival, libraries)
         sides = Sides(request.folder, request.settings, rival, bar.words)
     found = _machine_and_settings(request, machine(versions))
     parts: list[Measured] = []
@@ -133,9 +138,10 @@ def _machine_and_settings(request: Request, told: Mapping[str, str]) -> Measured
     settings = {
         name: json.dumps(value) for name, value in asdict(request.settings).items() if name != "models"
     }
+    rival = "none" if request.alone else ", ".join(_LIBRARIES[request.command].names)
     return Measured(
         command=request.command,
-        settings=settings | {"rival": "none" if request.alone else "torch, transformers, peft"},
+        settings=settings | {"rival": rival},
         machine=told,
         seconds=0.0,
         rows=(),
@@ -144,8 +150,11 @@ def _machine_and_settings(request: Request, told: Mapping[str, str]) -> Measured
 
 
 def _notes(request: Request) -> tuple[str, ...]:
-    compares_itself = request.command == SIMULATION
-    return ("umbel alone: nothing was compared.",) if request.alone and not compares_itself else ()
+    if not request.alone:
+        return ()
+    if request.command == SIMULATION:
+        return ("pfl-research was not compared.",)
+    return ("umbel alone: nothing was compared.",)
 
 
 def _measured(request: Request, sides: Sides, name: str, encoder: str, found: Measured) -> Measured:

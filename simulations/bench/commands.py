@@ -103,25 +103,39 @@ def simulation(
         typer.Option("--model", "-m", help="An encoder: small, minilm or tiny; may be given repeatedly."),
     ] = None,
     out: _Out = _RUN,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Rounds of this method: plora or headbias; may be given repeatedly."),
+    ] = None,
+    rival_env: Annotated[
+        Path | None,
+        typer.Option(help="An environment that has torch, transformers and pfl; one is made otherwise."),
+    ] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Leave pfl-research out.")] = False,
     threads: Annotated[int, typer.Option(min=1, max=256, help="Threads or processes of each side.")] = 2,
     fresh: _Fresh = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A tiny encoder and few people: shows that everything works.")
+        bool,
+        typer.Option("--quick", help="A tiny encoder and few people, pfl-research only with --rival-env."),
     ] = False,
     as_json: _Json = False,
 ) -> None:
-    """Measure simulated rounds: the cohort engine beside Flower's, the serial one, and a plain torch loop.
+    """Measure simulated rounds: the cohort beside Flower's engine, pfl-research, the serial one, a torch loop.
 
-    All do the same rounds with the same seed, and must reach the same tensors before any time is told. What
-    was measured is kept: a stopped run goes on.
+    All do the same rounds with the same seed, and must reach the same tensors before any time is told.
+    pfl-research runs in an environment of its own, which this command makes. What was measured is kept: a
+    stopped run goes on.
 
     For instance: umbel bench simulation --model small
+
+    Or: umbel bench simulation --method plora --alone
     """
     from umbel.simulations.bench.encoders import MINILM, SMALL, TINY
     from umbel.simulations.bench.sides import Settings
 
-    models = tuple(model or ((TINY,) if quick else (SMALL, MINILM)))
-    _run("simulation", out, Settings(models, (threads,), 1, quick), as_json, alone=True, fresh=fresh)
+    settings = Settings(tuple(model or ((TINY,) if quick else (SMALL, MINILM))), (threads,), 1, quick)
+    more = {"rival_env": rival_env, "alone": alone or (quick and rival_env is None), "only": method or ()}
+    _run("simulation", out, settings, as_json, fresh=fresh, **more)
 
 
 @app.command()

@@ -12,7 +12,7 @@ import umbel
 from umbel.simulations.bench.footprint import LIMIT_BYTES
 from umbel.simulations.bench.processes import environment, run_once
 from umbel.simulations.bench.releases import ONBOARDED
-from umbel.simulations.bench.rival_env import LIBRARIES, checkout, new_environment, pip_install
+from umbel.simulations.bench.rival_env import PEFT, checkout, new_environment, pip_install
 from umbel.simulations.bench.rows import Row, Sample
 from umbel.simulations.bench.sides import Sides
 from umbel.simulations.bench.texts import texts_of
@@ -35,7 +35,7 @@ def size(sides: Sides, encoder: str) -> list[Row]:
     _, whole = _counted(python)
     theirs = None
     if sides.rival is not None:
-        told = json.loads(_printed([str(sides.rival), str(_FOOTPRINT), *LIBRARIES]))
+        told = json.loads(_printed([str(sides.rival), str(_FOOTPRINT), *PEFT.names]))
         theirs = Sample((float(sum(row[1] for row in told)),))
     row: dict[str, Any] = {"encoder": "", "threads": 0, "unit": "bytes", "sense": "share"}
     used = "as shipped, and the bytecode that using it once leaves"

@@ -5,38 +5,38 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from functools import partialmethod
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
 
-from umbel.coordinator.federation.sampling import sampled
 from umbel.coordinator.federation.server_step import moved
 from umbel.coordinator.federation.settings import RoundSettings
 from umbel.coordinator.graphs.joint import JointModule
-from umbel.device_client.learning import Encoded
+from umbel.device_client.learning import Encoded, read_once
 from umbel.device_client.rounds import learned, shared_change
-from umbel.shared.examples import read_examples
 from umbel.shared.messages import TRAIN, RoundTask, clipped
 from umbel.shared.profile import FloatArray
-from umbel.shared.release import TOKENIZER, Release
-from umbel.shared.text import IntArray, TextEncoder, TokenBatch
-from umbel.simulations.bench.releases import model_of
+from umbel.shared.release import Release
+from umbel.shared.text import IntArray, TokenBatch
+from umbel.simulations.bench.handed import chosen_in
+from umbel.simulations.bench.releases import BEHIND, model_of
 
 
 @final
 class TorchEngine:
     """Gives the gradients that an `Engine` gives, by torch in eager mode."""
 
-    embeds = onboards = contributes_embedded = False
+    onboards = False
 
-    def __init__(self, release: Release, backbone: str, threads: int):
+    def __init__(self, release: Release, backbone: str, method: str, threads: int):
         """Makes the model that the release was made of."""
         torch.set_num_threads(threads)
-        self.release = release
-        model = model_of(backbone, "plora")[2].eval().requires_grad_(False)
-        self._joint = JointModule(model, list(release.manifest.trainables))
+        self.release, self.labels = release, release.manifest.labels
+        self.model = model_of(backbone, method)[2].eval().requires_grad_(False)
+        self.embeds = self.contributes_embedded = method == BEHIND
+        self.embedding_size = int(release.manifest.trainables["task.weight"][1])
+        self._joint = JointModule(self.model, list(release.manifest.trainables))
 
     def _gradients(
         self,
@@ -64,6 +64,41 @@ class TorchEngine:
     learn = partialmethod(_gradients, private=True)
     contribute = partialmethod(_gradients, private=False)
 
+    @torch.no_grad()
+    def read(self, tokens: TokenBatch, shared: Mapping[str, FloatArray]) -> tuple[FloatArray, FloatArray]:
+        """Returns logits, of which nobody asks, and the mean states of texts (batch, d)."""
+        del shared
+        ids, mask = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)
+        logits, embedding = self.model.read(ids, mask, self.model.nobody(mask))
+        return logits.numpy(), embedding.numpy()
+
+    def _behind(
+        self,
+        embedding: FloatArray,
+        labels: IntArray,
+        owner: IntArray,
+        profile: Mapping[str, FloatArray],
+        shared: Mapping[str, FloatArray],
+        *,
+        private: bool,
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        own = _tensors(profile, ["headbias.bias"], private)
+        values = _tensors(shared, _HEAD, not private)
+        scale: Any = self.release.manifest.methods[BEHIND]["scale"]
+        logits = torch.from_numpy(embedding) @ values[0].T + values[1]
+        logits = logits + scale * own[0][torch.from_numpy(owner)]
+        nll = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="none")
+        names, wanted = (["headbias.bias"], own) if private else (_HEAD, values)
+        found = torch.autograd.grad(nll.sum(), wanted)
+        return nll.detach().numpy(), {name: own.numpy() for name, own in zip(names, found, strict=True)}
+
+    # The same, of texts that were read once.
+    learn_embedded = partialmethod(_behind, private=True)
+    contribute_embedded = partialmethod(_behind, private=False)
+
+
+_HEAD = ["task.weight", "task.bias"]
+
 
 def _tensors(
     values: Mapping[str, FloatArray], names: Sequence[str], wanted: bool
@@ -72,27 +107,28 @@ def _tensors(
 
 
 def run_plain(
-    release: Release, backbone: str, devices: Path, people: int, settings: RoundSettings, threads: int
+    engine: TorchEngine, supports: Sequence[Encoded], settings: RoundSettings
 ) -> tuple[list[float], dict[str, FloatArray]]:
-    """Runs the rounds; all texts are encoded beforehand.
+    """Runs the rounds over people whose texts were encoded beforehand.
 
     Returns:
         The seconds of each round, and the tensors that are reached.
     """
-    engine: Any = TorchEngine(release, backbone, threads)
-    supports = _supports(release, devices, people)
-    values = {name: _parameter(engine, name) for name in release.manifest.trainables}
+    known = list(supports)
+    own: Any = engine  # where a device's is wanted, which is asked for nothing else
+    values = {name: _parameter(engine, name) for name in engine.release.manifest.trainables}
     velocity: dict[str, FloatArray] = {}
     seconds = []
     for number in range(1, settings.rounds + 1):
         begun = time.perf_counter()
-        chosen = sampled(range(people), settings.clients_per_round, settings.seed, number, "sample")
-        task = RoundTask(release.release_id, number, settings.seed, TRAIN, settings.local(), values)
+        chosen = chosen_in(settings, len(known), number)
+        task = RoundTask(engine.release.release_id, number, settings.seed, TRAIN, settings.local(), values)
         total = {name: np.zeros(value.shape) for name, value in values.items()}
         for client in chosen:
-            profile = learned(engine, [supports[client]], task)
-            change = clipped(shared_change(engine, supports[client], profile, client, task), settings.clip)
-            for name, value in change.items():
+            (known[client],) = read_once(own, [known[client]])
+            profile = learned(own, [known[client]], task)
+            change = shared_change(own, known[client], profile, client, task)
+            for name, value in clipped(change, settings.clip).items():
                 total[name] += value
         mean = {name: (value / len(chosen)).astype(np.float32) for name, value in total.items()}
         values, velocity = moved(values, velocity, mean, settings.server_rate, settings.server_momentum)
@@ -101,15 +137,5 @@ def run_plain(
 
 
 def _parameter(engine: TorchEngine, name: str) -> FloatArray:
-    return engine._joint.model.get_parameter(name).detach().numpy().copy()
-
-
-def _supports(release: Release, devices: Path, people: int) -> list[Encoded]:
-    encoder = TextEncoder(release.blob_path(TOKENIZER).read_bytes(), release.manifest.max_tokens)
-    numbers = {label: number for number, label in enumerate(release.manifest.labels)}
-    found = []
-    for number in range(people):
-        examples = read_examples(devices / f"{number:06d}" / "examples.jsonl", default_user="owner")
-        labels = np.array([numbers[example.label] for example in examples], np.int64)
-        found.append(Encoded(encoder.encode([example.text for example in examples]), labels))
+    found: FloatArray = engine.model.get_parameter(name).detach().numpy().copy()
     return found

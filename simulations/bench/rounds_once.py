@@ -2,7 +2,8 @@
 
     python -m umbel.simulations.bench.rounds_once ORDER.json
 
-The order names side, release, devices, backbone, settings, people, threads and out; see `simulation_bench`.
+The order names side, release, devices, backbone, method, settings, people, threads and out; see
+`simulation_bench`.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ def _engine(order: dict[str, Any], settings: RoundSettings, out: Path) -> tuple[
 
 
 def _plain(order: dict[str, Any], settings: RoundSettings, out: Path) -> tuple[list[float], dict[str, Any]]:
-    from umbel.simulations.bench.plain_loop import run_plain
+    from umbel.simulations.bench.handed import encoded_people
+    from umbel.simulations.bench.plain_loop import TorchEngine, run_plain
 
     del out
     release = read_release(Path(order["release"]))
-    return run_plain(
-        release, order["backbone"], Path(order["devices"]), order["people"], settings, order["threads"]
-    )
+    engine = TorchEngine(release, order["backbone"], order["method"], order["threads"])
+    return run_plain(engine, encoded_people(release, Path(order["devices"]), order["people"]), settings)
 
 
 if __name__ == "__main__":

@@ -70,11 +70,11 @@ class Sides:
         """Returns a release, made when it is first asked for."""
         return release_of(encoder, kind, self.folder, self.on_phase)
 
-    def staged(self, encoder: str) -> Path:
+    def staged(self, encoder: str, kind: str = "plora") -> Path:
         """Returns the folder with the same weights for the rival."""
         name = backbone_name(encoder, self.folder / "encoders")
         backbone = packaged_folder() if encoder == MINILM else Path(name)
-        return stage_model(self.release(encoder), backbone, self.folder)
+        return stage_model(self.release(encoder, kind), backbone, self.folder)
 
     def place(self, name: str) -> Path:
         """Returns a folder for what a measurement needs."""
@@ -111,6 +111,15 @@ class Sides:
         atomic_write(path, json.dumps({**order, "threads": threads}).encode())
         command = [str(self.rival), "-m", f"rival.{script}", str(path)]
         return run_once(command, self._rival_environment(threads))
+
+    def rival_together(self, script: str, order: Mapping[str, Any], processes: int) -> Ran:
+        """Runs one of the rival's scripts in processes of one thread each, which torch connects."""
+        assert self.rival is not None
+        path = self.place("orders") / f"{script}.json"
+        atomic_write(path, json.dumps({**order, "threads": 1}).encode())
+        several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [str(self.rival), *several, "-m", f"rival.{script}", str(path)]
+        return run_once(command, self._rival_environment(1))
 
     def _rival_environment(self, threads: int) -> dict[str, str]:
         return environment(threads, {"PYTHONPATH": str(self._scripts)})

@@ -33,17 +33,17 @@ def stage_scripts(folder: Path) -> Path:
 
 
 def stage_model(release: Release, backbone: Path, folder: Path) -> Path:
-    """Writes a PLoRA release as a folder that transformers reads, once, and returns it.
+    """Writes a release as a folder that transformers reads, once, and returns it.
 
     Args:
-        release: The release.
+        release: The release, of PLoRA or of a private bias alone.
         backbone: Folder of its encoder, for config.json.
         folder: Where such folders are kept.
     """
     from safetensors.numpy import save
 
     place = folder / "rival-models" / release.release_id[:12]
-    if (place / _READY).is_file():
+    if (place / _READY).is_file() and "method" in json.loads((place / _READY).read_bytes()):
         return place
     weights = load_weights(release)
     encoder = {
@@ -52,22 +52,28 @@ def stage_model(release: Release, backbone: Path, folder: Path) -> Path:
         if name.startswith(_ENCODER)
     }
     personal = {
-        name.removeprefix(_METHOD): np.ascontiguousarray(array)
+        plain_name(name): np.ascontiguousarray(array)
         for name, array in weights.items()
         if name.startswith((_METHOD, "task."))
     }
-    options = release.manifest.methods["plora"]
+    (method, options), *_ = release.manifest.methods.items()
     place.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(backbone / "config.json", place / "config.json")
     shutil.copyfile(release.blob_path(TOKENIZER), place / "tokenizer.json")
     atomic_write(place / "model.safetensors", save(encoder, {"format": "pt"}))
     atomic_write(place / "personal.safetensors", save(personal))
-    people = profiles_of(release.manifest.profile, PEOPLE)["plora.user"]
+    (people,) = profiles_of(release.manifest.profile, PEOPLE).values()
     atomic_write(place / PROFILES, save({"user": people}))
     atomic_write(place / "person.safetensors", save({"user": np.ascontiguousarray(people[0])}))
-    told = {"scale": options["alpha"] / options["rank"]}
+    scale = options["alpha"] / options["rank"] if method == "plora" else options["scale"]
+    told = {"method": method, "scale": scale}
     atomic_write(place / _READY, json.dumps(told).encode())  # last: it says that the folder is whole
     return place
+
+
+def plain_name(name: str) -> str:
+    """Returns what the rival calls a shared tensor."""
+    return name.removeprefix(_METHOD)
 
 
 def profiles_of(spec: ProfileSpec, people: int) -> dict[str, FloatArray]:
