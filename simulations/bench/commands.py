@@ -120,7 +120,7 @@ def simulation(
     ] = False,
     as_json: _Json = False,
 ) -> None:
-    """Measure simulated rounds: the cohort beside Flower's engine, pfl-research, the serial one, a torch loop.
+    """Measure simulated rounds: the cohort beside Flower's engine, pfl-research, the serial one, torch alone.
 
     All do the same rounds with the same seed, and must reach the same tensors before any time is told.
     pfl-research runs in an environment of its own, which this command makes. What was measured is kept: a
