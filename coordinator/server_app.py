@@ -11,13 +11,13 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from umbel.coordinator.federation.journal import ROUNDS, Journal, RoundRecord, RoundsResult
-from umbel.coordinator.federation.line import Ask
 from umbel.coordinator.federation.presence import OnWait
 from umbel.coordinator.federation.privacy.accountant import chance_of_deciding
 from umbel.coordinator.federation.privacy.budget import PrivateRounds
 from umbel.coordinator.federation.privacy.sources import KeySource, SeedSource, Source, kept_key
+from umbel.coordinator.federation.roll import Roll
 from umbel.coordinator.federation.settings import SEEDED, RoundSettings
-from umbel.coordinator.strategy import PersonalRounds
+from umbel.coordinator.strategy import OnGreeted, PersonalRounds
 from umbel.shared.errors import ConfigError
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import SHARED_WEIGHTS, Release, read_release
@@ -56,9 +56,10 @@ def serve(
     on_round: Callable[[RoundRecord], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
     owns: Callable[[int, int], bool] = lambda node, number: True,
-    on_greeted: Callable[[Ask, Mapping[int, int]], None] = lambda ask, clients: None,
+    on_greeted: OnGreeted = lambda ask, nodes: None,
     on_wait: OnWait = lambda here, wanted, connected: None,
     release: Release | None = None,
+    roll: Roll | None = None,
 ) -> RoundsResult:
     """Runs the rounds that a run config describes, and keeps what is reached after each of them.
 
@@ -71,6 +72,7 @@ def serve(
         on_greeted: As in `PersonalRounds`.
         on_wait: As there.
         release: The release, if it was read already.
+        roll: As in `PersonalRounds`.
 
     Raises:
         ConfigError: The config cannot be used, or `out` holds a run that is longer or has other settings.
@@ -107,6 +109,7 @@ def serve(
         on_begin=journal.begin,
         on_greeted=on_greeted,
         on_wait=on_wait,
+        roll=roll,
     )
     strategy.start(grid)
     return strategy.reached

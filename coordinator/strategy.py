@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -27,7 +27,8 @@ from umbel.coordinator.federation.line import Ask, Line
 from umbel.coordinator.federation.presence import GREETING_S, SILENT, OnWait, Presence, first_line
 from umbel.coordinator.federation.privacy.budget import PrivateRounds
 from umbel.coordinator.federation.probation import last_rounds, length
-from umbel.coordinator.federation.sampling import sampled
+from umbel.coordinator.federation.roll import Roll
+from umbel.coordinator.federation.sampling import Without, sampled
 from umbel.coordinator.federation.secure.summing import Summing, Take, lead
 from umbel.coordinator.federation.server_step import moved
 from umbel.coordinator.federation.settings import RoundSettings
@@ -49,6 +50,9 @@ from umbel.shared.secure.messages import COLLECT, SETUP
 
 log = logging.getLogger(__name__)
 
+OnGreeted: TypeAlias = Callable[[Ask, Mapping[int, int]], None]
+"""Is told what asks devices, and device number -> node id of those that are there."""
+
 
 @final
 class PersonalRounds(Strategy):
@@ -67,8 +71,9 @@ class PersonalRounds(Strategy):
         owns: Callable[[int, int], bool] = lambda node, number: True,
         begun: Begun | None = None,
         on_begin: Callable[[Begun], None] = lambda begun: None,
-        on_greeted: Callable[[Ask, Mapping[int, int]], None] = lambda ask, clients: None,
+        on_greeted: OnGreeted = lambda ask, nodes: None,
         on_wait: OnWait = lambda here, wanted, connected: None,
+        roll: Roll | None = None,
     ):
         """Prepares the rounds.
 
@@ -83,8 +88,9 @@ class PersonalRounds(Strategy):
             owns: Says whether a node may go by the number that it tells.
             begun: The round that was begun when the run was ended, and who was to train in it.
             on_begin: Called when a round begins, before anybody is asked.
-            on_greeted: Called before that with who is there, node id -> device number, and what asks them.
+            on_greeted: Called before that with who is there, and what asks them.
             on_wait: Hears of devices that are missing, so that a wait is not silent.
+            roll: Who is at which node, where that is known: then nobody is waited for or asked who they are.
         """
         self.manifest = manifest
         self.settings = settings
@@ -98,6 +104,7 @@ class PersonalRounds(Strategy):
         self.on_begin = on_begin
         self.on_greeted = on_greeted
         self.on_wait = on_wait
+        self.roll = roll
         self._release_id = manifest.release_id
         self._change_bytes = 4 * sum(math.prod(shape) for shape in manifest.trainables.values())
         self._round = Tally()
@@ -119,7 +126,9 @@ class PersonalRounds(Strategy):
         result = Result(arrays=arrays)
         first = len(self.reached.rounds) + 1
         self._line = Line(grid, self.stopped)
-        self._presence = Presence(self._line, self.population, self._least(), self.owns, self.on_wait)
+        self._presence = Presence(
+            self._line, self.population, self._least(), self.owns, self.on_wait, self.roll
+        )
         if first <= rounds:
             self._presence.meet(wait_s, goes_on=first > 1 or self.begun is not None)
         for number in range(first, rounds + 1):
@@ -127,8 +136,8 @@ class PersonalRounds(Strategy):
                 break
             started, self._round = time.perf_counter(), Tally()
             self._presence.greet(wait_s, self._begun(number) or ())
-            there = {node: client for client, node in self._presence.nodes().items()}
-            self.on_greeted(partial(self._line.ask, timeout=min(wait_s, GREETING_S)), there)
+            ask = partial(self._line.ask, timeout=min(wait_s, GREETING_S))
+            self.on_greeted(ask, self._presence.nodes())
             if self.settings.secure:
                 changed, trained = self._trained_securely(number, arrays, wait_s)
             else:
@@ -337,7 +346,8 @@ class PersonalRounds(Strategy):
     def _sampled(self, round_: int) -> list[int]:
         """Returns a sample of the devices that are not on probation."""
         last = last_rounds(self.reached.rounds, self.settings.probation_rounds)
-        able = [client for client in self._presence.known() if last.get(client, 0) < round_]
+        excluded = [client for client, until in last.items() if until >= round_]
+        able = Without(self._presence.known(), excluded)
         if self.private is not None:
             return self.private.sampled(able, round_)
         return sampled(able, self.settings.clients_per_round, self.settings.seed, round_, "sample")
@@ -345,7 +355,7 @@ class PersonalRounds(Strategy):
     def _present(self, round_: int, stage: str, clients: Sequence[int]) -> dict[int, int]:
         """Returns device number -> node id of those who are there, and notes the others as failures."""
         online = self._presence.nodes()
-        for absent in sorted(set(clients) - set(online)):
+        for absent in sorted(client for client in set(clients) if client not in online):
             self._round.failures += 1
             self._round.note(f"round {round_}, {stage}, device {absent:06d}: it has not come back")
         return {client: online[client] for client in clients if client in online}

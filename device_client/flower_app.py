@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -34,7 +34,7 @@ from umbel.device_client.engine import Engine
 from umbel.device_client.releases.installed import installed
 from umbel.device_client.rounds import Steps, alone, evaluating, training
 from umbel.device_client.secure.part import collected, take_part
-from umbel.device_client.simulated import SimulatedHome
+from umbel.device_client.simulated import AbstractSimulatedHome, SimulatedHome
 from umbel.shared.checks import shown
 from umbel.shared.errors import ConfigError, EgressError, MessageError, StoreError, UmbelError
 from umbel.shared.files import sha256_file
@@ -51,91 +51,86 @@ ARRAYS, CONFIG = "arrays", "config"
 _SECURE, _HELD = "secure sum", "held"
 _RAISED = 2  # Flower's code for "the ClientApp raised an exception"
 
-_AnyHome: TypeAlias = "SimulatedHome | EnrolledHome"
+Simulated: TypeAlias = Callable[[Path, int], AbstractSimulatedHome]
+"""Opens the home of a simulated device: the run config's `devices`, and the device's number."""
+_AnyHome: TypeAlias = "AbstractSimulatedHome | EnrolledHome"
 
 log = logging.getLogger(__name__)
-app = ClientApp()
 
 
-@app.query()
-def query(message: Message, context: Context) -> Message:
-    """Tells the device's number."""
-    return reply(message, context)
+def device_folder(devices: Path, partition: int) -> Path:
+    """Returns the home of one simulated device.
+
+    Example:
+        >>> device_folder(Path("devices"), 7).as_posix()
+        'devices/000007'
+    """
+    return devices / f"{partition:06d}"
 
 
-@app.query("gain")
-def gain_stage(message: Message, context: Context) -> Message:
-    """Tells what the owner's profile gains, noised, if they allow it."""
-    return reply(message, context)
+def folder_home(devices: Path, partition: int) -> AbstractSimulatedHome:
+    """Opens the home of one simulated device: a folder."""
+    return SimulatedHome(device_folder(devices, partition), partition)
 
 
-@app.train()
-def train_stage(message: Message, context: Context) -> Message:
-    """Learns the profile and answers with the change of the shared tensors."""
-    return reply(message, context)
+def client_app(simulated: Simulated = folder_home) -> ClientApp:
+    """Makes the app that answers every message of a round.
+
+    Args:
+        simulated: Opens the home of a simulated device, by the run config's `devices` and its number.
+    """
+    made = ClientApp()
+    respond = partial(reply, simulated=simulated)
+    made.query()(respond)
+    made.query("gain")(respond)
+    made.train()(respond)
+    for stage in ("setup", "share", "collect", "unmask"):  # of a secure sum
+        made.train(stage)(respond)
+    made.evaluate()(respond)
+    return made
 
 
-@app.train("setup")
-def setup_stage(message: Message, context: Context) -> Message:
-    """Answers the first stage of a secure sum: with public keys."""
-    return reply(message, context)
-
-
-@app.train("share")
-def share_stage(message: Message, context: Context) -> Message:
-    """Answers the second: with shares of its secrets, sealed for its peers."""
-    return reply(message, context)
-
-
-@app.train("collect")
-def collect_stage(message: Message, context: Context) -> Message:
-    """Answers the third: learns the profile, and gives the change of the shared tensors, masked."""
-    return reply(message, context)
-
-
-@app.train("unmask")
-def unmask_stage(message: Message, context: Context) -> Message:
-    """Answers the last: with shares of its peers' secrets, so that their masks can be taken off the sum."""
-    return reply(message, context)
-
-
-@app.evaluate()
-def evaluate_stage(message: Message, context: Context) -> Message:
-    """Answers with the counts of right and of all predictions."""
-    return reply(message, context)
-
-
-def reply(message: Message, context: Context) -> Message:
+def reply(message: Message, context: Context, simulated: Simulated = folder_home) -> Message:
     """Answers a message; of an error, only its type leaves. The rest is in the device's own log."""
     try:
-        return answer(message, context)
+        return answer(message, context, simulated)
     except Exception as error:
-        return refusal(message, context, error)
+        return refusal(message, context, error, simulated)
 
 
-def refusal(message: Message, context: Context, error: Exception) -> Message:
+app = client_app()
+
+
+def refusal(
+    message: Message, context: Context, error: Exception, simulated: Simulated = folder_home
+) -> Message:
     """Answers a message with the type of an error."""
     kind = shown(str(message.metadata.message_type))
     usual = kind == GAIN and isinstance(error, EgressError)  # most owners tell none; egress says why
     level = logging.INFO if usual else logging.WARNING
     log.log(level, "%s failed on %s: %s", kind, _place(context), _told(error))
-    return Message(Error(_RAISED, _leaving(error, message, context)), reply_to=message)
+    return Message(Error(_RAISED, _leaving(error, message, context, simulated)), reply_to=message)
 
 
-def answer(message: Message, context: Context) -> Message:
+def answer(message: Message, context: Context, simulated: Simulated = folder_home) -> Message:
     """Answers a message.
+
+    Args:
+        message: What is asked.
+        context: Flower's, of the node.
+        simulated: Opens the home of a simulated device.
 
     Raises:
         EgressError: The answer may not leave.
         UmbelError: The message, the release, the home or its examples cannot be used.
     """
-    return alone(answering(message, context))
+    return alone(answering(message, context, simulated))
 
 
-def answering(message: Message, context: Context) -> Steps[Message]:
+def answering(message: Message, context: Context, simulated: Simulated = folder_home) -> Steps[Message]:
     """Answers a message as `answer` does; stops where it wants a profile."""
     to = _asker(message, context)
-    with _home(context) as home:
+    with _home(context, simulated) as home:
         if (
             message.metadata.message_type != UNMASK
         ):  # it belongs to a change that has left; no work is done for it
@@ -157,7 +152,7 @@ def _done(home: _AnyHome, message: Message, context: Context) -> Steps[tuple[Wir
             stage, _wire(message), _kept(context), _place_of(context, home).id, opened
         )
         # Before anything leaves: a stage is answered once, whatever becomes of the answer.
-        context.state[_SECURE] = ConfigRecord({_HELD: answered.kept})
+        _keep(context, answered.kept)
         _refuse_few(home, message, context, answered.over)
         return answered.wire, answered.allowed
     if stage == TRAIN:
@@ -196,19 +191,27 @@ def _kept(context: Context) -> str:
     return "" if record is None else str(record[_HELD])
 
 
-def _leaving(error: Exception, message: Message, context: Context) -> str:
+def _keep(context: Context, held: str) -> None:
+    """Keeps what a device needs for the next stage of its secure sum; after the last, nothing."""
+    if held:
+        context.state[_SECURE] = ConfigRecord({_HELD: held})
+    elif _SECURE in context.state:
+        del context.state[_SECURE]
+
+
+def _leaving(error: Exception, message: Message, context: Context, simulated: Simulated) -> str:
     """Returns what leaves of an error; written down unless the home itself cannot be used.
 
     Nothing may be raised here: Flower would send its words.
     """
     wire, to = of_error(error), _asker(message, context)
-    with suppress(Exception), _home(context) as home:
+    with suppress(Exception), _home(context, simulated) as home:
         leave(wire, allowed_error(), home, to)
     return str(wire.config[REASON])
 
 
 @contextmanager
-def _home(context: Context) -> Iterator[_AnyHome]:
+def _home(context: Context, simulated: Simulated) -> Iterator[_AnyHome]:
     """Opens the device's home. What a run's config says changes nothing for a device that names its own."""
     own = context.node_config.get(HOME)
     if own is not None:
@@ -228,7 +231,7 @@ def _home(context: Context) -> Iterator[_AnyHome]:
             problems,
             "Give home in the SuperNode's --node-config, or devices in a simulated run's config.",
         )
-    yield SimulatedHome(device_folder(Path(str(devices)), partition), partition)
+    yield simulated(Path(str(devices)), partition)
 
 
 def _passphrase() -> str:
@@ -239,16 +242,6 @@ def _passphrase() -> str:
         raise StoreError(
             "a passphrase is needed, and there is nobody to ask", hint="Set UMBEL_PASSPHRASE."
         ) from None
-
-
-def device_folder(devices: Path, partition: int) -> Path:
-    """Returns the home of one simulated device.
-
-    Example:
-        >>> device_folder(Path("devices"), 7).as_posix()
-        'devices/000007'
-    """
-    return devices / f"{partition:06d}"
 
 
 class _Place(NamedTuple):

@@ -1,9 +1,10 @@
-"""A simulated device's home: a person's examples, profile and read texts, as plain files in a folder."""
+"""A simulated device's home: what all of them have in common, and one that is a folder of plain files."""
 
 from __future__ import annotations
 
 import io
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,9 +27,92 @@ EXAMPLES = "examples.jsonl"
 HELDOUT = "heldout.jsonl"
 
 
+class AbstractSimulatedHome(ABC):
+    """A simulated device's home, wherever it lies; nothing in it is anybody's secret.
+
+    Attributes:
+        number: The device's place in the row.
+        most_norm: No bound of its own: the task's clip is the only one.
+        release_folder: None: the run names the release.
+    """
+
+    most_norm = math.inf
+    release_folder: Path | None = None
+
+    def __init__(self, number: int):
+        self.number = number
+
+    @abstractmethod
+    def examples(self) -> list[Example]:
+        """Returns the person's examples; profiles are learned from them.
+
+        Raises:
+            ExampleError: There are none, or they are malformed.
+        """
+
+    @abstractmethod
+    def heldout(self) -> list[Example]:
+        """Returns the held-out examples, from which nothing is learned; there may be none.
+
+        Raises:
+            ExampleError: They are malformed.
+        """
+
+    @abstractmethod
+    def read(self, engine: Engine, examples: Encoded) -> Encoded:
+        """Returns the examples read, where the release wants that; what was read before is not read again."""
+
+    @abstractmethod
+    def load_profile(self, release: Release) -> dict[str, FloatArray] | None:
+        """Returns name -> (1, *shape), or None if there is no profile for this release yet.
+
+        Raises:
+            ProfileError: The profile is damaged or cannot be read.
+        """
+
+    @abstractmethod
+    def save_profile(self, release: Release, profile: dict[str, FloatArray]) -> None:
+        """Keeps a profile.
+
+        Raises:
+            ProfileError: The profile does not fit the release, or cannot be written.
+        """
+
+    def client_number(self) -> int:
+        """Returns the device's place in the row."""
+        return self.number
+
+    def rounding(self, seed: int, round_: int) -> np.random.Generator:
+        """Returns what decides how a change is rounded for a secure sum: of seed, round and device."""
+        return generator(seed, round_, str(self.number), "rounding")
+
+    def sum_refusals(self, devices: int) -> list[str]:
+        """Returns nothing: one process sees every change anyway."""
+        del devices
+        return []
+
+    def gain_refusals(self, release_id: str) -> list[str]:
+        """Returns that it tells none: simulations know their people's gains."""
+        del release_id
+        return ["a simulated device tells no gain"]
+
+    def noised_gain(self, release_id: str) -> int:
+        """Is not asked for one."""
+        raise NotImplementedError(release_id)
+
+    def refusals(self) -> list[str]:
+        """Returns nothing: a simulated person has no policy."""
+        return []
+
+    def enter(self, departure: Departure, problems: Sequence[str]) -> list[str]:
+        """Returns the problems as they are: there is no policy, and nobody to keep a log for."""
+        del departure
+        return list(problems)
+
+
 @final
-class SimulatedHome:
-    """The folder of one simulated device; nothing in it is anybody's secret.
+class SimulatedHome(AbstractSimulatedHome):
+    """The folder of one simulated device.
 
     home/
       examples.jsonl            the person's examples; profiles are learned from them
@@ -38,21 +122,11 @@ class SimulatedHome:
 
     Attributes:
         folder: Where it lies.
-        number: The device's place in the row.
-        most_norm: No bound of its own: the task's clip is the only one.
-        release_folder: None: the run names the release.
     """
 
-    most_norm = math.inf
-    release_folder: Path | None = None
-
     def __init__(self, folder: Path, number: int = 0):
+        super().__init__(number)
         self.folder = folder
-        self.number = number
-
-    def client_number(self) -> int:
-        """Returns the device's place in the row."""
-        return self.number
 
     def examples(self) -> list[Example]:
         """Returns the person's examples.
@@ -137,30 +211,3 @@ class SimulatedHome:
             raise ProfileError(
                 f"cannot keep the profile {path}", [error.strerror or type(error).__name__]
             ) from None
-
-    def rounding(self, seed: int, round_: int) -> np.random.Generator:
-        """Returns what decides how a change is rounded for a secure sum: of seed, round and device."""
-        return generator(seed, round_, str(self.number), "rounding")
-
-    def sum_refusals(self, devices: int) -> list[str]:
-        """Returns nothing: one process sees every change anyway."""
-        del devices
-        return []
-
-    def gain_refusals(self, release_id: str) -> list[str]:
-        """Returns that it tells none: simulations know their people's gains."""
-        del release_id
-        return ["a simulated device tells no gain"]
-
-    def noised_gain(self, release_id: str) -> int:
-        """Is not asked for one."""
-        raise NotImplementedError(release_id)
-
-    def refusals(self) -> list[str]:
-        """Returns nothing: a simulated person has no policy."""
-        return []
-
-    def enter(self, departure: Departure, problems: Sequence[str]) -> list[str]:
-        """Returns the problems as they are: there is no policy, and nobody to keep a log for."""
-        del departure
-        return list(problems)

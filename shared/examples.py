@@ -71,7 +71,7 @@ def read_examples(
     examples = []
     try:
         for place, row in open_rows(path, default_user is not None, problems):
-            example = _to_example(place, row, labels, default_user, problems)
+            example = checked_example(place, row, labels, default_user, problems)
             if example is not None:
                 examples.append(example)
     except OSError as error:
@@ -105,7 +105,7 @@ def write_examples(path: Path, examples: Iterable[Example], *, mode: int = 0o644
     problems: list[str] = [] if examples else ["there are no examples"]
     for number, example in enumerate(examples, 1):
         row = {name: getattr(example, name) for name in _COLUMNS}
-        _to_example(f"example {number}", row, None, None, problems)
+        checked_example(f"example {number}", row, None, None, problems)
     if problems:
         raise ExampleError(f"{path} was not written:", problems, _HINT)
     try:
@@ -128,14 +128,22 @@ def labels_of(examples: Iterable[Example]) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _to_example(
+def checked_example(
     place: str,
     row: Mapping[str, object],
     labels: Sequence[str] | None,
     default_user: str | None,
     problems: list[str],
 ) -> Example | None:
-    """Returns the row as an example, or None after adding its problems."""
+    """Returns a row as an example, or None after adding its problems.
+
+    Args:
+        place: Where it stands, such as "line 3".
+        row: Its cells by column.
+        labels: The labels that may occur; None allows any.
+        default_user: The user of a row that names none.
+        problems: Gets a line for each problem; it quotes nothing.
+    """
     found: list[str] = []
     cell = row.get("user")
     user = default_user if default_user is not None and _is_missing(cell) else _name("user", cell, found)

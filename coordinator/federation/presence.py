@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias, final
 
 from flwr.app import ArrayRecord, Message, MessageType
 
 from umbel.coordinator.federation.envelopes import enveloped, opened
 from umbel.coordinator.federation.line import Line
+from umbel.coordinator.federation.roll import Roll
 from umbel.shared.checks import tamed
 from umbel.shared.errors import MessageError, TrainingError
 from umbel.shared.messages import SCHEMA, read_hello
@@ -40,6 +41,7 @@ class Presence:
         least: int,
         owns: Callable[[int, int], bool],
         on_wait: OnWait = _silent,
+        roll: Roll | None = None,
     ):
         """Knows nobody yet.
 
@@ -49,6 +51,7 @@ class Presence:
             least: With fewer no round is begun.
             owns: Says whether a node may go by the number that it tells.
             on_wait: Hears of devices that are missing: at once, and when their count has changed.
+            roll: Who is at which node, where that is known: then nobody is waited for or asked.
         """
         self._line = line
         self._population = population
@@ -59,15 +62,18 @@ class Presence:
         self._mute: set[int] = set()  # node ids that have not answered yet
         self._refused: dict[int, float] = {}  # node id -> when it said that it does not take part
         self._on_wait = on_wait
+        self._roll = roll
         self._waited: tuple[int, int, int] | None = None  # what was told last, and when
         self._told_at = -_TOLD_S
 
-    def known(self) -> list[int]:
+    def known(self) -> Sequence[int]:
         """Returns the numbers of the devices that are there, sorted."""
-        return sorted(self.nodes())
+        return sorted(self.nodes()) if self._roll is None else self._roll.numbers
 
-    def nodes(self) -> dict[int, int]:
+    def nodes(self) -> Mapping[int, int]:
         """Returns device number -> node id of those that are there."""
+        if self._roll is not None:
+            return self._roll
         return {number: node for node, number in self._numbers.items() if node in self._online}
 
     def meet(self, timeout: float, *, goes_on: bool = False) -> None:
@@ -81,6 +87,8 @@ class Presence:
         Raises:
             TrainingError: Too few devices came, or two have the same number.
         """
+        if self._roll is not None:
+            return
         nodes = self._gathered(timeout)
         silent = self._introduce(nodes, timeout)
         self._online = set(nodes)
@@ -102,6 +110,8 @@ class Presence:
             timeout: Longest wait for those who are wanted, in seconds.
             wanted: Numbers of the devices that were to train in a round that was begun before.
         """
+        if self._roll is not None:
+            return
         deadline, wanted = time.monotonic() + timeout, set(wanted)
         while True:
             self._online = self._line.nodes()

@@ -31,16 +31,14 @@ class GainAsker:
         self._gains, self._question, self._on_gain = gains, GainQuestion(release_id), on_gain
         self._asked: set[int] = set()
 
-    def __call__(self, ask: Ask, clients: Mapping[int, int]) -> None:
+    def __call__(self, ask: Ask, nodes: Mapping[int, int]) -> None:
         """Asks those who were not asked yet; who tells nothing is asked again by the next `serve` only.
 
         Args:
             ask: Sends messages and yields their answers.
-            clients: Node id -> device number, of those who are there.
+            nodes: Device number -> node id, of those who are there.
         """
-        new = {
-            node: own for node, own in clients.items() if node not in self._asked and self._gains.wants(own)
-        }
+        new = {node: own for own, node in nodes.items() if node not in self._asked and self._gains.wants(own)}
         if not new:
             return
         self._asked |= set(new)

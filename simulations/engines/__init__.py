@@ -9,6 +9,7 @@ from typing import Protocol
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
 from umbel.coordinator.federation.settings import RoundSettings
 from umbel.shared.errors import ConfigError
+from umbel.simulations.homes.home import missing_homes
 
 __all__ = ["ENGINES", "RoundRecord", "RoundSettings", "RoundsResult", "run_rounds"]
 
@@ -47,7 +48,7 @@ def run_rounds(
             debugging. Flower's and the serial one give the same numbers; the cohort's are equal but for
             float32's rounding.
         release_folder: The release.
-        devices_folder: One home per device: 000000, 000001, ...
+        devices_folder: A table of people (`simulations/homes`), or one home per device: 000000, 000001, ...
         clients_total: How many devices there are.
         settings: What happens in the rounds.
         out: Where rounds.json and the trained tensors go after every round.
@@ -92,7 +93,6 @@ def _check(engine: str, devices: Path, total: int, workers: int) -> None:
     problems = [] if engine in ENGINES else [f"engine is '{engine}', expected one of {', '.join(ENGINES)}"]
     problems += [] if workers >= 1 else [f"workers is {workers}, expected 1 or more"]
     problems += [] if total >= 1 else [f"clients_total is {total}, expected 1 or more"]
-    homes = [devices / f"{number:06d}" for number in range(total)]
-    problems += [f"no such home: {home}" for home in homes if not home.is_dir()]
+    problems += missing_homes(devices, total)
     if problems:
         raise ConfigError("the rounds cannot begin", problems)

@@ -22,6 +22,7 @@ from umbel.device_client import flower_app
 from umbel.device_client.rounds import Steps, Wanted, learned
 from umbel.shared.profile import FloatArray
 from umbel.simulations.engines.nodes import InProcessGrid
+from umbel.simulations.homes.home import home_of
 
 PACK = 64  # devices: what they hold while they wait is small, and beyond it a batch gets no faster
 _ROWS = (
@@ -82,12 +83,12 @@ class _Device:
         """Answers with an error."""
         self.steps.close()
         self.wanted = None
-        self.answer = flower_app.refusal(self.message, self.context, error)
+        self.answer = flower_app.refusal(self.message, self.context, error, home_of)
 
 
 def answered_together(asked: Sequence[tuple[Message, Context]]) -> list[Message]:
     """Returns what several devices answer; where they want profiles, these are learned together."""
-    devices = [_Device(m, context, flower_app.answering(m, context)) for m, context in asked]
+    devices = [_Device(m, context, flower_app.answering(m, context, home_of)) for m, context in asked]
     for device in devices:
         device.go_on(None)
     while waiting := [device for device in devices if device.wanted is not None]:
@@ -133,4 +134,5 @@ def run_cohort(
     """Runs the rounds of a run config; see `run_rounds`. `workers` are threads here."""
     Path(str(config["out"])).mkdir(parents=True, exist_ok=True)
     own = {**config, "threads": workers}
-    return serve(CohortGrid(own, population), own, on_round=on_round)
+    grid = CohortGrid(own, population)
+    return serve(grid, own, on_round=on_round, roll=grid.roll())

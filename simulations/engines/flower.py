@@ -58,7 +58,7 @@ def _run(
             "the flower engine needs Flower's simulation", hint="pip install 'umbel[simulation]'"
         ) from error
     from umbel.coordinator.server_app import serve
-    from umbel.device_client.flower_app import app as client_app
+    from umbel.simulations.engines.client_app import app as client_app
 
     stop, outcome = threading.Event(), _Outcome()
     server_app = ServerApp()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -11,33 +12,34 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.run import Run
 
 from umbel.coordinator.federation.own_grid import OwnGrid
+from umbel.coordinator.federation.roll import Roll
 
 _RUN_ID, _SERVER_NODE = 1, 1
+_FIRST_NODE = 1000  # node ids are not the devices' numbers, as with every other grid
 
 
 class InProcessGrid(OwnGrid):
-    """Its nodes answer within `pull_messages`: an answer waits for those alone that are asked for with it."""
+    """Its nodes answer within `pull_messages`: an answer waits for those alone that are asked for with it.
 
-    def __init__(self, config: dict[str, Any], population: int):
-        """Makes the nodes.
+    A node is nothing until it is asked: of those that keep something for the next message, such as their part
+    in a secure sum, the context is held; of the others there is none. So a population costs no memory.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], population: int, others: Mapping[int, Context] = MappingProxyType({})
+    ):
+        """Makes no node yet.
 
         Args:
             config: The run config that every device sees.
             population: How many devices there are.
+            others: Node id -> context of nodes besides, that are no simulated devices.
         """
         super().__init__(Run.create_empty(_RUN_ID), _SERVER_NODE, task_id=1)
+        self._config, self._population = config, population
         self._asked: dict[str, Message] = {}
-        # Node ids are not the devices' numbers, as with every other grid.
-        self._contexts = {
-            number + 1000: Context(
-                run_id=_RUN_ID,
-                node_id=number + 1000,
-                node_config={"partition-id": number, "num-partitions": population},
-                state=RecordDict(),
-                run_config=dict(config),
-            )
-            for number in range(population)
-        }
+        self._held: dict[int, Context] = {}
+        self._others = others
 
     @abstractmethod
     def answers(self, asked: Sequence[tuple[Message, Context]]) -> Iterable[Message]:
@@ -45,7 +47,12 @@ class InProcessGrid(OwnGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Returns the nodes' ids."""
-        return list(self._contexts)
+        own = range(_FIRST_NODE, _FIRST_NODE + self._population)
+        return [*own, *self._others] if self._others else own
+
+    def roll(self) -> Roll:
+        """Returns which device is at which node: whoever knows that need not ask each for its number."""
+        return Roll(_FIRST_NODE, self._population)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Keeps what is asked, and returns the messages' ids."""
@@ -59,11 +66,35 @@ class InProcessGrid(OwnGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Lets each device answer what it was asked, and returns the answers."""
-        asked = [self._asked.pop(key) for key in list(message_ids) if key in self._asked]
-        return self.answers([(message, self._contexts[message.metadata.dst_node_id]) for message in asked])
+        messages = [self._asked.pop(key) for key in list(message_ids) if key in self._asked]
+        return self._answers([(message, self._context(message.metadata.dst_node_id)) for message in messages])
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Lets each device answer, and returns the answers."""
         return self.pull_messages(self.push_messages(messages))
+
+    def _answers(self, asked: Sequence[tuple[Message, Context]]) -> Iterator[Message]:
+        try:
+            yield from self.answers(asked)
+        finally:
+            for _, context in asked:
+                if context.state:
+                    self._held[context.node_id] = context
+                else:
+                    self._held.pop(context.node_id, None)
+
+    def _context(self, node: int) -> Context:
+        """Returns what a node has kept, or a new context."""
+        kept = self._others.get(node) or self._held.get(node)
+        if kept is not None:
+            return kept
+        number = node - _FIRST_NODE
+        return Context(
+            run_id=_RUN_ID,
+            node_id=node,
+            node_config={"partition-id": number, "num-partitions": self._population},
+            state=RecordDict(),
+            run_config=dict(self._config),
+        )

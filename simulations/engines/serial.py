@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, final
 
 from flwr.app import Context, Message
@@ -12,6 +13,12 @@ from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
 from umbel.coordinator.server_app import serve
 from umbel.device_client import flower_app
 from umbel.simulations.engines.nodes import InProcessGrid
+from umbel.simulations.homes.home import home_of
+
+
+def replying(message: Message, context: Context) -> Message:
+    """Answers a message as the device that the context is of; an error is an answer."""
+    return flower_app.reply(message, context, home_of)
 
 
 @final
@@ -22,16 +29,18 @@ class SerialGrid(InProcessGrid):
         self,
         config: dict[str, Any],
         population: int,
-        respond: Callable[[Message, Context], Message] = flower_app.reply,
+        respond: Callable[[Message, Context], Message] = replying,
+        others: Mapping[int, Context] = MappingProxyType({}),
     ):
-        """Makes the nodes.
+        """Makes no node yet.
 
         Args:
             config: The run config that every device sees.
             population: How many devices there are.
             respond: Answers one device's message; `raising` ends the run at the first error instead.
+            others: As in `InProcessGrid`.
         """
-        super().__init__(config, population)
+        super().__init__(config, population, others)
         self._respond = respond
 
     def answers(self, asked: Sequence[tuple[Message, Context]]) -> Iterable[Message]:
@@ -42,7 +51,7 @@ class SerialGrid(InProcessGrid):
 def raising(message: Message, context: Context) -> Message:
     """Answers a message; an error is raised as it is, with a note that says where in the run it happened."""
     try:
-        return flower_app.answer(message, context)
+        return flower_app.answer(message, context, home_of)
     except Exception as error:
         stage, round_ = message.metadata.message_type, message.metadata.group_id
         error.add_note(f"round {round_}, stage {stage}, device {context.node_config['partition-id']:06d}")
@@ -55,9 +64,10 @@ def run_serial(
     workers: int,
     on_round: Callable[[RoundRecord], None] | None,
     *,
-    respond: Callable[[Message, Context], Message] = flower_app.reply,
+    respond: Callable[[Message, Context], Message] = replying,
 ) -> RoundsResult:
     """Runs the rounds of a run config; see `run_rounds`. `workers` changes nothing here."""
     del workers
     Path(str(config["out"])).mkdir(parents=True, exist_ok=True)
-    return serve(SerialGrid(config, population, respond), config, on_round=on_round)
+    grid = SerialGrid(config, population, respond)
+    return serve(grid, config, on_round=on_round, roll=grid.roll())

@@ -25,12 +25,13 @@ def rounds(release: Release, nodes: list[Node], out: Path, **run: str) -> Rounds
     config: dict[str, Any] = {**SETTINGS.as_run_config(), "population": 2, **run}
     config |= {"release": str(release.folder), "out": str(out)}
     out.mkdir()
-    grid = SerialGrid(config, 0)
-    for number, node in enumerate(nodes):
-        grid._contexts[1000 + number] = Context(
+    others = {
+        1000 + number: Context(
             run_id=1, node_id=1000 + number, node_config=node, state=RecordDict(), run_config=config
         )
-    return serve(grid, config)
+        for number, node in enumerate(nodes)
+    }
+    return serve(SerialGrid(config, 0, others=others), config)
 
 
 def test_owners_devices_take_part_as_their_policy_says(tiny_release: Release, tmp_path: Path) -> None:

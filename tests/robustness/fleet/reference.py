@@ -94,11 +94,12 @@ def run(
     if key.is_file():
         shutil.copy(key, out)
     with noted() as secrets:
-        grid = SerialGrid(config, 0, _answering(failed, liars))
+        others = {}
         for number in range(own.devices):
             home = shutil.copytree(own.home(number), out / f"home-{number}")
             node_config: Any = {"home": str(home), "release": str(own.release.folder)}
-            grid._contexts[_NODES + number] = Context(1, _NODES + number, node_config, RecordDict(), {})
+            others[_NODES + number] = Context(1, _NODES + number, node_config, RecordDict(), {})
+        grid = SerialGrid(config, 0, _answering(failed, liars), others)
         return serve(grid, config), secrets
 
 

@@ -1,0 +1,172 @@
+"""Writes a table of people as they come: no more of them is held than a row group has."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, final
+
+import numpy as np
+
+from umbel.shared.errors import ExampleError
+from umbel.shared.examples import Example, checked_example
+from umbel.shared.files import atomic_write
+from umbel.simulations.homes.table import COLUMNS, FILE, MARK, MOST_PEOPLE, SCHEMA, parquet_modules
+
+GROUP_ROWS = 2048
+"""Rows of a row group: to read one person's, all of their group are read, which takes half a millisecond."""
+_UNFINISHED = ".examples.unfinished"
+_MOST_PROBLEMS = 1000
+
+
+@final
+class TableWriter:
+    """Writes a table; it is whole when its context ends without an error, and else there is none.
+
+    Example:
+        >>> import tempfile
+        >>> from umbel.simulations.homes.table import PeopleTable
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with TableWriter(Path(folder)) as writer:
+        ...         writer.add([Example("ann", "a slow film", "yes")])
+        ...         writer.add([])
+        ...     PeopleTable(Path(folder)).people
+        2
+    """
+
+    def __init__(self, folder: Path):
+        """Begins a table, and removes one that is there, with its profiles.
+
+        Args:
+            folder: Where it goes; made if it is missing.
+
+        Raises:
+            ExampleError: The folder cannot be written.
+            MissingExtraError: pyarrow is not installed.
+        """
+        self.folder, self.people, self.examples = folder, 0, 0
+        self._pyarrow, parquet = parquet_modules()
+        self.schema = self._pyarrow.schema(
+            [(name, self._pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()]
+        )
+        self._waiting: list[dict[str, Any]] = []
+        self._problems: list[str] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in (MARK, FILE, *(path.name for path in folder.glob("*.table"))):
+                (folder / old).unlink(missing_ok=True)
+            handle = os.open(folder / _UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        except OSError as error:
+            raise _cannot(folder, error) from None
+        self._stream = os.fdopen(handle, "wb")
+        self._writer = parquet.ParquetWriter(
+            self._stream, self.schema, compression="zstd", use_dictionary=["user", "label"],
+            write_statistics=["person"], write_page_checksum=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        except OSError as failed:
+            raise _cannot(self.folder, failed) from None
+        finally:
+            with suppress(OSError, self._pyarrow.ArrowException):
+                self._writer.close()
+            with suppress(OSError):
+                self._stream.close()
+            (self.folder / _UNFINISHED).unlink(missing_ok=True)
+
+    def add(self, support: Sequence[Example], heldout: Sequence[Example] = ()) -> None:
+        """Adds the next person; what is wrong with their examples is told at the end, for all people.
+
+        Args:
+            support: Their examples to learn from.
+            heldout: Those from which nothing is learned.
+        """
+        for number, example in enumerate((*support, *heldout)):
+            row: dict[str, Any] = {name: getattr(example, name) for name in ("user", "text", "label", "time")}
+            place = f"person {self.people:06d}, example {number + 1}"
+            if checked_example(place, row, None, None, self._problems) is not None:
+                self._waiting.append({**row, "person": self.people, "heldout": number >= len(support)})
+        self.people += 1
+        if len(self._waiting) >= GROUP_ROWS:
+            self._flush()
+        if len(self._problems) >= _MOST_PROBLEMS:
+            self._refuse()
+
+    def add_batch(self, batch: Any, people: int) -> None:
+        """Adds the rows of the next `people` people, who count on from those that were added.
+
+        Args:
+            batch: A record batch of `COLUMNS`, sorted by person.
+            people: How many people it is of.
+
+        Raises:
+            ExampleError: It has other columns, people or orders.
+        """
+        self._flush()
+        persons = batch.column("person").to_numpy() if batch.schema.equals(self.schema) else np.array([-1])
+        outside = len(persons) and not self.people <= persons[0] <= persons[-1] < self.people + people
+        if outside or (np.diff(persons) < 0).any():
+            problem = f"expected rows of people {self.people} to {self.people + people - 1}, sorted"
+            raise ExampleError(f"{self.folder} was not written", [problem])
+        self._written(batch)
+        self.people += people
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._written(self._pyarrow.RecordBatch.from_pylist(self._waiting, schema=self.schema))
+            self._waiting = []
+
+    def _written(self, batch: Any) -> None:
+        if not batch.num_rows:
+            return
+        try:
+            self._writer.write_batch(batch, row_group_size=GROUP_ROWS)
+        except OSError as error:
+            raise _cannot(self.folder, error) from None
+        self.examples += batch.num_rows
+
+    def _refuse(self) -> None:
+        if not 1 <= self.people <= MOST_PEOPLE:
+            self._problems.append(f"there are {self.people:,} people, expected 1 to {MOST_PEOPLE:,}")
+        if self._problems:
+            raise ExampleError(f"{self.folder} was not written", self._problems, "Mend these and try again.")
+
+    def _finish(self) -> None:
+        """Makes the table whole: the file of examples, and then what says that it is."""
+        self._refuse()
+        self._flush()
+        self._writer.close()
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        os.replace(self.folder / _UNFINISHED, self.folder / FILE)
+        size = (self.folder / FILE).stat().st_size
+        row = {"schema": SCHEMA, "people": self.people, "examples": self.examples, "bytes": size}
+        atomic_write(self.folder / MARK, json.dumps(row).encode() + b"\n")
+
+
+def write_people(folder: Path, people: Iterable[tuple[Sequence[Example], Sequence[Example]]]) -> None:
+    """Writes a table of people, each by their examples to learn from and the held-out ones.
+
+    Raises:
+        ExampleError: Somebody's examples cannot be used, there is nobody, or the folder cannot be written.
+        MissingExtraError: pyarrow is not installed.
+    """
+    with TableWriter(folder) as writer:
+        for support, heldout in people:
+            writer.add(support, heldout)
+
+
+def _cannot(folder: Path, error: OSError) -> ExampleError:
+    return ExampleError(f"{folder} cannot be written", [error.strerror or type(error).__name__])
