@@ -60,6 +60,13 @@ def simulate(
             help="Processes that devices run in (flower engine), or that measure a comparison's data sets.",
         ),
     ] = 1,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT of a Ray cluster that is there already: the flower engine runs devices on all "
+            "its machines, in a process for each core.",
+        ),
+    ] = None,
     training: Annotated[
         Path | None,
         typer.Option(
@@ -110,8 +117,8 @@ def simulate(
     if is_comparison(folder):
         refused = {
             "--users": users, "--rounds": rounds, "--engine": engine, "--rule": rule,
-            "--noise-multiplier": noise_multiplier,
-            "--epsilon-budget": epsilon_budget, "--training": training,
+            "--noise-multiplier": noise_multiplier, "--epsilon-budget": epsilon_budget,
+            "--training": training, "--ray-address": ray_address,
         }  # fmt: skip
         _refuse(refused, "this experiment is a comparison of methods")
         _compare(folder, data, out, seed, only or [], threads, workers, restart, take, as_json)
@@ -120,8 +127,8 @@ def simulate(
     if is_against_central(folder):
         refused = {
             "--users": users, "--rounds": rounds, "--engine": engine, "--rule": rule,
-            "--noise-multiplier": noise_multiplier,
-            "--epsilon-budget": epsilon_budget, "--training": training,
+            "--noise-multiplier": noise_multiplier, "--epsilon-budget": epsilon_budget,
+            "--training": training, "--ray-address": ray_address,
         }  # fmt: skip
         _refuse(refused, "this experiment holds rounds against central training")
         _against_central(folder, data, out, seed, threads, restart, as_json)
@@ -150,6 +157,7 @@ def simulate(
         target,
         threads=threads,
         workers=workers,
+        ray_address=ray_address,
         restart=restart,
         training=training,
         progress=progress,

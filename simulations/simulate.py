@@ -39,7 +39,7 @@ from umbel.shared.files import atomic_write, refuse_taken, sha256_bytes, sole_us
 from umbel.shared.release import Release, read_release
 from umbel.simulations.clock import Clock
 from umbel.simulations.data.splits import UserExamples
-from umbel.simulations.engines import RoundsResult, run_rounds
+from umbel.simulations.engines import RoundsResult, check_cluster, run_rounds
 from umbel.simulations.evaluation import evaluate_users, reachable
 from umbel.simulations.experiment import ExperimentConfig
 from umbel.simulations.people import People, gather, make_devices, seen_examples
@@ -75,6 +75,7 @@ def simulate(
     *,
     threads: int = 2,
     workers: int = 1,
+    ray_address: str | None = None,
     restart: bool = False,
     training: Path | None = None,
     progress: Progress,
@@ -87,6 +88,7 @@ def simulate(
         out: The run's folder.
         threads: Threads of training and measuring.
         workers: Processes that the flower engine runs devices in; the cohort engine has `threads`.
+        ray_address: A Ray cluster that the flower engine runs devices on; see `run_rounds`.
         restart: Begin again, whatever is there.
         training: A finished training of the same people to take instead of training; the recipe is chosen
             anew where [recipe] differs.
@@ -98,6 +100,7 @@ def simulate(
         UmbelError: A phase failed; what was finished is kept.
     """
     refuse_taken(out, own=RUN)
+    check_cluster(config.rounds.engine, ray_address)
     if training is not None and restart and training.resolve().is_relative_to(out.resolve()):
         raise ConfigError(
             f"--restart would remove the training in {training}",
@@ -121,7 +124,7 @@ def simulate(
         clock = Clock(out / "seconds.json")
         clock.load()
         clock.add("data", time.perf_counter() - begun)
-        return _run(name, config, people, out, threads, workers, training, clock, progress)
+        return _run(name, config, people, out, threads, workers, ray_address, training, clock, progress)
 
 
 def _run(
@@ -131,6 +134,7 @@ def _run(
     out: Path,
     threads: int,
     workers: int,
+    ray_address: str | None,
     training: Path | None,
     clock: Clock,
     progress: Progress,
@@ -153,7 +157,7 @@ def _run(
         progress.say(SEEDED)
     with clock.phase("rounds"), progress.phase("federated rounds") as bar:
         cohort = config.rounds.engine == "cohort"
-        reached = _rounds(config, people, release, out, threads if cohort else workers, bar)
+        reached = _rounds(config, people, release, out, threads if cohort else workers, ray_address, bar)
         final = _after_rounds(release, reached, out)
     engine = Engine(final, threads=threads)
     with clock.phase("evaluate"), progress.phase("people never met") as bar:
@@ -257,7 +261,13 @@ def _panel(people: People) -> list[UserExamples]:
 
 
 def _rounds(
-    config: ExperimentConfig, people: People, release: Release, out: Path, workers: int, bar: Any
+    config: ExperimentConfig,
+    people: People,
+    release: Release,
+    out: Path,
+    workers: int,
+    ray_address: str | None,
+    bar: Any,
 ) -> RoundsResult | None:
     if config.rounds.rounds == 0:
         return None
@@ -273,6 +283,7 @@ def _rounds(
         settings=config.rounds.settings(config.coordinator.seed),
         out=out / "rounds",
         workers=workers,
+        ray_address=ray_address,
         on_round=lambda record: bar.step(
             record.round, config.rounds.rounds, _round_words(record.seen_accuracy)
         ),

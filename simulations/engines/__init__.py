@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
 from umbel.coordinator.federation.settings import RoundSettings
 from umbel.shared.errors import ConfigError
+from umbel.simulations.engines.ray_cluster import address_problems, reach
 from umbel.simulations.homes.home import missing_homes
 
-__all__ = ["ENGINES", "RoundRecord", "RoundSettings", "RoundsResult", "run_rounds"]
+__all__ = ["ENGINES", "RoundRecord", "RoundSettings", "RoundsResult", "check_cluster", "run_rounds"]
 
-ENGINES = ("cohort", "flower", "serial")
+FLOWER = "flower"
+ENGINES = ("cohort", FLOWER, "serial")
 OnRound = Callable[[RoundRecord], None]
 
 
@@ -38,6 +41,7 @@ def run_rounds(
     settings: RoundSettings,
     out: Path,
     workers: int = 1,
+    ray_address: str | None = None,
     on_round: OnRound | None = None,
 ) -> RoundsResult:
     """Runs federated rounds over simulated devices; goes on where a run with the same settings stopped.
@@ -53,18 +57,21 @@ def run_rounds(
         settings: What happens in the rounds.
         out: Where rounds.json and the trained tensors go after every round.
         workers: Processes that devices run in for "flower", threads for "cohort".
+        ray_address: For "flower": HOST:PORT of a Ray cluster that is there already, or "auto"; devices then
+            run in as many processes as it has cores, on all its machines.
         on_round: Called after every round with its record.
 
     Returns:
         Every round, the earlier run's too, and the shared tensors after the last.
 
     Raises:
-        ConfigError: The engine is unknown, homes are missing, or `out` belongs to a run with other settings.
+        ConfigError: The engine is unknown, homes are missing, `out` belongs to a run with other settings, or
+            the Ray cluster cannot be used.
         ReleaseError: The release cannot be used.
         TrainingError: The devices cannot take part, or the engine broke.
         KeyboardInterrupt: Ctrl-C; finished rounds are kept in `out`.
     """
-    _check(engine, devices_folder, clients_total, workers)
+    _check(engine, devices_folder, clients_total, workers, ray_address)
     config = settings.as_run_config() | {
         "release": str(release_folder.absolute()),
         "devices": str(devices_folder.absolute()),
@@ -72,10 +79,31 @@ def run_rounds(
         "population": clients_total,
         "threads": 1,
     }
-    return _engine(engine)(config, clients_total, workers, on_round)
+    return _engine(engine, ray_address)(config, clients_total, workers, on_round)
 
 
-def _engine(name: str) -> Engine:
+def check_cluster(engine: str, ray_address: str | None) -> None:
+    """Refuses a Ray cluster that rounds could not use, before there is anything to lose.
+
+    Raises:
+        ConfigError: The engine uses none, the address is none, or nobody answers there.
+    """
+    if ray_address is None:
+        return
+    problems = _cluster_problems(engine, ray_address)
+    if problems:
+        raise ConfigError("the rounds cannot run on a Ray cluster", problems, "Pass --engine flower with it.")
+    reach(ray_address)
+
+
+def _cluster_problems(engine: str, ray_address: str | None) -> list[str]:
+    if ray_address is None:
+        return []
+    wrong = [] if engine == FLOWER else [f"engine is '{engine}': only {FLOWER} runs on a Ray cluster"]
+    return wrong + address_problems(ray_address)
+
+
+def _engine(name: str, ray_address: str | None) -> Engine:
     if name == "cohort":
         from umbel.simulations.engines.cohort import run_cohort
 
@@ -86,13 +114,14 @@ def _engine(name: str) -> Engine:
         return run_serial
     from umbel.simulations.engines.flower import run_flower
 
-    return run_flower
+    return partial(run_flower, ray_address=ray_address)
 
 
-def _check(engine: str, devices: Path, total: int, workers: int) -> None:
+def _check(engine: str, devices: Path, total: int, workers: int, ray_address: str | None) -> None:
     problems = [] if engine in ENGINES else [f"engine is '{engine}', expected one of {', '.join(ENGINES)}"]
     problems += [] if workers >= 1 else [f"workers is {workers}, expected 1 or more"]
     problems += [] if total >= 1 else [f"clients_total is {total}, expected 1 or more"]
     problems += missing_homes(devices, total)
+    problems += _cluster_problems(engine, ray_address)
     if problems:
         raise ConfigError("the rounds cannot begin", problems)

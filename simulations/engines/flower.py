@@ -13,12 +13,13 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
 from umbel.shared.errors import MissingExtraError, TrainingError, UmbelError
+from umbel.simulations.engines.ray_cluster import connected
 
 APP_FOLDER: Final = Path(__file__).parents[1] / "flower_app"
 _OBJECT_STORE_BYTES = 100 * 2**20  # messages are small; Ray's own default is a third of the machine
@@ -33,13 +34,24 @@ _QUIET = {
 
 
 def run_flower(
-    config: dict[str, Any], population: int, workers: int, on_round: Callable[[RoundRecord], None] | None
+    config: dict[str, Any],
+    population: int,
+    workers: int,
+    on_round: Callable[[RoundRecord], None] | None,
+    *,
+    ray_address: str | None = None,
 ) -> RoundsResult:
     """Runs the rounds of a run config; see `run_rounds`."""
+    if ray_address is not None:
+        folders = [Path(str(config[name])) for name in ("release", "devices")]
+        with _environment(_QUIET), _quiet_flower():
+            _import_ray()
+            with connected(ray_address, folders, _QUIET):
+                return _run(config, population, _backend({}), on_round)
     # Ray's sockets lie here, and the path of a socket may not be longer than 107 bytes.
     folder = tempfile.TemporaryDirectory(prefix="umbel-ray-", dir="/tmp", ignore_cleanup_errors=True)
     with _environment(_QUIET), _quiet_flower(), folder as ray_folder:
-        return _run(config, population, _backend(workers, ray_folder), on_round)
+        return _run(config, population, _backend(_own_ray(workers, ray_folder)), on_round)
 
 
 def _run(
@@ -48,15 +60,11 @@ def _run(
     backend: dict[str, Any],
     on_round: Callable[[RoundRecord], None] | None,
 ) -> RoundsResult:
-    try:
-        import ray
-        from flwr.app import Context, RecordDict
-        from flwr.serverapp import Grid, ServerApp
-        from flwr.simulation.run_simulation import _run_simulation
-    except ImportError as error:
-        raise MissingExtraError(
-            "the flower engine needs Flower's simulation", hint="pip install 'umbel[simulation]'"
-        ) from error
+    ray = _import_ray()
+    from flwr.app import Context, RecordDict
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation.run_simulation import _run_simulation
+
     from umbel.coordinator.server_app import serve
     from umbel.simulations.engines.client_app import app as client_app
 
@@ -89,6 +97,16 @@ def _run(
         stop.set()
         ray.shutdown()
     return outcome.result()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError(
+            "the flower engine needs Flower's simulation", hint="pip install 'umbel[simulation]'"
+        ) from error
+    return ray
 
 
 class _Outcome:
@@ -130,18 +148,21 @@ def _new_run(config: dict[str, Any]) -> Any:
     return run
 
 
-def _backend(workers: int, ray_folder: str) -> dict[str, Any]:
+def _backend(init: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how Flower runs devices: a process for each core. `init` starts a Ray, where there is none."""
+    return {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": dict(init)}
+
+
+def _own_ray(workers: int, folder: str) -> dict[str, Any]:
     return {
-        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        "init_args": {
-            "num_cpus": workers,
-            "num_gpus": 0,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-            "include_dashboard": False,
-            "logging_level": "ERROR",
-            "log_to_driver": False,
-            "_temp_dir": ray_folder,
-        },
+        "address": "local",  # and no other that RAY_ADDRESS names
+        "num_cpus": workers,
+        "num_gpus": 0,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+        "logging_level": "ERROR",
+        "log_to_driver": False,
+        "_temp_dir": folder,
     }
 
 
