@@ -7,6 +7,7 @@ release and of the devices under the same paths, as on a disk that they share.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,7 +56,7 @@ def connected(address: str, folders: Sequence[Path], variables: Mapping[str, str
     try:
         ray.init(
             address=address,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             log_to_driver=False,
             runtime_env={"env_vars": dict(variables)},
         )
@@ -106,7 +107,8 @@ def _check_machines(folders: Sequence[Path]) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    every: Any = ray.nodes  # it has no types
+    nodes = [node for node in every() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
     if not nodes:
         raise ConfigError(
             "the Ray cluster has no core for devices", hint="Start ray with --num-cpus=1 or more."

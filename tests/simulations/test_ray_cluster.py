@@ -82,13 +82,15 @@ def await_nodes(address: str, count: int) -> None:
         "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False); "
         "print(sum(node['Alive'] for node in ray.nodes()))"
     )
+    told = ""
     for _ in range(30):
         command = [sys.executable, "-W", "ignore", "-c", ask, address]
         asked = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         if asked.stdout.strip() == str(count):
             return
+        told = asked.stdout + asked.stderr[-1000:]
         time.sleep(1)
-    raise TimeoutError(f"the cluster has no {count} nodes: {asked.stdout}{asked.stderr[-1000:]}")
+    raise TimeoutError(f"the cluster has no {count} nodes: {told}")
 
 
 @pytest.fixture(scope="module")
