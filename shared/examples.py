@@ -66,16 +66,8 @@ def read_examples(
         ExampleError: Something is wrong; all problems are listed with their lines.
         MissingExtraError: The file is Parquet and pyarrow is not installed.
     """
-    open_rows = _format(path, _READERS)
     problems: list[str] = []
-    examples = []
-    try:
-        for place, row in open_rows(path, default_user is not None, problems):
-            example = checked_example(place, row, labels, default_user, problems)
-            if example is not None:
-                examples.append(example)
-    except OSError as error:
-        raise ExampleError(f"Cannot read {path}: {error.strerror or error}.") from None
+    examples = list(iter_examples(path, problems, labels=labels, default_user=default_user))
     if not examples and not problems:
         problems.append("line 1: the file holds no examples")
     if problems:
@@ -85,6 +77,35 @@ def read_examples(
             _HINT if default_user is None else _HINT.replace("user, ", ""),
         )
     return examples
+
+
+def iter_examples(
+    path: Path,
+    problems: list[str],
+    *,
+    labels: Sequence[str] | None = None,
+    default_user: str | None = None,
+) -> Iterator[Example]:
+    """Yields the examples of a file as they are read; none is held.
+
+    Args:
+        path: The file, as in `read_examples`.
+        problems: Gets a line for each row that cannot be used, and is left out.
+        labels: The labels that may occur; None allows any.
+        default_user: The user of rows that name none.
+
+    Raises:
+        ExampleError: The file cannot be read at all.
+        MissingExtraError: The file is Parquet and pyarrow is not installed.
+    """
+    open_rows = _format(path, _READERS)
+    try:
+        for place, row in open_rows(path, default_user is not None, problems):
+            example = checked_example(place, row, labels, default_user, problems)
+            if example is not None:
+                yield example
+    except OSError as error:
+        raise ExampleError(f"Cannot read {path}: {error.strerror or error}.") from None
 
 
 def write_examples(path: Path, examples: Iterable[Example], *, mode: int = 0o644) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -11,7 +12,7 @@ from typing import Any, final
 import numpy as np
 
 from umbel.device_client.simulated import EXAMPLES, HELDOUT
-from umbel.shared.errors import ConfigError
+from umbel.shared.errors import ConfigError, ExampleError
 from umbel.shared.examples import Example, read_examples, write_examples
 from umbel.shared.files import sha256_bytes
 from umbel.shared.rng import generator
@@ -19,6 +20,8 @@ from umbel.simulations.data.community import CommunityConfig, generate_community
 from umbel.simulations.data.importers import import_data
 from umbel.simulations.data.splits import Population, UserExamples, split_population
 from umbel.simulations.experiment import DataConfig
+from umbel.simulations.homes.home import table_at
+from umbel.simulations.homes.writing import write_people
 
 Accuracy = Callable[[str, Sequence[str]], float]
 
@@ -84,11 +87,24 @@ def seen_examples(population: Population) -> list[Example]:
 
 
 def make_devices(folder: Path, people: Sequence[UserExamples], support: int, heldout: int) -> None:
-    """Gives each person a device home, numbered in order: 000000, 000001, ..."""
+    """Gives each person a device home of their own, numbered in order: 000000, 000001, ..."""
     for number, user in enumerate(people):
         home = folder / f"{number:06d}"
         write_examples(home / EXAMPLES, user.support[:support], mode=0o600)
         write_examples(home / HELDOUT, user.query[:heldout], mode=0o600)
+
+
+def make_table(folder: Path, people: Sequence[UserExamples], support: int, heldout: int) -> None:
+    """Gives each person a device, numbered in order, in a table of people; one that is whole stays as it is.
+
+    Raises:
+        ExampleError: The folder cannot be written.
+    """
+    with suppress(ExampleError):
+        table = table_at(folder)
+        if table is not None and table.people == len(people):
+            return
+    write_people(folder, ((user.support[:support], user.query[:heldout]) for user in people))
 
 
 def _read(config: DataConfig) -> list[Example]:

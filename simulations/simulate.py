@@ -6,7 +6,7 @@ Every phase leaves its work in the run's folder and is not done again there, so 
       run.json              what this run is; another one does not go on in its folder
       training/             checkpoints, metrics, the finished model
       release/              what was published after training
-      devices/000000/ ...   homes of the seen people's devices
+      devices/              a table of the seen people's devices (`simulations/homes`)
       rounds/               what the rounds have reached
       release-after-rounds/ the release that is measured
       evaluation/           people measured so far
@@ -32,7 +32,6 @@ from umbel.coordinator.federation.settings import SEEDED
 from umbel.coordinator.publish import publish, publish_update
 from umbel.coordinator.train import read_finished, train
 from umbel.device_client.engine import Engine
-from umbel.device_client.simulated import HELDOUT
 from umbel.shared.checks import parsed_json
 from umbel.shared.errors import ConfigError
 from umbel.shared.files import atomic_write, refuse_taken, sha256_bytes, sole_use
@@ -42,7 +41,7 @@ from umbel.simulations.data.splits import UserExamples
 from umbel.simulations.engines import RoundsResult, check_cluster, run_rounds
 from umbel.simulations.evaluation import evaluate_users, reachable
 from umbel.simulations.experiment import ExperimentConfig
-from umbel.simulations.people import People, gather, make_devices, seen_examples
+from umbel.simulations.people import People, gather, make_table, seen_examples
 from umbel.simulations.progress import Progress
 from umbel.simulations.results import (
     Backbone,
@@ -272,9 +271,7 @@ def _rounds(
     if config.rounds.rounds == 0:
         return None
     devices = _panel(people)
-    # The last file of the last home: where it is missing, the homes were not made to the end.
-    if not (out / "devices" / f"{len(devices) - 1:06d}" / HELDOUT).is_file():
-        make_devices(out / "devices", devices, config.rounds.device_examples, config.rounds.device_heldout)
+    make_table(out / "devices", devices, config.rounds.device_examples, config.rounds.device_heldout)
     return run_rounds(
         config.rounds.engine,
         release_folder=release.folder,

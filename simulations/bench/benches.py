@@ -12,7 +12,13 @@ from typing import final
 import umbel
 from umbel.shared.errors import ConfigError
 from umbel.shared.files import sha256_bytes
-from umbel.simulations.bench import device_bench, environment_bench, serving_bench, simulation_bench
+from umbel.simulations.bench import (
+    device_bench,
+    environment_bench,
+    population_bench,
+    serving_bench,
+    simulation_bench,
+)
 from umbel.simulations.bench.encoders import check_encoder
 from umbel.simulations.bench.machine import machine
 from umbel.simulations.bench.rival_env import PEFT, PFL, rival_python, rival_versions
@@ -21,7 +27,7 @@ from umbel.simulations.bench.sides import Settings, Sides
 from umbel.simulations.progress import Progress
 
 Measure = Callable[[Sides, str], list[Row]]
-DEVICE, SERVING, SIMULATION = "device", "serving", "simulation"
+DEVICE, SERVING, SIMULATION, POPULATION = "device", "serving", "simulation", "population"
 ENVIRONMENT = "environment"
 
 
@@ -51,7 +57,9 @@ MEASUREMENTS: Mapping[str, Mapping[str, Measurement]] = {
     SIMULATION: {
         method: Measurement(simulation_bench.rounds_of(method)) for method in simulation_bench.METHODS
     },
+    POPULATION: {"people": Measurement(population_bench.people)},
 }
+_MEASURED = ("bench", "engines", "homes")
 _LIBRARIES = {DEVICE: PEFT, SERVING: PEFT, SIMULATION: PFL}
 
 
@@ -61,7 +69,7 @@ class Request:
     """What a command line asks for.
 
     Attributes:
-        command: "device", "serving" or "simulation".
+        command: "device", "serving", "simulation" or "population".
         folder: The work folder.
         settings: Encoders, threads, repetitions.
         rival_env: An environment with the rival's libraries; None makes one.
@@ -92,10 +100,11 @@ def run_bench(request: Request, progress: Progress) -> Measured:
     for name in request.settings.models:
         check_encoder(name)
     with progress.phase("prepare") as bar:
-        libraries, rival = _LIBRARIES[request.command], None
+        rival, versions = None, dict[str, str]()
         if not request.alone:
+            libraries = _LIBRARIES[request.command]
             rival = rival_python(request.folder, request.rival_env, bar.words, libraries)
-        versions = {} if rival is None else rival_versions(rival, libraries)
+            versions = rival_versions(rival, libraries)
         sides = Sides(request.folder, request.settings, rival, bar.words)
     found = _machine_and_settings(request, machine(versions))
     parts: list[Measured] = []
@@ -150,7 +159,7 @@ def _machine_and_settings(request: Request, told: Mapping[str, str]) -> Measured
 
 
 def _notes(request: Request) -> tuple[str, ...]:
-    if not request.alone:
+    if not request.alone or request.command == POPULATION:  # which compares umbel with itself
         return ()
     if request.command == SIMULATION:
         return ("pfl-research was not compared.",)
@@ -185,6 +194,6 @@ def _measured(request: Request, sides: Sides, name: str, encoder: str, found: Me
 def _code() -> str:
     """Returns a hash of what makes a release, what a device runs, and how it is measured."""
     root = Path(umbel.__file__).parent
-    parts = ("device_client", "shared", "coordinator", "simulations/bench", "simulations/engines")
+    parts = ("device_client", "shared", "coordinator", *(f"simulations/{own}" for own in _MEASURED))
     sources = sorted(path for part in parts for path in (root / part).rglob("*.py"))
     return sha256_bytes(b"".join(path.read_bytes() for path in sources))[:16]

@@ -139,6 +139,36 @@ def simulation(
 
 
 @app.command()
+def population(
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="An encoder: tiny or small; may be given repeatedly."),
+    ] = None,
+    out: _Out = _RUN,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="Threads of the engine.")] = 2,
+    repetitions: Annotated[int, typer.Option(min=1, max=3, help="Processes for each size.")] = 3,
+    fresh: _Fresh = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tiny encoder and few people: shows that everything works.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Measure rounds of 100 people among 1,000, 10,000, 100,000 and 1,000,000 registered ones.
+
+    Seconds of a round and peak memory must stay within 10 % of those among 1,000. The people are generated,
+    in 120 MB of disk for a million at most, and kept in the work folder. Every size runs in fresh
+    processes, in turns; before any time is told, the serial engine must reach the same tensors.
+
+    For instance: umbel bench population --model small
+    """
+    from umbel.simulations.bench.encoders import SMALL, TINY
+    from umbel.simulations.bench.sides import Settings
+
+    settings = Settings(tuple(model or ((TINY,) if quick else (TINY, SMALL))), (threads,), repetitions, quick)
+    _run("population", out, settings, as_json, alone=True, fresh=fresh)
+
+
+@app.command()
 def page(
     run: Annotated[Path, typer.Argument(metavar="FOLDER", help="The work folder of the benchmarks.")] = _RUN,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page and its figures.")] = Path(

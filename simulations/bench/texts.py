@@ -19,9 +19,9 @@ def texts_of(release: Release, count: int, tokens: int) -> list[str]:
         count: How many texts.
         tokens: How long each is, the marks of its ends included.
     """
-    words = _words(release)
+    words = words_of(release)
     rng = generator(0, 0, "", f"texts {tokens}")
-    chosen = rng.integers(len(words), size=(count, tokens - _ENDS))
+    chosen = rng.integers(len(words), size=(count, words_in(tokens)))
     return [" ".join(words[number] for number in row) for row in chosen]
 
 
@@ -31,7 +31,13 @@ def labels_of(count: int, labels: int) -> list[int]:
     return [int(number) for number in generator(0, 0, "", "labels").permutation(numbers)]
 
 
-def _words(release: Release) -> list[str]:
+def words_in(tokens: int) -> int:
+    """Returns of how many words a text of so many tokens is."""
+    return tokens - _ENDS
+
+
+def words_of(release: Release) -> list[str]:
+    """Returns the words of a release's tokenizer, each of which is one token."""
     vocabulary = json.loads(release.blob_path(TOKENIZER).read_bytes())["model"]["vocab"]
     return sorted(
         word

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,6 +81,40 @@ def community(
     with _working(f"Generating {config.users} people"):
         generated = generate_community(config)
     _write(out, generated.examples, as_json)
+
+
+@app.command()
+def pack(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .jsonl, .csv or .parquet file, sorted by user.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the table; an older one is replaced.")],
+    heldout_share: Annotated[
+        float, typer.Option(help="Share of each person's texts that is held out, to be predicted.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Which texts are held out.")] = 0,
+    user: Annotated[str | None, typer.Option(help="The user of rows that name none.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")] = False,
+) -> None:
+    """Pack a file of examples into a table of people: a million devices of a simulation in a few files.
+
+    Each person's rows must stand together in FILE; people are numbered in its order, from 0. The file is
+    read a person at a time, so it may be larger than the memory. Rounds over the table take the time and
+    memory of those who take part: umbel rounds.
+
+    For instance: umbel data pack people.parquet --heldout-share 0.2 --out people
+    """
+    from umbel.simulations.data.packing import pack as packed
+
+    with _working(f"Packing {file}"):
+        found = packed(file, out, heldout_share=heldout_share, seed=seed, default_user=user)
+    if as_json:
+        print(json.dumps({"folder": str(out), **asdict(found)}))
+        return
+    print(
+        f"Packed {found.people:,} people with {found.examples:,} examples, {found.heldout:,} of them held "
+        f"out, into {out} ({found.bytes / 1e6:.1f} MB)."
+    )
 
 
 @app.command()

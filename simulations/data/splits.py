@@ -107,6 +107,21 @@ def split_population(
     )
 
 
+def held_out(user: str, examples: Sequence[Example], *, seed: int, share: float) -> UserExamples:
+    """Splits one user's examples as `split_population` does; who has but one distinct text keeps it to learn.
+
+    Args:
+        user: The user's id.
+        examples: Theirs.
+        seed: Which split.
+        share: Share of the distinct texts that are held out; 0 for none, and the order that was given.
+    """
+    texts = _same_texts(examples)
+    if not share or len(texts) < 2:
+        return UserExamples(user, tuple(examples), ())
+    return _split_user(user, texts, seed, share, None)
+
+
 def _by_time(examples: list[Example]) -> list[Example]:
     times = [example.time for example in examples if example.time is not None]
     if len(times) < len(examples):

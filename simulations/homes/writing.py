@@ -25,7 +25,7 @@ _MOST_PROBLEMS = 1000
 
 @final
 class TableWriter:
-    """Writes a table; it is whole when its context ends without an error, and else there is none.
+    """Writes a table; it is there when its context ends without an error, and an older one until then.
 
     Example:
         >>> import tempfile
@@ -39,7 +39,7 @@ class TableWriter:
     """
 
     def __init__(self, folder: Path):
-        """Begins a table, and removes one that is there, with its profiles.
+        """Begins a table; at its end it takes the place of one that is there, and of that one's profiles.
 
         Args:
             folder: Where it goes; made if it is missing.
@@ -57,8 +57,6 @@ class TableWriter:
         self._problems: list[str] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for old in (MARK, FILE, *(path.name for path in folder.glob("*.table"))):
-                (folder / old).unlink(missing_ok=True)
             handle = os.open(folder / _UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         except OSError as error:
             raise _cannot(folder, error) from None
@@ -150,10 +148,12 @@ class TableWriter:
         self._writer.close()
         self._stream.flush()
         os.fsync(self._stream.fileno())
+        for old in (self.folder / MARK, *self.folder.glob("*.table")):
+            old.unlink(missing_ok=True)
         os.replace(self.folder / _UNFINISHED, self.folder / FILE)
         size = (self.folder / FILE).stat().st_size
         row = {"schema": SCHEMA, "people": self.people, "examples": self.examples, "bytes": size}
-        atomic_write(self.folder / MARK, json.dumps(row).encode() + b"\n")
+        atomic_write(self.folder / MARK, json.dumps(row).encode() + b"\n", mode=0o600)
 
 
 def write_people(folder: Path, people: Iterable[tuple[Sequence[Example], Sequence[Example]]]) -> None:

@@ -153,12 +153,10 @@ def test_stopped_in_every_phase_it_goes_on_to_the_same_figures(
 def test_homes_that_were_not_made_to_the_end_are_made_again(
     experiment: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """Stopped between the two files of the last home."""
+    """Stopped between the table's two files."""
     out = unfinished(whole, tmp_path / "run", "rounds", "release-after-rounds", "evaluation")
-    homes = sorted((out / "devices").iterdir())
-    for profile in (out / "devices").glob("*/profile-*"):
-        profile.unlink()
-    (homes[-1] / "heldout.jsonl").unlink()
+    assert [path.name for path in (out / "devices").glob("profiles-*")]
+    (out / "devices" / "people.json").unlink()
     assert simulate(experiment, out) == 0
     assert figures(out) == figures(whole)
 
@@ -368,7 +366,7 @@ def test_two_at_once_do_not_work_in_one_folder(
 
 def test_a_persons_examples_are_readable_by_their_owner_only(whole: Path) -> None:
     files = [path for path in (whole / "devices").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".jsonl", ".umbel"}
+    assert {path.suffix for path in files} == {".json", ".parquet", ".table"}
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
 
 

@@ -138,3 +138,16 @@ def test_a_page_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="nothing was measured"):
         write_page(tmp_path, tmp_path / "docs")
     assert not (tmp_path / "docs").exists()
+
+
+@pytest.mark.slow  # a dozen processes
+def test_rounds_among_ever_more_people_are_measured(sides: Sides) -> None:
+    words = ["population", "--quick", "--repetitions", "1", "--out", str(sides.folder), "--json"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [(row["part"], row["against"]) for row in rows] == [
+        ("a round", ""), ("peak memory", ""), ("a round", "20 people"), ("peak memory", "20 people"),
+    ]  # fmt: skip
+    assert [row["bound"] for row in rows] == [None, None, 1.1, 1.1]
+    assert all(row["ratio"] > 0 for row in rows[2:])

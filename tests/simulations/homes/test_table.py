@@ -118,9 +118,14 @@ def test_what_cannot_be_used_is_told_for_everybody_and_nothing_is_left(tmp_path:
 def test_a_table_that_is_written_anew_forgets_what_was_kept_of_the_old_people(tmp_path: Path) -> None:
     write_people(tmp_path, [(ANN, [])])
     (tmp_path / "profiles-0123456789ab.table").write_bytes(b"of ann")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(KeyboardInterrupt):
         write_people(tmp_path, interrupted())
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    write_people(tmp_path, [(ANN[1:], [])])
+    assert {path.name for path in tmp_path.iterdir()} == {MARK, FILE}
+    assert PeopleTable(tmp_path).of(0)[0].examples == ANN[1:]
+    (tmp_path / MARK).unlink()
     with pytest.raises(ExampleError, match="no whole table") as error:
         PeopleTable(tmp_path)
     assert error.value.problems == (f"{MARK}: it is missing: the table was not written to its end",)

@@ -1,0 +1,97 @@
+"""Packs a file of examples into a table of people, for rounds over many: a person at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from umbel.shared.checks import count_problems, number_problems, refuse_odd
+from umbel.shared.errors import ExampleError
+from umbel.shared.examples import Example, iter_examples
+from umbel.simulations.data.splits import held_out
+from umbel.simulations.homes.table import FILE, MARK
+from umbel.simulations.homes.writing import TableWriter
+
+_HINT = (
+    "Mend these and try again. A file can be sorted with: sort (JSONL), or ORDER BY user in what wrote it."
+)
+_FEW = 1000  # problems, after which no more are looked for
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What was packed.
+
+    Attributes:
+        people: How many people, numbered from 0 in the file's order.
+        examples: How many examples they have.
+        heldout: How many of these are held out.
+        bytes: Of the table on the disk.
+    """
+
+    people: int
+    examples: int
+    heldout: int
+    bytes: int
+
+
+def pack(
+    file: Path, folder: Path, *, heldout_share: float = 0.0, seed: int = 0, default_user: str | None = None
+) -> Packed:
+    """Packs a file, in which each person's examples stand together, into a table of people.
+
+    Args:
+        file: .jsonl, .csv or .parquet.
+        folder: Where the table goes.
+        heldout_share: Share of a person's distinct texts from which nothing is learned; 0 for none.
+        seed: Which they are.
+        default_user: The user of rows that name none.
+
+    Raises:
+        ConfigError: An argument is out of range, or the folder holds something else.
+        ExampleError: Rows cannot be used, or a person's stand apart; all are told, and nothing is written.
+    """
+    problems = number_problems("heldout_share", heldout_share, 0.0, 0.9)
+    refuse_odd(problems + count_problems("seed", seed, -(2**63), 2**63 - 1))
+    _refuse_other(folder)
+    found: list[str] = []
+    held = 0
+    with TableWriter(folder) as writer:
+        for user, own in _together(iter_examples(file, found, default_user=default_user), found):
+            split = held_out(user, own, seed=seed, share=heldout_share)
+            held += len(split.query)
+            writer.add(split.support, split.query)
+            if len(found) > _FEW:
+                break
+        if not writer.people and not found:
+            found.append("it holds no examples")
+        if found:
+            raise ExampleError(f"{file} cannot be packed", found, _HINT)
+    size = sum((folder / name).stat().st_size for name in (MARK, FILE))
+    return Packed(writer.people, writer.examples, held, size)
+
+
+def _together(examples: Iterator[Example], problems: list[str]) -> Iterator[tuple[str, list[Example]]]:
+    """Yields each person with their examples; who comes again later is a problem."""
+    seen: set[str] = set()
+    own: list[Example] = []
+    for example in examples:
+        if own and example.user != own[0].user:
+            yield own[0].user, own
+            own = []
+        if not own:
+            if example.user in seen:
+                problems.append(f"user {example.user}: the rows stand apart; each person's must be together")
+            seen.add(example.user)
+        own.append(example)
+    if own:
+        yield own[0].user, own
+
+
+def _refuse_other(folder: Path) -> None:
+    """Refuses a folder that holds something else than a table."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        raise ExampleError(f"{folder} holds something else", hint="Name another folder to write to.")
