@@ -34,7 +34,7 @@ from umbel.device_client.engine import Engine
 from umbel.device_client.releases.installed import installed
 from umbel.device_client.rounds import Steps, alone, evaluating, training
 from umbel.device_client.secure.part import collected, take_part
-from umbel.device_client.simulated import AbstractSimulatedHome, SimulatedHome
+from umbel.device_client.simulated import TABLE, AbstractSimulatedHome, SimulatedHome
 from umbel.shared.checks import shown
 from umbel.shared.errors import ConfigError, EgressError, MessageError, StoreError, UmbelError
 from umbel.shared.files import sha256_file
@@ -69,7 +69,17 @@ def device_folder(devices: Path, partition: int) -> Path:
 
 
 def folder_home(devices: Path, partition: int) -> AbstractSimulatedHome:
-    """Opens the home of one simulated device: a folder."""
+    """Opens the home of one simulated device: a folder.
+
+    Raises:
+        ConfigError: The devices are in a table.
+    """
+    if (devices / TABLE).is_file():
+        raise ConfigError(
+            "this app reads no table of people",
+            [f"{devices} holds {TABLE}"],
+            "Run its rounds by umbel's own engines, or make a folder for each device.",
+        )
     return SimulatedHome(device_folder(devices, partition), partition)
 
 

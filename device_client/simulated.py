@@ -25,6 +25,8 @@ from umbel.shared.rng import generator
 
 EXAMPLES = "examples.jsonl"
 HELDOUT = "heldout.jsonl"
+TABLE = "people.json"
+"""Says that the devices of a folder are in a table (`umbel.simulations.homes`), and not in folders."""
 
 
 class AbstractSimulatedHome(ABC):

@@ -19,13 +19,14 @@ from typing import Any, Final, final
 
 import numpy as np
 
+from umbel.device_client.simulated import TABLE
 from umbel.shared.checks import count_problems, key_problems, parsed_json, shown
 from umbel.shared.errors import ExampleError, MissingExtraError
 from umbel.shared.examples import Example, checked_example
 from umbel.shared.text import IntArray
 from umbel.simulations.homes.rows import RowFile
 
-MARK: Final = "people.json"
+MARK: Final = TABLE
 FILE: Final = "examples.parquet"
 SCHEMA: Final = "umbel.people/1"
 COLUMNS: Final[Mapping[str, str]] = {

@@ -1,7 +1,9 @@
 """Clipping, sampling and accounting in plain Python, in the order of the papers' equations."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from umbel.coordinator.federation.privacy.sources import Source
 
 
 def gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
@@ -22,3 +24,12 @@ def clips_oracle(norms: Sequence[Sequence[float]], clip: float, quantile: float,
         clip = clip * math.exp(-rate * (share - quantile))
         clips.append(clip)
     return clips
+
+
+def poisson_oracle(source: Source, clients: Iterable[int], round_: int, chance: float) -> list[int]:
+    """Returns who is sampled, each by the number that is drawn for them among 512 device numbers."""
+    return [
+        client
+        for client in clients
+        if source.uniform(round_, "sample", str(client // 512), 512)[client % 512] < chance
+    ]

@@ -11,7 +11,7 @@ import hmac
 import secrets
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,8 @@ Floats = npt.NDArray[np.float64]
 class Source(Protocol):
     """Gives chance as a function of place: round, purpose and what it is for."""
 
-    def uniform(self, round_: int, purpose: str, subject: str) -> float:
-        """Returns a number from 0 up to 1."""
+    def uniform(self, round_: int, purpose: str, subject: str, size: int) -> Floats:
+        """Returns numbers from 0 up to 1: (size,)."""
 
     def normal(self, round_: int, purpose: str, subject: str, size: int) -> Floats:
         """Returns normal numbers of mean 0 and standard deviation 1: (size,)."""
@@ -44,9 +44,9 @@ class SeedSource:
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def uniform(self, round_: int, purpose: str, subject: str) -> float:
-        """Returns a number from 0 up to 1."""
-        return float(generator(self._seed, round_, subject, purpose).random())
+    def uniform(self, round_: int, purpose: str, subject: str, size: int) -> Floats:
+        """Returns numbers from 0 up to 1."""
+        return generator(self._seed, round_, subject, purpose).random(size)
 
     def normal(self, round_: int, purpose: str, subject: str, size: int) -> Floats:
         """Returns normal numbers, the same for every subject."""
@@ -67,19 +67,14 @@ class KeySource:
             raise ValueError(f"the key has {len(key)} bytes, expected {_KEY_BYTES}")
         self._key = key
 
-    def uniform(self, round_: int, purpose: str, subject: str) -> float:
-        """Returns a number from 0 up to 1."""
-        digest = self._digest(round_, purpose, subject)
-        return (int.from_bytes(digest[:8], "big") >> 11) * 2.0**-53
+    def uniform(self, round_: int, purpose: str, subject: str, size: int) -> Floats:
+        """Returns numbers from 0 up to 1, of 53 random bits each."""
+        bits = np.frombuffer(self._stream(round_, purpose, subject).update(bytes(8 * size)), "<u8")
+        return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def normal(self, round_: int, purpose: str, subject: str, size: int) -> Floats:
         """Returns normal numbers."""
-        from cryptography.hazmat.primitives.ciphers import Cipher
-        from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
-
-        # The key is used for this place alone, so its nonce may be anything.
-        place = self._digest(round_, purpose, subject)
-        stream = Cipher(ChaCha20(place, bytes(16)), mode=None).encryptor()
+        stream = self._stream(round_, purpose, subject)
         found = np.empty(size)
         for start in range(0, size, 2 * _PAIRS):
             count = min(2 * _PAIRS, size - start)
@@ -88,8 +83,14 @@ class KeySource:
             found[start : start + count] = (four[0] + four[1] + four[2] + four[3]) / 2
         return found
 
-    def _digest(self, round_: int, purpose: str, subject: str) -> bytes:
-        return hmac.digest(self._key, f"{round_}|{len(purpose)}|{purpose}|{subject}".encode(), sha256)
+    def _stream(self, round_: int, purpose: str, subject: str) -> Any:
+        """Returns what turns zeros into the random bytes of a place."""
+        from cryptography.hazmat.primitives.ciphers import Cipher
+        from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+
+        place = hmac.digest(self._key, f"{round_}|{len(purpose)}|{purpose}|{subject}".encode(), sha256)
+        # The key is used for this place alone, so its nonce may be anything.
+        return Cipher(ChaCha20(place, bytes(16)), mode=None).encryptor()
 
 
 def _box_muller(data: bytes) -> Floats:

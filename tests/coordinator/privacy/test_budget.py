@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.oracles.privacy import clips_oracle
+from tests.oracles.privacy import clips_oracle, poisson_oracle
 
 from umbel.coordinator.federation.aggregation.mean import Total
 from umbel.coordinator.federation.privacy.accountant import epsilon
 from umbel.coordinator.federation.privacy.budget import PrivacySettings, PrivateRounds, rounds_paid
 from umbel.coordinator.federation.privacy.clipping import count_noise, sum_multiplier
 from umbel.coordinator.federation.privacy.sources import Floats, KeySource, SeedSource
+from umbel.coordinator.federation.sampling import Without
 from umbel.shared.errors import ConfigError
 from umbel.shared.norms import largest
 from umbel.shared.rng import generator
@@ -23,8 +24,8 @@ ADAPTIVE = PrivacySettings(noise_multiplier=0.5, clip_quantile=0.5)
 class NoNoise:
     """A source whose noise is nought, to see what is below it."""
 
-    def uniform(self, round_: int, purpose: str, subject: str) -> float:
-        return KEY.uniform(round_, purpose, subject)
+    def uniform(self, round_: int, purpose: str, subject: str, size: int) -> Floats:
+        return KEY.uniform(round_, purpose, subject, size)
 
     def normal(self, round_: int, purpose: str, subject: str, size: int) -> Floats:
         return np.zeros(size)
@@ -76,7 +77,25 @@ def test_devices_are_sampled_each_by_its_own_chance(expected: int, round_: int) 
     assert chosen == sorted(set(chosen))
     # Who else is there changes nothing for a device.
     assert rounds.sampled(range(20), round_) == [client for client in chosen if client < 20]
-    assert chosen == [n for n in range(40) if KEY.uniform(round_, "sample", str(n)) < expected / 40]
+    assert chosen == poisson_oracle(KEY, range(40), round_, expected / 40)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5000) | st.integers(2**62, 2**62 + 900), unique=True).map(sorted))
+def test_a_sample_of_any_numbers_is_drawn_for_each_of_them(clients: list[int]) -> None:
+    rounds = PrivateRounds(FIXED, 10, 40, KEY)
+    expected = poisson_oracle(KEY, clients, 3, 0.25)
+    assert rounds.sampled(clients, 3) == expected
+    left_out = set(clients[::3])
+    assert rounds.sampled(Without(clients, left_out), 3) == [n for n in expected if n not in left_out]
+
+
+def test_a_million_devices_are_sampled_by_blocks_of_their_numbers() -> None:
+    """Mean 100, standard deviation 10; and no device is looked at that is not drawn."""
+    rounds = PrivateRounds(FIXED, 100, 1_000_000, KEY)
+    found = rounds.sampled(range(1_000_000), 1)
+    assert 60 < len(found) < 140
+    assert rounds.sampled(range(400_000), 1) == [number for number in found if number < 400_000]
 
 
 def test_samples_have_the_size_and_the_spread_of_poisson_sampling() -> None:

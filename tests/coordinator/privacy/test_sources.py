@@ -28,7 +28,8 @@ def test_normal_numbers_are_normal_and_independent(source: Source) -> None:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_uniform_numbers_are_uniform(source: Source) -> None:
-    found = [source.uniform(2, "sample", str(subject)) for subject in range(20_000)]
+    found = np.concatenate([source.uniform(2, "sample", str(subject), 200) for subject in range(100)])
+    assert len(set(found.tolist())) == 20_000
     assert stats.kstest(found, "uniform").pvalue > 0.001
     assert min(found) >= 0.0
     assert max(found) < 1.0
@@ -53,7 +54,7 @@ def test_another_round_purpose_subject_or_key_gives_other_numbers() -> None:
         KeySource(bytes(31) + b"1").normal(1, "noise", "x", 4),
     ]
     assert len({tuple(row) for row in rows}) == 5
-    assert source.uniform(1, "a", "bc") != source.uniform(1, "ab", "c")
+    assert source.uniform(1, "a", "bc", 1) != source.uniform(1, "ab", "c", 1)
 
 
 def test_a_key_is_made_once_is_secret_and_private(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from umbel.coordinator.federation.journal import Journal, RoundsResult
 from umbel.coordinator.federation.sampling import sampled
 from umbel.coordinator.server_app import serve
 from umbel.device_client.engine import Engine
+from umbel.device_client.flower_app import folder_home
 from umbel.device_client.learning import encode_examples
 from umbel.device_client.simulated import SimulatedHome
 from umbel.shared.errors import ConfigError, ExampleError, ProfileError
@@ -208,6 +209,8 @@ def test_tables_that_are_damaged_or_too_small_are_refused_before_a_round(
     )
     with pytest.raises(ExampleError, match="no whole table"):
         home_of(table, 0)
+    with pytest.raises(ConfigError, match="this app reads no table of people"):
+        folder_home(table, 0)  # as the app of `flwr run` opens homes
     (table / FILE).unlink()
     (table / MARK).unlink()
     assert isinstance(home_of(table, 0), SimulatedHome)
