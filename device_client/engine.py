@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, Protocol, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
 
 from umbel.device_client.weights import REPORT, load_weights, placed_names
-from umbel.shared.errors import ReleaseError
+from umbel.shared.checks import shown
+from umbel.shared.errors import ConfigError, ReleaseError
 from umbel.shared.files import sha256_bytes
 from umbel.shared.onboarding import (
     GRAPH,
@@ -40,6 +42,7 @@ from umbel.shared.release import (
 from umbel.shared.text import IntArray, TextEncoder, TokenBatch
 
 GRADIENT = "grad."
+ONNXRUNTIME = "onnxruntime"
 _INTEGERS = frozenset(
     {"input_ids", "attention_mask", "owner", "owners", "labels", "query_labels", "query_owner"}
 )
@@ -47,6 +50,36 @@ _ONBOARDING = (GRAPH, TEACH)
 _Value = TypeVar("_Value")
 _ANY = -1  # a width that the manifest does not tell
 _BEHIND = (*EMBEDDED, CONTRIBUTE_EMBEDDED)
+
+
+class Opener(Protocol):
+    """Opens graphs."""
+
+    def __call__(
+        self,
+        release: Release,
+        graph: str,
+        weights: Mapping[str, FloatArray],
+        placed: Collection[str],
+        options: Any,
+    ) -> Any:
+        """Returns what runs a graph as an onnxruntime session does.
+
+        Args:
+            release: The release.
+            graph: The graph's name.
+            weights: Every shared tensor of the release, by name.
+            placed: Those that onnxruntime finds itself.
+            options: Of an onnxruntime session.
+
+        Raises:
+            ReleaseError: The graph cannot be opened.
+        """
+
+
+def opens_with(compute: str, opener: Opener) -> None:
+    """Names what opens graphs, for engines of this process that are made for `compute`."""
+    _openers[compute] = opener
 
 
 @final
@@ -57,7 +90,9 @@ class Engine:
     says otherwise; in a round it carries the round's, and each graph takes those that it has.
     """
 
-    def __init__(self, release: Release, *, threads: int = 1, alone: bool = False):
+    def __init__(
+        self, release: Release, *, threads: int = 1, alone: bool = False, compute: str = ONNXRUNTIME
+    ):
         """Opens the tokenizer and the weights; texts are read and learned from in float32.
 
         Args:
@@ -65,17 +100,24 @@ class Engine:
             threads: Threads of one graph run.
             alone: Whether nothing else wants these threads' cores, so that within a graph run they wait for
                 each other without going to sleep: as on an owner's device, and unlike in a simulation.
+            compute: What runs the graphs: onnxruntime, or in a simulation what `opens_with` has named.
 
         Raises:
+            ConfigError: Nothing is named `compute`.
             ReleaseError: The tokenizer or the weights do not fit the manifest, though their hashes are right.
         """
         self.release = release
         self.threads = threads
         self.alone = alone
+        if compute not in _openers:
+            raise ConfigError("graphs cannot be run", [f"nothing here is named '{shown(compute)}'"])
+        self.compute = compute
+        self._open = _openers[compute]
         self.encoder = TextEncoder(release.blob_path(TOKENIZER).read_bytes(), release.manifest.max_tokens)
         self._weights = load_weights(release)
         self._placed = placed_names(release)
         self._sessions: dict[str, Any] = {}
+        self._opening = threading.Lock()
         self._reads, self._learns, _ = GRAPHS
 
     @property
@@ -151,7 +193,7 @@ class Engine:
         """Width of an embedding."""
         (width,) = (
             value.shape[1]
-            for value in self._session(self._reads).get_outputs()
+            for value in self.session(self._reads).get_outputs()
             if value.name == "text_embedding"
         )
         return int(width)
@@ -313,7 +355,7 @@ class Engine:
     def _run(
         self, graph: str, outputs: list[str], feed: dict[str, npt.NDArray[Any]]
     ) -> dict[str, FloatArray]:
-        session = self._session(graph)
+        session = self.session(graph)
         try:
             found = session.run(outputs, feed)
         except Exception as error:
@@ -338,9 +380,17 @@ class Engine:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
 
-    def _session(self, graph: str) -> Any:
+    def session(self, graph: str) -> Any:
+        """Returns what runs a graph: an onnxruntime session, or what runs like one."""
+        session = self._sessions.get(graph)
+        if session is not None:
+            return session
+        with self._opening:
+            return self._opened(graph)
+
+    def _opened(self, graph: str) -> Any:
         if graph not in self._sessions:
-            session = _open_session(self.release, graph, self._weights, self._placed, self._options())
+            session = self._open(self.release, graph, self._weights, self._placed, self._options())
             problems = graph_problems(graph, session, self.release.manifest)
             if problems:
                 raise ReleaseError(
@@ -399,6 +449,9 @@ def _open_session(
         raise ReleaseError(
             f"graph '{graph}' of the release cannot be opened", [f"{type(error).__name__}: {first}"], REPORT
         ) from error
+
+
+_openers: dict[str, Opener] = {ONNXRUNTIME: _open_session}
 
 
 def graph_problems(graph: str, session: Any, manifest: Manifest) -> list[str]:

@@ -17,10 +17,10 @@ from umbel.device_client.egress.gate import Departure
 from umbel.device_client.egress.policy import PLUGGED_IN, Policy, Surroundings, surroundings
 from umbel.device_client.engine import Engine
 from umbel.device_client.gain import noised
-from umbel.device_client.learning import Encoded, read_once
+from umbel.device_client.learning import Encoded, encode_examples, read_once
 from umbel.device_client.owner import Device
+from umbel.device_client.rounds import NO_QUERIES
 from umbel.shared.errors import EgressError, ExampleError
-from umbel.shared.examples import Example
 from umbel.shared.messages import GAIN, TRAIN
 from umbel.shared.profile import FloatArray, pack_profile
 from umbel.shared.release import Release
@@ -61,8 +61,11 @@ class EnrolledHome:
         """
         return self._device.client_number(secrets.randbits(63))
 
-    def examples(self) -> list[Example]:
-        """Returns the owner's examples.
+    def support(self, engine: Engine) -> Encoded:
+        """Returns the owner's examples, read where the release wants that.
+
+        What they are read as is not kept: the store has what its owner's own learning reads, mostly in 8
+        bits, and has room for that alone.
 
         Raises:
             ExampleError: There are none.
@@ -70,19 +73,12 @@ class EnrolledHome:
         examples = self._device.known()[0]
         if not examples:
             raise ExampleError("there are no examples to learn from", hint="Add some: umbel device add.")
-        return examples
+        return read_once(engine, [encode_examples(engine, examples)])[0]
 
-    def heldout(self) -> list[Example]:
-        """Returns nothing: all that an owner has is learned from."""
-        return []
-
-    def read(self, engine: Engine, examples: Encoded) -> Encoded:
-        """Returns the examples read, where the release wants that.
-
-        It is not kept: the store has what its owner's own learning reads, mostly in 8 bits, and has room for
-        that alone.
-        """
-        return read_once(engine, [examples])[0]
+    def queries(self, engine: Engine) -> Encoded:
+        """Raises that there are none: all that an owner has is learned from."""
+        del engine
+        raise ExampleError(NO_QUERIES, hint="Only simulated devices are evaluated.")
 
     def save_profile(self, release: Release, profile: Mapping[str, FloatArray]) -> None:
         """Keeps the profile of a round, unless its owner has learned or onboarded one: that one stays.

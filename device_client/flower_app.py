@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
@@ -30,7 +31,7 @@ from umbel.device_client.egress.allowed import (
     of_error,
 )
 from umbel.device_client.egress.gate import Asker, admit, decline, leave
-from umbel.device_client.engine import Engine
+from umbel.device_client.engine import ONNXRUNTIME, Engine
 from umbel.device_client.releases.installed import installed
 from umbel.device_client.rounds import Steps, alone, evaluating, training
 from umbel.device_client.secure.part import collected, take_part
@@ -38,14 +39,24 @@ from umbel.device_client.simulated import TABLE, AbstractSimulatedHome, Simulate
 from umbel.shared.checks import shown
 from umbel.shared.errors import ConfigError, EgressError, MessageError, StoreError, UmbelError
 from umbel.shared.files import sha256_file
-from umbel.shared.messages import GAIN, TRAIN, GainReport, Hello, Wire, read_gain_question, read_task
-from umbel.shared.release import MANIFEST, Release, read_release
+from umbel.shared.messages import (
+    GAIN,
+    TRAIN,
+    GainReport,
+    Hello,
+    RoundTask,
+    Wire,
+    read_gain_question,
+    read_task,
+)
+from umbel.shared.release import MANIFEST, Manifest, Release, read_release
 from umbel.shared.secure.messages import STAGES, UNMASK
 
 if TYPE_CHECKING:
     from umbel.device_client.enrolled import EnrolledHome
 
 HOME, DEVICES, RELEASE, THREADS, PARTITION = "home", "devices", "release", "threads", "partition-id"
+COMPUTE = "compute"
 COORDINATOR = "coordinator"
 ARRAYS, CONFIG = "arrays", "config"
 _SECURE, _HELD = "secure sum", "held"
@@ -55,6 +66,7 @@ Simulated: TypeAlias = Callable[[Path, int], AbstractSimulatedHome]
 """Opens the home of a simulated device: the run config's `devices`, and the device's number."""
 _AnyHome: TypeAlias = "AbstractSimulatedHome | EnrolledHome"
 
+_opening = threading.Lock()
 log = logging.getLogger(__name__)
 
 
@@ -169,7 +181,7 @@ def _done(home: _AnyHome, message: Message, context: Context) -> Steps[tuple[Wir
         _refuse_few(home, message, context, 1)
     engine = _engine(context, home)
     manifest = engine.release.manifest
-    task = read_task(_wire(message), manifest)
+    task = _tasks.read(message.content, manifest)
     if task.stage != stage:
         raise MessageError("the round task cannot be used", [f"it is for {task.stage}, but came as {stage}"])
     if task.stage == TRAIN:
@@ -267,7 +279,9 @@ def _engine(context: Context, home: _AnyHome) -> Engine:
     run = context.run_config if home.release_folder is None else {}
     threads = context.node_config.get(THREADS) or run.get(THREADS) or 1
     place = _place_of(context, home)
-    return _engine_of(place.folder, place.id, int(threads), place.in_home)
+    with _opening:  # a simulation asks several devices at a time
+        compute = str(run.get(COMPUTE) or ONNXRUNTIME)
+        return _engine_of(place.folder, place.id, int(threads), place.in_home, compute)
 
 
 def _place_of(context: Context, home: _AnyHome) -> _Place:
@@ -284,12 +298,12 @@ def _place_of(context: Context, home: _AnyHome) -> _Place:
 
 
 @lru_cache(maxsize=1)  # a second engine would double the memory of a small device
-def _engine_of(folder: str, release_id: str, threads: int, in_home: bool) -> Engine:
+def _engine_of(folder: str, release_id: str, threads: int, in_home: bool, compute: str) -> Engine:
     """Opens a release; one of a home is the one that its store names, and so its folder."""
     place = Path(folder)
     release: Release = installed(place.parent, place.name) if in_home else read_release(place)
     del release_id
-    return Engine(release, threads=threads)
+    return Engine(release, threads=threads, compute=compute)
 
 
 def _asker(message: Message, context: Context) -> Asker:
@@ -298,8 +312,31 @@ def _asker(message: Message, context: Context) -> Asker:
     return Asker(context.run_id, context.node_id, message.metadata.src_node_id, name)
 
 
+@final
+class _TaskReader:
+    """Reads tasks; devices of one process that are given the very same records have them read once."""
+
+    def __init__(self) -> None:
+        self._last: tuple[RecordDict, str, RoundTask] | None = None
+
+    def read(self, records: RecordDict, manifest: Manifest) -> RoundTask:
+        """Returns the task; see `read_task`."""
+        last = self._last
+        if last is not None and last[0] is records and last[1] == manifest.release_id:
+            return last[2]
+        task = read_task(_wire_of(records), manifest)
+        self._last = records, manifest.release_id, task
+        return task
+
+
+_tasks = _TaskReader()
+
+
 def _wire(message: Message) -> Wire:
-    records = message.content
+    return _wire_of(message.content)
+
+
+def _wire_of(records: RecordDict) -> Wire:
     if set(records) != {ARRAYS, CONFIG}:
         raise MessageError(
             "the round task cannot be used", [f"records are {sorted(records)}, expected arrays, config"]

@@ -43,6 +43,12 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        embedding = 0 if self.embedding is None else self.embedding.nbytes
+        return self.tokens.ids.nbytes + self.tokens.mask.nbytes + self.labels.nbytes + embedding
+
     def first(self, count: int) -> Encoded:
         """Returns the first `count` examples."""
         return self.rows(np.arange(min(count, len(self))))

@@ -22,11 +22,9 @@ from typing import Protocol, TypeAlias, TypeVar, final
 import numpy as np
 
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import Encoded, encode_examples, example_logits, learn_profiles
+from umbel.device_client.learning import Encoded, example_logits, learn_profiles
 from umbel.device_client.onboarding import examples_starter
 from umbel.device_client.teaching import taught_change
-from umbel.shared.errors import ExampleError
-from umbel.shared.examples import Example
 from umbel.shared.messages import Contribution, EvaluationReply, RoundTask, clipped, l2_norm
 from umbel.shared.onboarding import PREFIX
 from umbel.shared.profile import FloatArray
@@ -34,12 +32,14 @@ from umbel.shared.release import Release
 from umbel.shared.rng import generator
 from umbel.shared.text import IntArray
 
+NO_QUERIES = "this device has no held-out examples"
+
 _Answer = TypeVar("_Answer")
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedProfile:
     """A profile that an answer waits for.
 
     Attributes:
@@ -52,9 +52,41 @@ class Wanted:
     support: Encoded = field(repr=False)
     task: RoundTask
 
+    def made(self) -> dict[str, FloatArray]:
+        """Returns it: name -> (1, *shape)."""
+        return learned(self.engine, [self.support], self.task)
 
+
+@final
+@dataclass(frozen=True, slots=True)
+class WantedGradient:
+    """The gradient of the summed nll by every trainable of the model, which an answer waits for.
+
+    Attributes:
+        engine: The release.
+        examples: Of one step.
+        owner: (examples,) which of the profiles each is seen with.
+        profile: name -> (profiles, *shape).
+        values: Trainable -> its value.
+    """
+
+    engine: Engine
+    examples: Encoded = field(repr=False)
+    owner: IntArray = field(repr=False)
+    profile: Mapping[str, FloatArray] = field(repr=False)
+    values: Mapping[str, FloatArray] = field(repr=False)
+
+    def made(self) -> dict[str, FloatArray]:
+        """Returns it: trainable -> gradient. The encoder runs only where it has to."""
+        at = self.examples.labels, self.owner, self.profile, self.values
+        if self.examples.embedding is not None and self.engine.contributes_embedded:
+            return self.engine.contribute_embedded(self.examples.embedding, *at)[1]
+        return self.engine.contribute(self.examples.tokens, *at)[1]
+
+
+Wanted: TypeAlias = WantedProfile | WantedGradient
 Steps: TypeAlias = Generator[Wanted, dict[str, FloatArray], _Answer]
-"""Work that stops where it wants a profile, goes on with it, and ends with its answer."""
+"""Work that stops where it wants something made that many may want at a time, and ends with its answer."""
 
 
 class RoundHome(Protocol):
@@ -64,14 +96,21 @@ class RoundHome(Protocol):
     def most_norm(self) -> float:
         """The device's own bound on the norm of a change, whatever clip a task sets."""
 
-    def examples(self) -> list[Example]:
-        """Returns the labelled examples; profiles are learned from them."""
+    def support(self, engine: Engine) -> Encoded:
+        """Returns the labelled examples, with what texts are read as where the release wants that once.
 
-    def heldout(self) -> list[Example]:
-        """Returns examples that nothing is learned from; only simulated devices have some."""
+        Profiles are learned from them.
 
-    def read(self, engine: Engine, examples: Encoded) -> Encoded:
-        """Returns examples with what their texts are read as, where the release wants them read once."""
+        Raises:
+            ExampleError: There are none, or they cannot be used.
+        """
+
+    def queries(self, engine: Engine) -> Encoded:
+        """Returns likewise examples that nothing is learned from; only simulated devices have some.
+
+        Raises:
+            ExampleError: There are none, or they cannot be used.
+        """
 
     def rounding(self, seed: int, round_: int) -> np.random.Generator:
         """Returns what decides how a change is rounded for a secure sum."""
@@ -81,11 +120,11 @@ class RoundHome(Protocol):
 
 
 def alone(steps: Steps[_Answer]) -> _Answer:
-    """Does work of one device whose profiles are learned where it stops, and returns its answer."""
+    """Does work of one device, for which is made by itself what it wants, and returns its answer."""
     try:
         wanted = next(steps)
         while True:
-            wanted = steps.send(learned(wanted.engine, [wanted.support], wanted.task))
+            wanted = steps.send(wanted.made())
     except StopIteration as end:
         answer: _Answer = end.value
         return answer
@@ -116,10 +155,10 @@ def training(engine: Engine, home: RoundHome, client: int, task: RoundTask) -> S
         StoreError: The store cannot be written, or examples were forgotten meanwhile.
     """
     started = time.perf_counter()
-    support = home.read(engine, encode_examples(engine, home.examples()))
-    profile = yield Wanted(engine, support, task)
+    support = home.support(engine)
+    profile = yield WantedProfile(engine, support, task)
     home.save_profile(engine.release, profile)
-    change = shared_change(engine, support, profile, client, task)
+    change = yield from shared_steps(engine, support, profile, client, task)
     change |= taught_change(engine, support, client, task)
     within = l2_norm(change.values()) <= task.settings.clip
     return Contribution(
@@ -139,13 +178,8 @@ def evaluating(engine: Engine, home: RoundHome, task: RoundTask) -> Steps[Evalua
         ExampleError: The home has no usable examples or no held-out ones.
     """
     started = time.perf_counter()
-    heldout = home.heldout()
-    if not heldout:
-        raise ExampleError(
-            "this device has no held-out examples", hint="Only simulated devices are evaluated."
-        )
-    queries = home.read(engine, encode_examples(engine, heldout))
-    profile = yield Wanted(engine, home.read(engine, encode_examples(engine, home.examples())), task)
+    queries = home.queries(engine)
+    profile = yield WantedProfile(engine, home.support(engine), task)
     logits = example_logits(engine, queries, profile, shared=task.arrays)
     return EvaluationReply(
         release_id=engine.release.release_id,
@@ -183,6 +217,13 @@ def learned(
 def shared_change(
     engine: Engine, support: Encoded, profile: Mapping[str, FloatArray], client: int, task: RoundTask
 ) -> dict[str, FloatArray]:
+    """Runs SGD on the model's shared tensors, and returns what changed; see `shared_steps`."""
+    return alone(shared_steps(engine, support, profile, client, task))
+
+
+def shared_steps(
+    engine: Engine, support: Encoded, profile: Mapping[str, FloatArray], client: int, task: RoundTask
+) -> Steps[dict[str, FloatArray]]:
     """Runs SGD on the model's shared tensors, the profile frozen, and returns what changed, not yet clipped.
 
     Args:
@@ -206,23 +247,10 @@ def shared_change(
     for index in minibatches(len(support), settings.batch_size, settings.local_steps, client, task):
         rows = support.rows(index)
         owner = (dropout.random(len(rows)) >= settings.profile_dropout).astype(np.int64)
-        gradients = _gradients(engine, rows, owner, both, values)
+        gradients = yield WantedGradient(engine, rows, owner, both, values)
         rate = np.float32(settings.local_rate / len(rows))
         values = {name: value - rate * gradients[name] for name, value in values.items()}
     return {name: value - first[name] for name, value in values.items()}
-
-
-def _gradients(
-    engine: Engine,
-    rows: Encoded,
-    owner: IntArray,
-    profile: Mapping[str, FloatArray],
-    values: Mapping[str, FloatArray],
-) -> dict[str, FloatArray]:
-    """Returns the gradient of the summed nll by every trainable; the encoder runs only where it has to."""
-    if rows.embedding is not None and engine.contributes_embedded:
-        return engine.contribute_embedded(rows.embedding, rows.labels, owner, profile, values)[1]
-    return engine.contribute(rows.tokens, rows.labels, owner, profile, values)[1]
 
 
 def minibatches(count: int, size: int, steps: int, client: int, task: RoundTask) -> list[IntArray]:

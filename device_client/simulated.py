@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +14,11 @@ from typing import final
 import numpy as np
 
 from umbel.device_client.egress.gate import Departure
+from umbel.device_client.encoded_cache import EncodedCache
 from umbel.device_client.engine import Engine
-from umbel.device_client.learning import Encoded, read_once
-from umbel.shared.errors import ProfileError
+from umbel.device_client.learning import Encoded, encode_examples, read_once
+from umbel.device_client.rounds import NO_QUERIES
+from umbel.shared.errors import ExampleError, ProfileError
 from umbel.shared.examples import Example, read_examples
 from umbel.shared.files import atomic_write, plain_bytes, sha256_bytes
 from umbel.shared.profile import MAX_FILE_BYTES, FloatArray, pack_profile, unpack_profile
@@ -27,6 +29,8 @@ EXAMPLES = "examples.jsonl"
 HELDOUT = "heldout.jsonl"
 TABLE = "people.json"
 """Says that the devices of a folder are in a table (`umbel.simulations.homes`), and not in folders."""
+
+_encoded_last = EncodedCache(64 * 2**20)  # of some thousands of people: one is asked every few rounds
 
 
 class AbstractSimulatedHome(ABC):
@@ -79,6 +83,45 @@ class AbstractSimulatedHome(ABC):
         Raises:
             ProfileError: The profile does not fit the release, or cannot be written.
         """
+
+    @abstractmethod
+    def stamp(self, *, heldout: bool) -> Hashable | None:
+        """Returns what changes when the examples do; None if that cannot be told.
+
+        Args:
+            heldout: Of the held-out examples, rather than of those that profiles are learned from.
+        """
+
+    def support(self, engine: Engine) -> Encoded:
+        """Returns the person's examples, read where the release wants that.
+
+        Raises:
+            ExampleError: There are none, they are malformed, or a label is not one of the release's.
+        """
+        return self._encoded(engine, heldout=False)
+
+    def queries(self, engine: Engine) -> Encoded:
+        """Returns the held-out examples likewise.
+
+        Raises:
+            ExampleError: There are none, they are malformed, or a label is not one of the release's.
+        """
+        found = self._encoded(engine, heldout=True)
+        if not len(found):
+            raise ExampleError(NO_QUERIES, hint="Only people of a simulation who have some are evaluated.")
+        return found
+
+    def _encoded(self, engine: Engine, *, heldout: bool) -> Encoded:
+        """Returns examples as they were encoded last, unless they or the release have changed."""
+
+        def made() -> Encoded:
+            return self.read(engine, encode_examples(engine, self.heldout() if heldout else self.examples()))
+
+        stamp = self.stamp(heldout=heldout)
+        if stamp is None:
+            return made()  # which says what is missing
+        key = engine.release.release_id, engine.precision, engine.compute, heldout, stamp
+        return _encoded_last.get(key, made)
 
     def client_number(self) -> int:
         """Returns the device's place in the row."""
@@ -146,6 +189,14 @@ class SimulatedHome(AbstractSimulatedHome):
         """
         path = self.folder / HELDOUT
         return read_examples(path, default_user="owner") if path.is_file() else []
+
+    def stamp(self, *, heldout: bool) -> Hashable | None:
+        """Returns the file's place, number, time and size."""
+        try:
+            file = (self.folder / (HELDOUT if heldout else EXAMPLES)).stat()
+        except OSError:
+            return None
+        return str(self.folder), file.st_ino, file.st_mtime_ns, file.st_size
 
     def read(self, engine: Engine, examples: Encoded) -> Encoded:
         """Returns the examples read, where the release wants that; what was read before is taken from a file.

@@ -117,6 +117,8 @@ def has_controls(text: str) -> bool:
         >>> has_controls("likes\n"), has_controls("\x1b[31mlikes"), has_controls("mag ich, sehr")
         (True, True, False)
     """
+    if text.isprintable():  # as almost every name is
+        return False
     return any(_is_control(character) for character in text)
 
 

@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ _MAX_LINE_BYTES = 1 << 20
 _MALFORMED_CSV = "malformed CSV (a quote that is not closed or not doubled); not read further"
 _COLUMNS = ("user", "text", "label", "time")
 _HINT = "Each example needs user, text and label; time (a number) may be given. Mend these and try again."
+
+_HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 _F = TypeVar("_F")
 _Row = tuple[str, Mapping[str, object]]  # a place such as "line 3", and the row's cells by column
@@ -232,7 +235,7 @@ def text_problems(text: str) -> list[str]:
 def _check_characters(column: str, value: str, found: list[str]) -> None:
     if "\0" in value:
         found.append(f"{column} holds a NUL character")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if _HALF_OF_A_PAIR.search(value):
         found.append(f"{column} holds half of a surrogate pair, which is no character")
 
 

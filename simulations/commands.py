@@ -67,6 +67,13 @@ def simulate(
             "its machines, in a process for each core.",
         ),
     ] = None,
+    compute: Annotated[
+        str | None,
+        typer.Option(
+            help="What runs the graphs of the cohort engine's devices: onnxruntime (the default), or torch: "
+            "torch:cuda, torch:cuda:bfloat16, torch:cpu."
+        ),
+    ] = None,
     training: Annotated[
         Path | None,
         typer.Option(
@@ -118,7 +125,7 @@ def simulate(
         refused = {
             "--users": users, "--rounds": rounds, "--engine": engine, "--rule": rule,
             "--noise-multiplier": noise_multiplier, "--epsilon-budget": epsilon_budget,
-            "--training": training, "--ray-address": ray_address,
+            "--training": training, "--ray-address": ray_address, "--compute": compute,
         }  # fmt: skip
         _refuse(refused, "this experiment is a comparison of methods")
         _compare(folder, data, out, seed, only or [], threads, workers, restart, take, as_json)
@@ -128,7 +135,7 @@ def simulate(
         refused = {
             "--users": users, "--rounds": rounds, "--engine": engine, "--rule": rule,
             "--noise-multiplier": noise_multiplier, "--epsilon-budget": epsilon_budget,
-            "--training": training, "--ray-address": ray_address,
+            "--training": training, "--ray-address": ray_address, "--compute": compute,
         }  # fmt: skip
         _refuse(refused, "this experiment holds rounds against central training")
         _against_central(folder, data, out, seed, threads, restart, as_json)
@@ -158,6 +165,7 @@ def simulate(
         threads=threads,
         workers=workers,
         ray_address=ray_address,
+        compute=compute,
         restart=restart,
         training=training,
         progress=progress,

@@ -38,7 +38,7 @@ from umbel.shared.files import atomic_write, refuse_taken, sha256_bytes, sole_us
 from umbel.shared.release import Release, read_release
 from umbel.simulations.clock import Clock
 from umbel.simulations.data.splits import UserExamples
-from umbel.simulations.engines import RoundsResult, check_cluster, run_rounds
+from umbel.simulations.engines import RoundsResult, check_cluster, check_compute, run_rounds
 from umbel.simulations.evaluation import evaluate_users, reachable
 from umbel.simulations.experiment import ExperimentConfig
 from umbel.simulations.people import People, gather, make_table, seen_examples
@@ -75,6 +75,7 @@ def simulate(
     threads: int = 2,
     workers: int = 1,
     ray_address: str | None = None,
+    compute: str | None = None,
     restart: bool = False,
     training: Path | None = None,
     progress: Progress,
@@ -88,6 +89,7 @@ def simulate(
         threads: Threads of training and measuring.
         workers: Processes that the flower engine runs devices in; the cohort engine has `threads`.
         ray_address: A Ray cluster that the flower engine runs devices on; see `run_rounds`.
+        compute: What runs the graphs of the cohort engine's devices; onnxruntime if None.
         restart: Begin again, whatever is there.
         training: A finished training of the same people to take instead of training; the recipe is chosen
             anew where [recipe] differs.
@@ -100,6 +102,7 @@ def simulate(
     """
     refuse_taken(out, own=RUN)
     check_cluster(config.rounds.engine, ray_address)
+    check_compute(config.rounds.engine, compute)
     if training is not None and restart and training.resolve().is_relative_to(out.resolve()):
         raise ConfigError(
             f"--restart would remove the training in {training}",
@@ -123,7 +126,9 @@ def simulate(
         clock = Clock(out / "seconds.json")
         clock.load()
         clock.add("data", time.perf_counter() - begun)
-        return _run(name, config, people, out, threads, workers, ray_address, training, clock, progress)
+        return _run(
+            name, config, people, out, threads, workers, ray_address, compute, training, clock, progress
+        )
 
 
 def _run(
@@ -134,6 +139,7 @@ def _run(
     threads: int,
     workers: int,
     ray_address: str | None,
+    compute: str | None,
     training: Path | None,
     clock: Clock,
     progress: Progress,
@@ -156,7 +162,9 @@ def _run(
         progress.say(SEEDED)
     with clock.phase("rounds"), progress.phase("federated rounds") as bar:
         cohort = config.rounds.engine == "cohort"
-        reached = _rounds(config, people, release, out, threads if cohort else workers, ray_address, bar)
+        reached = _rounds(
+            config, people, release, out, threads if cohort else workers, ray_address, compute, bar
+        )
         final = _after_rounds(release, reached, out)
     engine = Engine(final, threads=threads)
     with clock.phase("evaluate"), progress.phase("people never met") as bar:
@@ -266,6 +274,7 @@ def _rounds(
     out: Path,
     workers: int,
     ray_address: str | None,
+    compute: str | None,
     bar: Any,
 ) -> RoundsResult | None:
     if config.rounds.rounds == 0:
@@ -281,6 +290,7 @@ def _rounds(
         out=out / "rounds",
         workers=workers,
         ray_address=ray_address,
+        compute=compute,
         on_round=lambda record: bar.step(
             record.round, config.rounds.rounds, _round_words(record.seen_accuracy)
         ),

@@ -9,14 +9,24 @@ from typing import Protocol
 
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
 from umbel.coordinator.federation.settings import RoundSettings
+from umbel.device_client.engine import ONNXRUNTIME
+from umbel.shared.checks import shown
 from umbel.shared.errors import ConfigError
 from umbel.simulations.engines.ray_cluster import address_problems, reach
 from umbel.simulations.homes.home import missing_homes
 
-__all__ = ["ENGINES", "RoundRecord", "RoundSettings", "RoundsResult", "check_cluster", "run_rounds"]
+__all__ = [
+    "ENGINES",
+    "RoundRecord",
+    "RoundSettings",
+    "RoundsResult",
+    "check_cluster",
+    "check_compute",
+    "run_rounds",
+]
 
-FLOWER = "flower"
-ENGINES = ("cohort", FLOWER, "serial")
+COHORT, FLOWER = "cohort", "flower"
+ENGINES = (COHORT, FLOWER, "serial")
 OnRound = Callable[[RoundRecord], None]
 
 
@@ -42,6 +52,7 @@ def run_rounds(
     out: Path,
     workers: int = 1,
     ray_address: str | None = None,
+    compute: str | None = None,
     on_round: OnRound | None = None,
 ) -> RoundsResult:
     """Runs federated rounds over simulated devices; goes on where a run with the same settings stopped.
@@ -59,6 +70,8 @@ def run_rounds(
         workers: Processes that devices run in for "flower", threads for "cohort".
         ray_address: For "flower": HOST:PORT of a Ray cluster that is there already, or "auto"; devices then
             run in as many processes as it has cores, on all its machines.
+        compute: What runs the release's graphs: onnxruntime if None, or in a cohort also torch, such as
+            "torch:cuda"; see `umbel.simulations.torch_graphs.opening`.
         on_round: Called after every round with its record.
 
     Returns:
@@ -71,7 +84,7 @@ def run_rounds(
         TrainingError: The devices cannot take part, or the engine broke.
         KeyboardInterrupt: Ctrl-C; finished rounds are kept in `out`.
     """
-    _check(engine, devices_folder, clients_total, workers, ray_address)
+    _check(engine, devices_folder, clients_total, workers, ray_address, compute)
     config = settings.as_run_config() | {
         "release": str(release_folder.absolute()),
         "devices": str(devices_folder.absolute()),
@@ -79,6 +92,8 @@ def run_rounds(
         "population": clients_total,
         "threads": 1,
     }
+    if compute is not None:
+        config["compute"] = compute
     return _engine(engine, ray_address)(config, clients_total, workers, on_round)
 
 
@@ -103,8 +118,29 @@ def _cluster_problems(engine: str, ray_address: str | None) -> list[str]:
     return wrong + address_problems(ray_address)
 
 
+def check_compute(engine: str, compute: str | None) -> None:
+    """Refuses what cannot run the graphs of an engine's devices, before there is anything to lose.
+
+    Raises:
+        ConfigError: The engine's devices have onnxruntime only, or torch has no such device here.
+    """
+    problems = _compute_problems(engine, compute)
+    if problems:
+        raise ConfigError("the rounds cannot be computed there", problems, "Pass --engine cohort with it.")
+    if compute not in (None, ONNXRUNTIME):
+        from umbel.simulations.torch_graphs.opening import opener_of
+
+        opener_of(compute)
+
+
+def _compute_problems(engine: str, compute: str | None) -> list[str]:
+    if compute in (None, ONNXRUNTIME) or engine == COHORT:
+        return []
+    return [f"compute is '{shown(compute)}', which is for the cohort engine, found {engine}"]
+
+
 def _engine(name: str, ray_address: str | None) -> Engine:
-    if name == "cohort":
+    if name == COHORT:
         from umbel.simulations.engines.cohort import run_cohort
 
         return run_cohort
@@ -117,9 +153,12 @@ def _engine(name: str, ray_address: str | None) -> Engine:
     return partial(run_flower, ray_address=ray_address)
 
 
-def _check(engine: str, devices: Path, total: int, workers: int, ray_address: str | None) -> None:
+def _check(
+    engine: str, devices: Path, total: int, workers: int, ray_address: str | None, compute: str | None
+) -> None:
     problems = [] if engine in ENGINES else [f"engine is '{engine}', expected one of {', '.join(ENGINES)}"]
     problems += [] if workers >= 1 else [f"workers is {workers}, expected 1 or more"]
+    problems += _compute_problems(engine, compute)
     problems += [] if total >= 1 else [f"clients_total is {total}, expected 1 or more"]
     problems += missing_homes(devices, total)
     problems += _cluster_problems(engine, ray_address)

@@ -1,15 +1,18 @@
 """A whole cohort in this process: devices' private steps run together, a person per row of one batch.
 
 Every device does what it does alone, by the same code (`umbel.device_client.flower_app`), until it wants a
-profile. There it waits; once all of a pack wait, their profiles are learned in one go, and each goes on with
-its own. So messages, checks, the gate and errors are those of any other engine. Packs are a function of the
-round and its devices, so the same seed gives the same numbers; another engine's sums are in another order, so
-its numbers are equal to float32's rounding.
+profile or a gradient. There it waits; once all of a pack wait, what they want is made in one go, and each
+goes on with its own. So messages, checks, the gate and errors are those of any other engine. Packs are a
+function of the round and its devices, and some are at work at a time, each in a thread: the same seed gives
+the same numbers whatever the threads. Another engine's sums are in another order, so its numbers are equal to
+float32's rounding.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -19,36 +22,55 @@ from flwr.app import Context, Message
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
 from umbel.coordinator.server_app import serve
 from umbel.device_client import flower_app
-from umbel.device_client.rounds import Steps, Wanted, learned
+from umbel.device_client.engine import ONNXRUNTIME, Engine
+from umbel.device_client.flower_app import COMPUTE
+from umbel.device_client.rounds import Steps, Wanted, WantedGradient, WantedProfile, learned
 from umbel.shared.profile import FloatArray
 from umbel.simulations.engines.nodes import InProcessGrid
 from umbel.simulations.homes.home import home_of
 
-PACK = 64  # devices: what they hold while they wait is small, and beyond it a batch gets no faster
-_ROWS = (
-    256  # texts of a graph run: the more, the less a run costs beside them; a device has no room for so many
-)
+PACK = 8  # devices: so many texts that a graph run costs little beside them, and few enough for the caches
+_TORCH_PACK = 128  # a GPU wants more at a time
+_ROWS, _TORCH_ROWS = 256, 2048  # texts of a graph run, at most
 
 
 @final
 class CohortGrid(InProcessGrid):
-    """Its devices answer in packs."""
+    """Its devices answer in packs, some of them at a time."""
 
-    def __init__(self, config: dict[str, Any], population: int, pack: int = PACK):
+    def __init__(self, config: dict[str, Any], population: int, *, pack: int = PACK, threads: int = 1):
         """Makes the nodes.
 
         Args:
             config: The run config that every device sees.
             population: How many devices there are.
-            pack: How many answer together.
+            pack: How many answer together; numbers are a function of it, to float32's rounding.
+            threads: How many packs are at work at a time; numbers do not depend on it.
         """
         super().__init__(config, population)
         self._pack = pack
+        self._threads = threads
 
     def answers(self, asked: Sequence[tuple[Message, Context]]) -> Iterator[Message]:
-        """Yields what devices answer."""
-        for start in range(0, len(asked), self._pack):
-            yield from answered_together(asked[start : start + self._pack])
+        """Yields what devices answer, in the order in which they were asked."""
+        packs = (asked[start : start + self._pack] for start in range(0, len(asked), self._pack))
+        if self._threads == 1:
+            for pack in packs:
+                yield from answered_together(pack)
+            return
+        # Few packs ahead of what is taken: a round's answers are not held all at once.
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="pack") as pool:
+            ahead: deque[Future[list[Message]]] = deque()
+            try:
+                for pack in packs:
+                    ahead.append(pool.submit(answered_together, pack))
+                    if len(ahead) > self._threads:
+                        yield from ahead.popleft().result()
+                while ahead:
+                    yield from ahead.popleft().result()
+            finally:
+                for waiting in ahead:
+                    waiting.cancel()
 
 
 @final
@@ -70,10 +92,10 @@ class _Device:
     wanted: Wanted | None = None
     answer: Message | None = None
 
-    def go_on(self, profile: dict[str, FloatArray] | None) -> None:
-        """Works until it wants a profile or has an answer; whatever goes wrong is its answer."""
+    def go_on(self, made: dict[str, FloatArray] | None) -> None:
+        """Works until it wants something or has an answer; whatever goes wrong is its answer."""
         try:
-            self.wanted = self.steps.send(profile) if profile is not None else next(self.steps)
+            self.wanted = self.steps.send(made) if made is not None else next(self.steps)
         except StopIteration as end:
             self.wanted, self.answer = None, end.value
         except Exception as error:
@@ -87,7 +109,7 @@ class _Device:
 
 
 def answered_together(asked: Sequence[tuple[Message, Context]]) -> list[Message]:
-    """Returns what several devices answer; where they want profiles, these are learned together."""
+    """Returns what several devices answer; what they want meanwhile is made for all of them together."""
     devices = [_Device(m, context, flower_app.answering(m, context, home_of)) for m, context in asked]
     for device in devices:
         device.go_on(None)
@@ -98,22 +120,25 @@ def answered_together(asked: Sequence[tuple[Message, Context]]) -> list[Message]
 
 
 def _alike(waiting: Sequence[_Device]) -> list[list[_Device]]:
-    """Returns the devices by what a batch must have in common: the engine and the recipe."""
-    groups: dict[tuple[int, str], list[_Device]] = {}
+    """Returns the devices by what a batch must have in common."""
+    groups: dict[tuple[Any, ...], list[_Device]] = {}
     for device in waiting:
-        wanted = device.wanted
-        assert wanted is not None
-        recipe = wanted.task.recipe(wanted.engine.release.manifest, len(wanted.support))
-        groups.setdefault((id(wanted.engine), repr(recipe)), []).append(device)
+        assert device.wanted is not None
+        groups.setdefault(_kind(device.wanted), []).append(device)
     return list(groups.values())
 
 
+def _kind(wanted: Wanted) -> tuple[Any, ...]:
+    if isinstance(wanted, WantedGradient):
+        return id(wanted.engine), wanted.examples.embedding is not None
+    recipe = wanted.task.recipe(wanted.engine.release.manifest, len(wanted.support))
+    return id(wanted.engine), repr(recipe)
+
+
 def _give(alike: Sequence[_Device]) -> None:
-    """Learns what devices wait for, and lets them go on; if that fails for one, each learns for itself."""
-    wanted = [device.wanted for device in alike if device.wanted is not None]
+    """Makes what devices wait for, and lets them go on; if that fails, each has its own made by itself."""
     try:
-        rows = _ROWS if len(wanted) > 1 else None
-        profile = learned(wanted[0].engine, [own.support for own in wanted], wanted[0].task, rows)
+        made = _made([device.wanted for device in alike if device.wanted is not None])
     except Exception as error:
         if len(alike) == 1:
             alike[0].fail(error)
@@ -121,8 +146,32 @@ def _give(alike: Sequence[_Device]) -> None:
         for device in alike:
             _give([device])
         return
-    for row, device in enumerate(alike):
-        device.go_on({name: values[row : row + 1] for name, values in profile.items()})
+    for device, own in zip(alike, made, strict=True):
+        device.go_on(own)
+
+
+def _made(wanted: Sequence[Wanted]) -> list[dict[str, FloatArray]]:
+    """Makes profiles in one batch; and gradients, where what runs the graphs can do so for many people."""
+    if len(wanted) == 1:
+        return [wanted[0].made()]
+    profiles = [own for own in wanted if isinstance(own, WantedProfile)]
+    if profiles:
+        engine, task = profiles[0].engine, profiles[0].task
+        found = learned(engine, [own.support for own in profiles], task, rows=rows_of(engine))
+        return [
+            {name: values[row : row + 1] for name, values in found.items()} for row in range(len(profiles))
+        ]
+    gradients = [own for own in wanted if isinstance(own, WantedGradient)]
+    if gradients[0].engine.compute == ONNXRUNTIME:
+        return [own.made() for own in gradients]
+    from umbel.simulations.torch_graphs.gradients import gradients_of_each
+
+    return gradients_of_each(gradients)
+
+
+def rows_of(engine: Engine) -> int:
+    """Returns how many texts go into a graph run at most."""
+    return _ROWS if engine.compute == ONNXRUNTIME else _TORCH_ROWS
 
 
 def run_cohort(
@@ -133,6 +182,12 @@ def run_cohort(
 ) -> RoundsResult:
     """Runs the rounds of a run config; see `run_rounds`. `workers` are threads here."""
     Path(str(config["out"])).mkdir(parents=True, exist_ok=True)
-    own = {**config, "threads": workers}
-    grid = CohortGrid(own, population)
-    return serve(grid, own, on_round=on_round, roll=grid.roll())
+    compute = str(config.get(COMPUTE, ONNXRUNTIME))
+    if compute == ONNXRUNTIME:
+        grid = CohortGrid(config, population, threads=workers)
+    else:
+        from umbel.simulations.torch_graphs.opening import compute_with_torch
+
+        compute_with_torch(compute, threads=workers)
+        grid = CohortGrid(config, population, pack=_TORCH_PACK)
+    return serve(grid, config, on_round=on_round, roll=grid.roll())

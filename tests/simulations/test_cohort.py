@@ -11,6 +11,7 @@ from tests.builders import write_devices
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
 from umbel.coordinator.server_app import serve
 from umbel.device_client.simulated import EXAMPLES as FILE
+from umbel.shared.errors import ConfigError
 from umbel.shared.release import Release
 from umbel.simulations.engines import RoundSettings, run_rounds
 from umbel.simulations.engines.cohort import CohortGrid
@@ -27,22 +28,32 @@ def devices(tmp_path: Path) -> Path:
 
 
 def run(
-    engine: str, release: Release, devices: Path, out: Path, settings: RoundSettings = SETTINGS
+    engine: str,
+    release: Release,
+    devices: Path,
+    out: Path,
+    settings: RoundSettings = SETTINGS,
+    compute: str | None = None,
 ) -> RoundsResult:
     return run_rounds(
         engine, release_folder=release.folder, devices_folder=devices, clients_total=len(EXAMPLES),
-        settings=settings, out=out,
+        settings=settings, out=out, compute=compute,
     )  # fmt: skip
 
 
 def in_packs(
-    size: int, release: Release, devices: Path, out: Path, settings: RoundSettings = SETTINGS
+    size: int,
+    release: Release,
+    devices: Path,
+    out: Path,
+    settings: RoundSettings = SETTINGS,
+    threads: int = 1,
 ) -> RoundsResult:
     config: dict[str, Any] = settings.as_run_config() | {
         "release": str(release.folder), "devices": str(devices), "out": str(out),
         "population": len(EXAMPLES), "threads": 1,
     }  # fmt: skip
-    return serve(CohortGrid(config, len(EXAMPLES), size), config)
+    return serve(CohortGrid(config, len(EXAMPLES), pack=size, threads=threads), config)
 
 
 def told(result: RoundsResult) -> list[RoundRecord]:
@@ -58,15 +69,21 @@ def assert_close(found: RoundsResult, expected: RoundsResult, tolerance: float) 
 RELEASES = ("tiny_release", "embedded_release", "taught_release")
 
 
+@pytest.mark.parametrize("compute", [None, "torch:cpu"])
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("name", RELEASES)
 def test_a_cohort_gives_the_numbers_of_devices_one_after_another(
-    name: str, secure: bool, request: pytest.FixtureRequest, devices: Path, tmp_path: Path
+    name: str,
+    secure: bool,
+    compute: str | None,
+    request: pytest.FixtureRequest,
+    devices: Path,
+    tmp_path: Path,
 ) -> None:
     release: Release = request.getfixturevalue(name)
     settings = replace(SETTINGS, secure=secure)
     serial = run("serial", release, devices, tmp_path / "serial", settings)
-    found = run("cohort", release, devices, tmp_path / "cohort", settings)
+    found = run("cohort", release, devices, tmp_path / "cohort", settings, compute)
     moved = max(
         np.abs(values - serial.trainables[other]).max()
         for (other, values) in run(
@@ -93,6 +110,20 @@ def test_the_same_seed_gives_the_same_numbers_and_other_packs_the_same_but_for_r
     first = in_packs(3, tiny_release, devices, tmp_path / "1")
     assert_close(in_packs(3, tiny_release, devices, tmp_path / "2"), first, 0.0)
     assert_close(in_packs(64, tiny_release, devices, tmp_path / "3"), first, 1e-5)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_numbers_do_not_depend_on_the_threads(
+    secure: bool, embedded_release: Release, devices: Path, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, secure=secure)
+    alone = in_packs(2, embedded_release, devices, tmp_path / "1", settings, threads=1)
+    assert_close(in_packs(2, embedded_release, devices, tmp_path / "3", settings, threads=3), alone, 0.0)
+
+
+def test_torch_is_for_the_cohort(tiny_release: Release, devices: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="which is for the cohort engine, found serial"):
+        run("serial", tiny_release, devices, tmp_path, compute="torch:cpu")
 
 
 def test_a_device_that_fails_fails_for_itself(tiny_release: Release, devices: Path, tmp_path: Path) -> None:
