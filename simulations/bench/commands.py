@@ -156,7 +156,7 @@ def population(
     """Measure rounds of 100 people among 1,000, 10,000, 100,000 and 1,000,000 registered ones.
 
     Seconds of a round and peak memory must stay within 10 % of those among 1,000. The people are generated,
-    in 120 MB of disk for a million at most, and kept in the work folder. Every size runs in fresh
+    in 200 MB of disk for a million, and kept in the work folder. Every size runs in fresh
     processes, in turns; before any time is told, the serial engine must reach the same tensors.
 
     For instance: umbel bench population --model small

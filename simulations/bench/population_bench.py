@@ -43,7 +43,7 @@ class Registered:
     Attributes:
         sizes: How many people are registered.
         clients: How many take part in a round.
-        texts: Of each person: few and short, so that a million people are about 110 MB.
+        texts: Of each person: few and short, so that a million people are less than 200 MB.
         tokens: Of each text.
         steps: Private steps; there is one shared step.
         rounds: Of a process; the first one warms up.
