@@ -27,7 +27,7 @@ from umbel.coordinator.config import BackboneConfig, CoordinatorConfig
 from umbel.coordinator.model import PersonalModel, build_model
 from umbel.coordinator.onboarding.network import Onboarder
 from umbel.coordinator.onboarding.training import OnboardingTrainer, found_players, starts_of
-from umbel.coordinator.training.adapt import Keeper, adapt
+from umbel.coordinator.training.adapt import ORDER, Keeper, adapt
 from umbel.coordinator.training.board import Board
 from umbel.coordinator.training.calibrate import TorchGradients, choose_recipe
 from umbel.coordinator.training.checkpoint import CHECKPOINT, Progress
@@ -37,12 +37,13 @@ from umbel.coordinator.training.start import start_shared, start_users
 from umbel.coordinator.training.step import set_dropout, trained_parameters
 from umbel.coordinator.training.table import over_embeddings
 from umbel.coordinator.training.temperature import fit_calibration
+from umbel.coordinator.training.threads import computing_with
 from umbel.coordinator.training.trainer import ASIDE, Trainer, training_device, uses_bfloat16
 from umbel.coordinator.training.traits import TraitHead
 from umbel.shared.answers import Calibration
 from umbel.shared.errors import ConfigError, TrainingError
 from umbel.shared.examples import Example, labels_of
-from umbel.shared.files import refuse_taken, sole_use
+from umbel.shared.files import refuse_taken, sha256_bytes, sole_use
 from umbel.shared.onboarding import PREFIX
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.rng import integer_seed
@@ -108,14 +109,12 @@ def arithmetic(threads: int) -> Iterator[None]:
 
     Both hold for the whole process, numpy included, so they are set back.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-        torch.set_num_threads(before)
+    with computing_with(threads):
+        torch.set_flush_denormal(True)
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(False)
 
 
 def _train(
@@ -292,6 +291,7 @@ def _behind(
     tabled, tokens = over_embeddings(
         model, data.tokens, on_text=lambda done, of: on_progress("read the texts", done, of, "")
     )
+    torch.set_num_threads(1)  # until training ends: more would wait for each other
     training = config.training.model_copy(update={"precision": "float32"})
     return tabled, replace(data, tokens=tokens), config.model_copy(update={"training": training})
 
@@ -371,7 +371,7 @@ def _adapted(
         precision=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
         on_step=lambda done, of: on_progress("adapt the encoder", done, of, ""),
         traits=None if factors is None else _trait_head(model, data, config, factors).to(device),
-        keeper=Keeper(folder, fingerprint),
+        keeper=Keeper(folder, sha256_bytes(f"{fingerprint}: {ORDER}".encode())),
     )
     kept = encoder | head if training.head == "adapted" else encoder
     return {name: value.detach().cpu().clone() for name, value in kept.items()}

@@ -7,6 +7,7 @@ backward; then the whole is lowered to ONNX.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -43,7 +44,7 @@ def exported(
     from torch.export.experimental import _export_forward_backward
     from torch.utils._pytree import tree_structure
 
-    with _quiet():
+    with _quiet(), _garbage_kept():
         program = torch.export.export(module, arguments, dynamic_shapes=dynamic_shapes, strict=False)
         both = _export_forward_backward(program) if differentiate else program
         found = both.graph_signature.output_specs
@@ -130,3 +131,15 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Holds back the garbage collector: tracing makes millions of objects, and few of them are garbage."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -40,6 +40,8 @@ _CHUNK_BATCHES = 16
 _CHECKPOINT_EVERY = 50
 _DECAY = 0.01
 _CLIP = 1.0
+ORDER = "texts drawn twice are read once"
+"""Part of what tells checkpoints apart: those of another order of texts do not go on."""
 
 
 @final
@@ -184,19 +186,29 @@ def mean_states(
     model: PersonalModel, data: TrainingData, texts: npt.NDArray[np.int64], precision: Callable[[], Any]
 ) -> Tensor:
     """Returns each text's mean token state (texts, d), float32, without profiles."""
+    return _readings(model, data, texts, precision)[1]
+
+
+@torch.no_grad()
+def _readings(
+    model: PersonalModel, data: TrainingData, texts: npt.NDArray[np.int64], precision: Callable[[], Any]
+) -> tuple[Tensor, Tensor]:
+    """Returns logits (texts, labels) and mean token states (texts, d), float32, in one pass over the texts."""
     model.eval()
-    found: Tensor | None = None
+    encoder: Any = model.encoder
+    logits = torch.empty(len(texts), len(data.labels))
+    means = torch.empty(len(texts), int(encoder.config.hidden_size))
     for part in data.tokens.like_length(256, texts):
-        tokens = data.tokens.rows(texts[part])
-        ids, mask = _placed(model, tokens)
+        ids, mask = _placed(model, data.tokens.rows(texts[part]))
+        frame = model.nobody(mask)
         with precision():
-            states = model.states(ids, mask, model.nobody(mask))
+            states = model.states(ids, mask, frame)
+            answers = model.answers(states, mask, frame)
         weights = mask.unsqueeze(-1).float()
         pooled = (states.float() * weights).sum(1) / weights.sum(1).clamp_min(1.0)
-        found = torch.empty(len(texts), pooled.shape[1]) if found is None else found
-        found[torch.from_numpy(part)] = pooled.cpu()
-    assert found is not None
-    return found
+        index = torch.from_numpy(part)
+        logits[index], means[index] = answers.float().cpu(), pooled.cpu()
+    return logits, means
 
 
 def schedule(step: int, steps: int) -> float:
@@ -208,12 +220,15 @@ def schedule(step: int, steps: int) -> float:
 def _batches(
     said: Opinions, data: TrainingData, size: int, rng: np.random.Generator
 ) -> Iterator[npt.NDArray[np.intp]]:
-    """Draws places in `said.text` without end; texts of like length share a batch, which saves padding."""
+    """Draws places in `said.text` without end; texts of like length share a batch, which saves padding.
+
+    So do the draws of one text, which is then read once (see `_loss`).
+    """
     root = np.sqrt(said.counts.sum(1))
     lengths = data.tokens.mask.sum(1)[said.text]
     while True:
         drawn = rng.choice(len(root), size * _CHUNK_BATCHES, p=root / root.sum())
-        drawn = drawn[np.argsort(lengths[drawn], kind="stable")].reshape(_CHUNK_BATCHES, size)
+        drawn = drawn[np.lexsort((drawn, lengths[drawn]))].reshape(_CHUNK_BATCHES, size)
         yield from drawn[rng.permutation(_CHUNK_BATCHES)]
 
 
@@ -225,25 +240,30 @@ def _loss(
     precision: Callable[[], Any],
     traits: TraitHead | None,
 ) -> Tensor:
+    """Returns the mean loss over what was drawn; a text that was drawn twice is read once and counts twice."""
     root = np.sqrt(said.counts.sum(1))
+    chosen, times = np.unique(chosen, return_counts=True)
+    often = times * (len(times) / times.sum())  # their mean is 1
     tokens = data.tokens.rows(said.text[chosen])
     shares = said.counts[chosen] / said.counts[chosen].sum(1, keepdims=True)
-    weights = root[chosen] / ((root**2).sum() / root.sum())  # the mean over what is drawn
+    weights = often * root[chosen] / ((root**2).sum() / root.sum())  # the mean over what is drawn
     with precision():
         ids, mask = _placed(model, tokens)
         logits, embedding = model.read(ids, mask, model.nobody(mask))
     target = torch.from_numpy(shares).float().to(logits.device)
     nll = -(functional.log_softmax(logits.float(), dim=-1) * target).sum(-1)
     loss = (nll * torch.from_numpy(weights).float().to(logits.device)).mean()
-    return loss if traits is None else loss + traits.loss(embedding.float(), said.text[chosen])
+    return loss if traits is None else loss + traits.loss(embedding.float(), said.text[chosen], often)
 
 
 @torch.no_grad()
 def held_out_loss(model: PersonalModel, data: TrainingData, precision: Callable[[], Any]) -> float:
     """Returns the mean nll of the seen people's held-out judgements, without profiles."""
-    model.eval()
     said = opinions(data.validation, len(data.labels))
-    logits = generic_logits(model, data, said.text, precision)
+    return _mean_nll(said, generic_logits(model, data, said.text, precision))
+
+
+def _mean_nll(said: Opinions, logits: Tensor) -> float:
     nll = -functional.log_softmax(logits, dim=-1).double().numpy()
     return float((nll * said.counts).sum() / said.counts.sum())
 
@@ -253,11 +273,10 @@ def _look(
     model: PersonalModel, data: TrainingData, precision: Callable[[], Any], traits: TraitHead | None
 ) -> float:
     """Returns the held-out loss, and how far the held-out texts are from their traits."""
-    loss = held_out_loss(model, data, precision)
-    if traits is None:
-        return loss
-    texts = np.unique(data.validation.text)
-    return loss + float(traits.loss(mean_states(model, data, texts, precision), texts))
+    said = opinions(data.validation, len(data.labels))
+    logits, means = _readings(model, data, said.text, precision)
+    loss = _mean_nll(said, logits)
+    return loss if traits is None else loss + float(traits.loss(means, said.text))
 
 
 @torch.no_grad()
@@ -265,15 +284,7 @@ def generic_logits(
     model: PersonalModel, data: TrainingData, texts: npt.NDArray[np.int64], precision: Callable[[], Any]
 ) -> Tensor:
     """Returns logits (texts, labels), float32, without profiles, in batches of like length."""
-    model.eval()
-    found = torch.empty(len(texts), len(data.labels))
-    for part in data.tokens.like_length(256, texts):
-        tokens = data.tokens.rows(texts[part])
-        with precision():
-            ids, mask = _placed(model, tokens)
-            logits, _ = model.read(ids, mask, model.nobody(mask))
-        found[torch.from_numpy(part)] = logits.float().cpu()
-    return found
+    return _readings(model, data, texts, precision)[0]
 
 
 def _placed(model: PersonalModel, tokens: TokenBatch) -> tuple[Tensor, Tensor]:

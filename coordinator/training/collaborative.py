@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from umbel.coordinator.training.data import Rows
+from umbel.coordinator.training.threads import computing_with
 from umbel.shared.rng import integer_seed
 
 _STEPS = 400
@@ -94,8 +95,9 @@ def found_factors(
     known = held_out.take(np.flatnonzero(np.isin(held_out.text, rows.text)))
     if len(known) < _LEAST_HELD_OUT:
         return None
-    alone = factorise(rows, users, labels, 1, _ALONE, seed).nll(known)
-    tried = [factorise(rows, users, labels, size, prior, seed) for prior in _PRIORS]
+    with computing_with(1):  # each of very many steps is too small for more
+        alone = factorise(rows, users, labels, 1, _ALONE, seed).nll(known)
+        tried = [factorise(rows, users, labels, size, prior, seed) for prior in _PRIORS]
     best = min(tried, key=lambda factors: float(factors.nll(known).mean()))
     gain = alone - best.nll(known)
     return best if gain.mean() > 2 * gain.std() / len(gain) ** 0.5 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -41,14 +42,18 @@ class TraitHead(nn.Module):
         self._weight = torch.zeros(texts)
         self._weight[torch.from_numpy(factors.text)] = torch.from_numpy(factors.weight).float()
 
-    def loss(self, embedding: Tensor, text: IntArray) -> Tensor:
+    def loss(self, embedding: Tensor, text: IntArray, often: npt.NDArray[np.float64] | None = None) -> Tensor:
         """Returns the mean weighted squared distance, a scalar.
 
         Args:
             embedding: (batch, d).
             text: (batch,) which texts.
+            often: (batch,) how often each of them counts, 1 on average; all alike if None.
         """
         index = torch.from_numpy(text)
+        weight = self._weight[index]
+        if often is not None:
+            weight = weight * torch.from_numpy(often).float()
         device = embedding.device
         apart = embedding @ self.matrix.T + self.offset - self._target[index].to(device)
-        return (apart.square().sum(-1) * self._weight[index].to(device)).mean()
+        return (apart.square().sum(-1) * weight.to(device)).mean()
