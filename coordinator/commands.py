@@ -49,16 +49,22 @@ def train(
 
     For instance: umbel coordinator train config.toml --examples seen.jsonl --out training
 
+    With several processes: torchrun --nproc-per-node 2 -m umbel coordinator train config.toml ...
+
     Watch it with: tensorboard --logdir training, or read training/metrics.jsonl.
     """
     from umbel.coordinator.config import read_config
     from umbel.coordinator.train import train as run
+    from umbel.coordinator.training.workers import is_helper
     from umbel.shared.examples import read_examples
 
     settings = read_config(config)
     rows = read_examples(examples, labels=settings.task.labels)
-    with _bar(as_json) as on_progress:
+    helps = is_helper()
+    with _bar(as_json or helps) as on_progress:
         trained = run(settings, rows, out, threads=threads, restart=restart, on_progress=on_progress)
+    if helps:
+        return  # the first one tells
     report = trained.report
     best = min(report["curve"], key=lambda row: row["heldout_loss"])
     found = {

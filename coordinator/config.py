@@ -145,6 +145,9 @@ class TrainingConfig(Strict):
         "auto", description="auto: bfloat16 where a GPU or the processor (AMX, AVX512-BF16) has units."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train.")
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="Whether a step is compiled by torch.compile; auto: on a GPU."
+    )
 
 
 @final

@@ -79,6 +79,8 @@ class Frame:
         users: Private tensors as the caller gave them, (users, *shape); None where there may be more users
             than examples, as in training.
         made: What methods have made of private tensors for all of their sites at once, by key.
+        everyone: (rows, ...) -> (batch, ...): what other workers have of the batch besides, where several
+            processes share it in training; None where these rows are all of it.
     """
 
     profile: Mapping[str, Tensor]
@@ -92,6 +94,11 @@ class Frame:
     embedding: Tensor | None = None
     users: Mapping[str, Tensor] | None = None
     made: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    everyone: Callable[[Tensor], Tensor] | None = None
+
+    def of_batch(self, rows: Tensor) -> Tensor:
+        """Returns (batch, ...) of the whole batch, for terms that compare its rows with each other."""
+        return rows if self.everyone is None else self.everyone(rows)
 
     def once(self, key: str, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Returns what `make` gave when it was first asked for in this pass."""

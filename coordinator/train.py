@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from umbel.coordinator.training.calibrate import TorchGradients, choose_recipe
 from umbel.coordinator.training.checkpoint import CHECKPOINT, Progress
 from umbel.coordinator.training.collaborative import Factors, found_factors
 from umbel.coordinator.training.data import TrainingData, prepare
+from umbel.coordinator.training.speed import fuse_attention
 from umbel.coordinator.training.start import start_shared, start_users
 from umbel.coordinator.training.step import set_dropout, trained_parameters
 from umbel.coordinator.training.table import over_embeddings
@@ -40,6 +41,7 @@ from umbel.coordinator.training.temperature import fit_calibration
 from umbel.coordinator.training.threads import computing_with
 from umbel.coordinator.training.trainer import ASIDE, Trainer, training_device, uses_bfloat16
 from umbel.coordinator.training.traits import TraitHead
+from umbel.coordinator.training.workers import ALONE, Workers, joined
 from umbel.shared.answers import Calibration
 from umbel.shared.errors import ConfigError, TrainingError
 from umbel.shared.examples import Example, labels_of
@@ -50,6 +52,7 @@ from umbel.shared.rng import integer_seed
 from umbel.shared.text import TextEncoder
 
 _OTHER_TRAINING = "Name one of this very configuration."
+_TRAIN, _NOTHING_TO_DO = "train", "nothing to do"
 _OTHER_OUT = "Choose another --out, or pass --restart to train again there."
 
 ADAPTATION = "adaptation"
@@ -81,6 +84,9 @@ def train(
     or the trainables differ from those of a finished training, nothing is trained again: the recipe is
     chosen anew.
 
+    Where torchrun has started several processes, all of them call this: each computes its share of every
+    step, the first one writes to `out`, and all return the same.
+
     Args:
         config: What to train and how.
         examples: Examples of seen users: public data, or given with consent.
@@ -98,9 +104,14 @@ def train(
         BackboneError: The backbone cannot be loaded.
         ExampleError: A label is not among the configured ones.
     """
-    refuse_taken(out, own=DESCRIPTION)
-    with sole_use(out), arithmetic(threads):
-        return _train(config, examples, out, restart, finished, on_progress)
+    with joined(training_device(config.training.device).type == "cuda") as workers, arithmetic(threads):
+        if not workers.first:
+            return _helped(config, examples, out, workers, on_progress)
+        refuse_taken(out, own=DESCRIPTION)
+        with sole_use(out):
+            trained = _train(config, examples, out, restart, finished, on_progress, workers)
+        workers.from_first(_sent(trained))
+        return trained
 
 
 @contextmanager
@@ -124,7 +135,73 @@ def _train(
     restart: bool,
     finished: Path | None,
     on_progress: OnProgress,
+    workers: Workers,
 ) -> TrainedModel:
+    """Does what the first worker does."""
+    backbone, fingerprint = _begun_alike(config, examples, workers)
+    here = (out / DESCRIPTION).is_file() and not restart
+    earlier = _finished(out, fingerprint) if here else None
+    if not here and finished is not None:
+        earlier = _finished(finished, fingerprint, _OTHER_TRAINING)
+    if here and earlier is not None and earlier.config == config:
+        workers.from_first(_NOTHING_TO_DO)
+        return earlier
+    model, data = _prepared(config, examples, backbone)
+    if restart:
+        _forget(out)
+    workers.from_first(_NOTHING_TO_DO if earlier else _TRAIN)
+    if earlier is None:
+        texts = list(dict.fromkeys(example.text for example in examples))  # in the order of data.tokens
+        trained = _run(config, backbone, model, data, texts, out, fingerprint, on_progress, workers)
+    else:
+        trained = _reused(earlier, config, data, on_progress)
+    save_trained(out, trained)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    for name in (ADAPTATION, ONBOARDING):
+        shutil.rmtree(out / name, ignore_errors=True)
+    return trained
+
+
+def _helped(
+    config: CoordinatorConfig,
+    examples: Sequence[Example],
+    out: Path,
+    workers: Workers,
+    on_progress: OnProgress,
+) -> TrainedModel:
+    """Does what every other worker does: its share of each step; what is trained, the first one tells."""
+    backbone, fingerprint = _begun_alike(config, examples, workers)
+    if workers.from_first(None) == _TRAIN:
+        model, data = _prepared(config, examples, backbone)
+        _trained_together(config, model, data, out, fingerprint, on_progress, workers)
+    return _received(workers.from_first(None), config)
+
+
+def _sent(trained: TrainedModel) -> tuple[Any, ...]:
+    """Returns a finished training without its configuration, in parts that can be sent."""
+    calibration = None if trained.calibration is None else trained.calibration.as_json()
+    named = (trained.labels, trained.backbone_sha256, trained.fingerprint, trained.recipe.as_json())
+    return *named, dict(trained.report), dict(trained.tensors), calibration
+
+
+def _received(parts: tuple[Any, ...], config: CoordinatorConfig) -> TrainedModel:
+    labels, sha256, fingerprint, recipe, report, tensors, calibration = parts
+    return TrainedModel(
+        config,
+        labels,
+        sha256,
+        fingerprint,
+        LearningRecipe.from_json(recipe),
+        report,
+        tensors,
+        None if calibration is None else Calibration.from_json(calibration),
+    )
+
+
+def _begun_alike(
+    config: CoordinatorConfig, examples: Sequence[Example], workers: Workers
+) -> tuple[Backbone, str]:
+    """Returns the backbone and the training's fingerprint, once all workers have the same."""
     if config.training.head == "adapted" and not config.training.adapt_steps:
         raise ConfigError(
             "training.head = 'adapted' leaves the task head as training.adapt_steps made it, and that is 0",
@@ -132,12 +209,14 @@ def _train(
         )
     backbone = load_backbone(config.backbone.name, sha256=config.backbone.sha256)
     fingerprint = _fingerprint(config, examples, backbone)
-    here = (out / DESCRIPTION).is_file() and not restart
-    earlier = _finished(out, fingerprint) if here else None
-    if not here and finished is not None:
-        earlier = _finished(finished, fingerprint, _OTHER_TRAINING)
-    if here and earlier is not None and earlier.config == config:
-        return earlier
+    workers.agree("training (its fingerprint)", fingerprint)
+    return backbone, fingerprint
+
+
+def _prepared(
+    config: CoordinatorConfig, examples: Sequence[Example], backbone: Backbone
+) -> tuple[PersonalModel, TrainingData]:
+    """Returns the model as it is made, and what it is trained on."""
     labels = config.task.labels or labels_of(examples)
     if len(labels) < 2:
         raise TrainingError(
@@ -149,18 +228,8 @@ def _train(
     data = prepare(examples, labels, encoder, config.training, config.seed)
     if config.onboarding.steps:
         found_players(data)  # it comes last, and would fail after everything else
-    if restart:
-        _forget(out)
-    if earlier is None:
-        texts = list(dict.fromkeys(example.text for example in examples))  # in the order of data.tokens
-        trained = _run(config, backbone, model, data, texts, out, fingerprint, on_progress)
-    else:
-        trained = _reused(earlier, config, data, on_progress)
-    save_trained(out, trained)
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    for name in (ADAPTATION, ONBOARDING):
-        shutil.rmtree(out / name, ignore_errors=True)
-    return trained
+    fuse_attention(model.encoder, training_device(config.training.device))
+    return model, data
 
 
 def read_finished(config: CoordinatorConfig, examples: Sequence[Example], folder: Path) -> TrainedModel:
@@ -236,19 +305,10 @@ def _run(
     out: Path,
     fingerprint: str,
     on_progress: OnProgress,
+    workers: Workers,
 ) -> TrainedModel:
-    factors = factors_of(data, config)
-    adapted = _adapted(model, data, config, factors, out / ADAPTATION, fingerprint, on_progress)
-    model, data, behind = _behind(model, data, config, on_progress)
-    trainer = begun(model, data, behind, out, fingerprint, factors)
-    with closing(Board(out)) as board:
-
-        def after_step(reached: Progress) -> None:
-            board.follow(reached.curve)
-            last = reached.curve[-1] if reached.curve else None
-            on_progress("train", reached.step, config.training.max_steps, _words(last))
-
-        progress = trainer.run(after_step)
+    trainer, adapted = _trained_together(config, model, data, out, fingerprint, on_progress, workers)
+    model, data, progress = trainer.model, trainer.data, trainer.progress
     profiles = rebase(trainer)
     network: Onboarder | None = None
     shown: list[list[tuple[int, int]]] = []
@@ -274,6 +334,32 @@ def _run(
         report["prototypes"] = [[[texts[row], data.labels[label]] for row, label in rows] for rows in shown]
     described = (config, data.labels, backbone.sha256, fingerprint)
     return TrainedModel(*described, recipe, report, tensors, calibration)
+
+
+def _trained_together(
+    config: CoordinatorConfig,
+    model: PersonalModel,
+    data: TrainingData,
+    out: Path,
+    fingerprint: str,
+    on_progress: OnProgress,
+    workers: Workers,
+) -> tuple[Trainer, dict[str, Tensor]]:
+    """Does what workers share: returns the trainer at its end, and the encoder as it was adapted."""
+    factors = factors_of(data, config)
+    adapted = _adapted(model, data, config, factors, out / ADAPTATION, fingerprint, on_progress, workers)
+    model, data, behind = _behind(model, data, config, on_progress)
+    trainer = begun(model, data, behind, out, fingerprint, factors, workers)
+    with closing(Board(out)) if workers.first else nullcontext() as board:
+
+        def after_step(reached: Progress) -> None:
+            if board is not None:
+                board.follow(reached.curve)
+            last = reached.curve[-1] if reached.curve else None
+            on_progress("train", reached.step, config.training.max_steps, _words(last))
+
+        trainer.run(after_step)
+    return trainer, adapted
 
 
 def _behind(
@@ -303,6 +389,7 @@ def begun(
     out: Path,
     fingerprint: str,
     factors: Factors | None,
+    workers: Workers = ALONE,
 ) -> Trainer:
     """Returns a trainer whose shared and private tensors have the first values that their methods want.
 
@@ -313,13 +400,14 @@ def begun(
         out: Where checkpoints lie.
         fingerprint: Hash of all that the result depends on.
         factors: What `factors_of` found.
+        workers: Processes that share each step.
     """
     traits = None
     joint = config.backbone.train != "none" and not config.training.adapt_steps
     if factors is not None and joint:
         traits = _trait_head(model, data, config, factors)
     trained = config if joint else config.model_copy(update={"backbone": _frozen(config.backbone)})
-    trainer = Trainer(model, data, trained, out, fingerprint, traits)
+    trainer = Trainer(model, data, trained, out, fingerprint, traits, workers)
     with trainer.precision():
         start_shared(model, data)
         start_users(model, trainer.table, data, factors, config.seed)
@@ -346,6 +434,7 @@ def _adapted(
     folder: Path,
     fingerprint: str,
     on_progress: OnProgress,
+    workers: Workers,
 ) -> dict[str, Tensor]:
     """Adapts the encoder, if so configured; returns by name what was trained of it, and a head that stays."""
     training = config.training
@@ -360,7 +449,10 @@ def _adapted(
     if config.backbone.dropout is not None:
         set_dropout(model.encoder, config.backbone.dropout)
     bfloat16 = uses_bfloat16(training.precision, device)
-    folder.mkdir(parents=True, exist_ok=True)
+    keeper = None
+    if workers.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        keeper = Keeper(folder, sha256_bytes(f"{fingerprint}: {ORDER}".encode()))
     adapt(
         model,
         [(head, training.head_rate), (encoder, training.adapt_rate)],
@@ -371,7 +463,8 @@ def _adapted(
         precision=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
         on_step=lambda done, of: on_progress("adapt the encoder", done, of, ""),
         traits=None if factors is None else _trait_head(model, data, config, factors).to(device),
-        keeper=Keeper(folder, sha256_bytes(f"{fingerprint}: {ORDER}".encode())),
+        keeper=keeper,
+        workers=workers,
     )
     kept = encoder | head if training.head == "adapted" else encoder
     return {name: value.detach().cpu().clone() for name, value in kept.items()}
@@ -406,6 +499,7 @@ def _fingerprint(config: CoordinatorConfig, examples: Sequence[Example], backbon
     row = config.model_dump(mode="json", exclude={"recipe": True, "trainables": True, "onboarding": unread})
     if config.training.head == "trained":
         del row["training"]["head"]  # as it was hashed before there was one
+    del row["training"]["compile"]  # what is computed is the same
     digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode())
     digest.update(backbone.sha256.encode())
     for example in examples:

@@ -159,6 +159,9 @@ class AbstractMethod(nn.Module, ABC):
             generic_logits: (batch, labels) without, if `needs_generic_pass`; only the head gets gradients
                 through it.
             frame: The pass that made `logits`, with its records.
+
+        Where several processes train, each has some rows of a batch: a mean over rows is right as it is, and
+        what compares rows with each other takes `frame.of_batch(rows)`.
         """
         return None
 

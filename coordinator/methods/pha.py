@@ -252,7 +252,8 @@ class PHA(AbstractMethod):
             return None
         z = functional.normalize(self.retrieve(frame.generic_states, frame.mask), dim=-1)
         own = functional.normalize(self.prototype(frame.profile["pha.prototype"]), dim=-1)
-        same = frame.owner.unsqueeze(1) == frame.owner
+        z, own, owner = (frame.of_batch(rows) for rows in (z, own, frame.owner))
+        same = owner.unsqueeze(1) == owner
         instance = instance_term(z @ z.T / self.config.temperature, same)
         if self.config.contrast == "users":
             contrast = prototype_term(z @ own.T / self.config.temperature, same)

@@ -23,9 +23,11 @@ from torch.nn import functional
 from umbel.coordinator.model import PersonalModel
 from umbel.coordinator.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from umbel.coordinator.training.data import Rows, TrainingData
+from umbel.coordinator.training.speed import Steps
+from umbel.coordinator.training.step import adamw
 from umbel.coordinator.training.trainer import interrupts_held
 from umbel.coordinator.training.traits import TraitHead
-from umbel.shared.errors import TrainingError
+from umbel.coordinator.training.workers import ALONE, Workers
 from umbel.shared.rng import generator, integer_seed
 from umbel.shared.text import TokenBatch
 
@@ -96,6 +98,7 @@ def adapt(
     on_step: OnStep,
     traits: TraitHead | None = None,
     keeper: Keeper | None = None,
+    workers: Workers = ALONE,
 ) -> None:
     """Trains some of a model's parameters without profiles and leaves it at its best look, in place.
 
@@ -113,6 +116,7 @@ def adapt(
         on_step: Called with (steps done, steps in all).
         traits: Also trains towards what seen people's judgements say of texts.
         keeper: Where checkpoints are kept and resumed from; nowhere if None.
+        workers: Processes that share each step; the first one has the keeper.
 
     Raises:
         TrainingError: The checkpoint is of another training, or the loss is no longer finite.
@@ -125,50 +129,49 @@ def adapt(
     model.requires_grad_(False)
     for parameter in weights.values():
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        [{"params": list(own.values()), "lr": rate, "base": rate} for own, rate in parts],
-        betas=(0.9, 0.98),
-        weight_decay=_DECAY,
-        foreach=True,
-    )
+    groups = [{"params": list(own.values()), "lr": rate, "base": rate} for own, rate in parts]
+    optimizer = adamw(groups, weight_decay=_DECAY)
     progress, best = Progress(), {name: value.detach().clone() for name, value in weights.items()}
     found = None if keeper is None else load_checkpoint(keeper.folder, keeper.fingerprint)
+    found = workers.from_first(found)
     if found is not None:
         progress, tensors = found
         best = restore(tensors, weights, optimizer)
+    workers.copy_from_first(weights)
     said = opinions(data.train, len(data.labels))
+    steps_done = Steps(next(iter(weights.values())).is_cuda, " of the adaptation", "adapt_rate")
     drawn = _batches(said, data, batch_size, generator(seed, 0, "", "comparison: generic"))
     with interrupts_held() as interrupted:
         for chosen in islice(drawn, progress.step, steps):
             step = progress.step
-            torch.manual_seed(integer_seed(seed, step, "", "comparison: dropout"))
+            torch.manual_seed(integer_seed(seed, step, "", f"comparison: dropout{workers.rank or ''}"))
             model.train()
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * schedule(step, steps)
-            loss = _loss(model, data, said, chosen, precision, traits)
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is no longer finite at step {step} of the adaptation",
-                    hint="Lower adapt_rate under [training].",
-                )
+            loss, weight = _loss(model, data, said, chosen, precision, traits, workers)
+            told = torch.stack([loss.detach() * weight, loss.new_tensor(0.0), loss.new_tensor(interrupted())])
             optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            torch.autograd.backward(loss * weight if workers.count > 1 else loss)
+            workers.add_up([told, *(v.grad for v in weights.values() if v.grad is not None)])
+            steps_done.took(step, told)
             torch.nn.utils.clip_grad_norm_(list(weights.values()), _CLIP)
             optimizer.step()
             progress.step += 1
-            if progress.step % max(steps // _LOOKS, 1) == 0 or progress.step == steps:
+            look_now = progress.step % max(steps // _LOOKS, 1) == 0 or progress.step == steps
+            keep = progress.step % _CHECKPOINT_EVERY == 0 or progress.step == steps
+            stop = steps_done.heard(now=look_now or keep) or (interrupted() and workers.count == 1)
+            if look_now and workers.first:
                 look = _look(model, data, precision, traits)
                 if progress.best_loss is None or look < progress.best_loss:
                     progress.best_loss, progress.best_step = look, progress.step
                     best = {name: value.detach().clone() for name, value in weights.items()}
-            stop = interrupted()
-            if keeper is not None and (
-                progress.step % _CHECKPOINT_EVERY == 0 or progress.step == steps or stop
-            ):
+            if keeper is not None and (keep or stop):
+                steps_done.heard(now=True)
                 save_checkpoint(keeper.folder, keeper.fingerprint, progress, weights, best, optimizer)
             on_step(progress.step, steps)
             if stop:
                 raise KeyboardInterrupt
+    workers.copy_from_first(best)
     leave_at(model, list(weights.values()), [best[name] for name in weights])
 
 
@@ -193,7 +196,7 @@ def mean_states(
 def _readings(
     model: PersonalModel, data: TrainingData, texts: npt.NDArray[np.int64], precision: Callable[[], Any]
 ) -> tuple[Tensor, Tensor]:
-    """Returns logits (texts, labels) and mean token states (texts, d), float32, in one pass over the texts."""
+    """Returns logits (texts, labels) and mean token states (texts, d), float32, of one pass over texts."""
     model.eval()
     encoder: Any = model.encoder
     logits = torch.empty(len(texts), len(data.labels))
@@ -239,11 +242,17 @@ def _loss(
     chosen: npt.NDArray[np.intp],
     precision: Callable[[], Any],
     traits: TraitHead | None,
-) -> Tensor:
-    """Returns the mean loss over what was drawn; a text that was drawn twice is read once and counts twice."""
+    workers: Workers = ALONE,
+) -> tuple[Tensor, float]:
+    """Returns the mean loss over what was drawn, as far as it is this worker's, and what that counts.
+
+    A text drawn twice is read once and counts twice.
+    """
     root = np.sqrt(said.counts.sum(1))
     chosen, times = np.unique(chosen, return_counts=True)
     often = times * (len(times) / times.sum())  # their mean is 1
+    share = workers.share(len(chosen))
+    chosen, often = chosen[share.rows], often[share.rows]
     tokens = data.tokens.rows(said.text[chosen])
     shares = said.counts[chosen] / said.counts[chosen].sum(1, keepdims=True)
     weights = often * root[chosen] / ((root**2).sum() / root.sum())  # the mean over what is drawn
@@ -253,7 +262,9 @@ def _loss(
     target = torch.from_numpy(shares).float().to(logits.device)
     nll = -(functional.log_softmax(logits.float(), dim=-1) * target).sum(-1)
     loss = (nll * torch.from_numpy(weights).float().to(logits.device)).mean()
-    return loss if traits is None else loss + traits.loss(embedding.float(), said.text[chosen], often)
+    if traits is not None:
+        loss = loss + traits.loss(embedding.float(), said.text[chosen], often)
+    return loss, share.weight
 
 
 @torch.no_grad()

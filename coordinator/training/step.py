@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -32,6 +32,7 @@ class Batch:
         owner: (batch,) int64, rows of the users' table.
         keep: (batch, 1) 1 where the profile counts, 0 where personalised dropout hides it.
         text: (batch,) number of each text.
+        everyone: See `Frame.everyone`; None where this is a whole batch.
     """
 
     ids: Tensor
@@ -40,6 +41,7 @@ class Batch:
     owner: Tensor
     keep: Tensor
     text: IntArray
+    everyone: Callable[[Tensor], Tensor] | None = None
 
 
 @final
@@ -132,7 +134,18 @@ def make_optimizer(
         parts.append(_group(private, config.private_rate * own.private_rate, 0.0))
     if traits is not None:
         parts.append(_group(list(traits.parameters()), config.head_rate, config.weight_decay))
-    return torch.optim.AdamW([part for part in parts if part["params"]], betas=(0.9, 0.98), foreach=True)
+    return adamw([part for part in parts if part["params"]])
+
+
+def adamw(groups: Sequence[Mapping[str, Any]], **more: float) -> torch.optim.AdamW:
+    """Returns AdamW as every training here has it: one fused kernel on a GPU, all tensors together elsewhere.
+
+    Args:
+        groups: What is trained, with rates.
+        more: Further options.
+    """
+    on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])
+    return torch.optim.AdamW(list(groups), betas=(0.9, 0.98), foreach=not on_gpu, fused=on_gpu, **more)
 
 
 def _group(parameters: Sequence[Tensor], rate: float, decay: float) -> dict[str, Any]:
@@ -161,7 +174,7 @@ def batch_loss(
     times each method's own factor, + the trait head's, times its weight, if it is given.
     """
     frame = model.frame(batch.mask, batch.owner, table.as_profile())
-    frame.keep = batch.keep
+    frame.keep, frame.everyone = batch.keep, batch.everyone
     frame.records = {}
     logits, embedding = model.read(batch.ids, batch.mask, frame)
     nll = model.task.nll(logits, batch.labels).mean()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, final
@@ -19,6 +20,7 @@ from umbel.coordinator.config import CoordinatorConfig
 from umbel.coordinator.model import PersonalModel
 from umbel.coordinator.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from umbel.coordinator.training.data import Rows, TrainingData, epoch_batches
+from umbel.coordinator.training.speed import Steps, compiled, diverged, placed
 from umbel.coordinator.training.step import (
     Batch,
     UserTable,
@@ -29,6 +31,7 @@ from umbel.coordinator.training.step import (
     trained_parameters,
 )
 from umbel.coordinator.training.traits import TraitHead
+from umbel.coordinator.training.workers import ALONE, Share, Workers, own_gpu
 from umbel.shared.errors import TrainingError
 from umbel.shared.files import atomic_write
 from umbel.shared.rng import generator, integer_seed
@@ -50,8 +53,10 @@ class Trainer:
         folder: Path,
         fingerprint: str,
         traits: TraitHead | None = None,
+        workers: Workers = ALONE,
     ):
         self.config = config
+        self.workers = workers
         self.data = data
         self.folder = folder
         self.fingerprint = fingerprint
@@ -71,6 +76,8 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.progress = Progress()
         self._bfloat16 = uses_bfloat16(config.training.precision, self.device)
+        self._steps = Steps(on_gpu=self.device.type == "cuda")
+        self._loss = compiled(self._batch_loss, config.training.compile, self.device)
 
     def run(self, on_step: Callable[[Progress], None] | None = None) -> Progress:
         """Trains until the last step or until held-out loss no longer falls, then takes the best weights.
@@ -81,11 +88,15 @@ class Trainer:
             TrainingError: The folder holds another training, or the loss is no longer finite.
             KeyboardInterrupt: Ctrl-C, after the checkpoint is written; at once if it is pressed twice.
         """
-        found = load_checkpoint(self.folder, self.fingerprint)
+        workers = self.workers
+        found = load_checkpoint(self.folder, self.fingerprint) if workers.first else None
+        found = workers.from_first(found)
         if found is not None:
             self.progress, tensors = found
             self.best = restore(tensors, self.weights, self.optimizer)
-        self._cut_metrics()
+        workers.copy_from_first(self.weights)
+        if workers.first:
+            self._cut_metrics()
         with interrupts_held() as interrupted:
             self._loop(on_step, interrupted)
         with torch.no_grad():
@@ -98,61 +109,74 @@ class Trainer:
         while not progress.stopped:
             batches = epoch_batches(self.data, training, self.config.seed, progress.epoch)
             while progress.batch < len(batches) and not progress.stopped:
-                progress.recent.append(self._step(self.data.train.take(batches[progress.batch])))
+                self._step(self.data.train.take(batches[progress.batch]), interrupted())
                 progress.batch += 1
-                self._after_step()
+                stop = self._after_step()
                 if on_step is not None:
                     on_step(progress)
-                if interrupted():
+                if stop or (interrupted() and self.workers.count == 1):
+                    self._steps.heard(progress.recent, now=True)
                     self._checkpoint()
                     raise KeyboardInterrupt
             if not progress.stopped:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
 
-    def _step(self, rows: Rows) -> float:
-        config, number = self.config, self.progress.step
-        torch.manual_seed(integer_seed(config.seed, number, "", "dropout"))
+    def _step(self, rows: Rows, interrupted: bool) -> None:
+        config, number, workers = self.config, self.progress.step, self.workers
+        torch.manual_seed(integer_seed(config.seed, number, "", f"dropout{workers.rank or ''}"))
         set_rates(self.optimizer, number, config.training)
         self.model.train()
+        share = workers.share(len(rows))
         with self.precision():
-            prior = config.training.private_prior
-            loss, nll = batch_loss(self.model, self.table, self._batch(rows), prior, self._traits())
-        if not torch.isfinite(loss):
-            raise _diverged(number)
+            loss, nll = self._loss(self._batch(rows, share))
+        told = torch.stack([loss.detach(), nll, nll.new_tensor(float(interrupted))]).float()
+        told[:2] *= share.weight
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss * share.weight if workers.count > 1 else loss)
+        workers.add_up([told, *(v.grad for v in self.weights.values() if v.grad is not None)])
+        self._steps.took(number, told)  # before anything is changed by a loss that is not finite
         shared = [value for name, value in self.weights.items() if not name.startswith(ASIDE)]
         torch.nn.utils.clip_grad_norm_(shared, config.training.clip_norm)
         self.optimizer.step()
-        return float(nll)
+
+    def _batch_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return batch_loss(self.model, self.table, batch, self.config.training.private_prior, self._traits())
 
     def _traits(self) -> tuple[TraitHead, float] | None:
         """Returns the trait head and its weight, which falls to 0 at half of the steps."""
         weight = 1.0 - 2.0 * self.progress.step / self.config.training.max_steps
         return None if self.traits is None or weight <= 0 else (self.traits, weight)
 
-    def _after_step(self) -> None:
+    def _after_step(self) -> bool:
+        """Looks and keeps a checkpoint where it is time to; says whether training shall end."""
         training, progress = self.config.training, self.progress
         progress.step += 1
         last = progress.step >= training.max_steps
-        if progress.step % training.evaluate_every == 0 or last:
+        look = progress.step % training.evaluate_every == 0 or last
+        keep = progress.step % training.checkpoint_every == 0
+        stop = self._steps.heard(progress.recent, now=look or keep)
+        if look:
             self._look(float(np.mean(progress.recent)))
             progress.recent.clear()
         if last and not progress.stopped:
             progress.stopped = "reached max_steps"
-        if progress.step % training.checkpoint_every == 0 or progress.stopped:
+        if keep or progress.stopped:
             self._checkpoint()
+        return stop
 
     def _look(self, train_loss: float) -> None:
         """Measures held-out examples, keeps the best weights, and decides whether to stop."""
         progress = self.progress
         loss, accuracy = self.held_out()
         if not math.isfinite(loss):
-            raise _diverged(progress.step)
+            raise diverged(progress.step)
+        if self.workers.count > 1:
+            self.workers.agree(f"weights at step {progress.step}", _digest(self.weights))
         row = {"step": progress.step, "loss": train_loss, "heldout_loss": loss, "heldout_accuracy": accuracy}
         progress.curve.append(row)
-        with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        if self.workers.first:
+            with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
         if progress.best_loss is None or loss < progress.best_loss:
             progress.best_loss, progress.best_step, progress.stale = loss, progress.step, 0
             self.best = {name: value.detach().clone() for name, value in self.weights.items()}
@@ -166,30 +190,36 @@ class Trainer:
         """Returns mean nll and accuracy of seen users' held-out examples under their own private tensors."""
         self.model.eval()
         rows, profile = self.data.validation, self.table.as_profile()
-        losses, right = 0.0, 0
-        for part in self.data.tokens.like_length(256, rows.text):
-            batch = self._batch(rows.take(part), training=False)
+        workers = self.workers
+        found = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for part in self.data.tokens.like_length(256, rows.text)[workers.rank :: workers.count]:
+            batch = self._batch(rows.take(part))
             with self.precision():
                 # Not the model's own call, which makes everybody's adapters: there may be many users.
                 frame = self.model.frame(batch.mask, batch.owner, profile)
                 logits = self.model.run(batch.ids, batch.mask, frame)
-            losses += float(self.model.task.nll(logits.float(), batch.labels).sum())
-            right += int((logits.argmax(-1) == batch.labels).sum())
-        return losses / len(rows), right / len(rows)
+            found[0] += self.model.task.nll(logits.float(), batch.labels).sum()
+            found[1] += (logits.argmax(-1) == batch.labels).sum()
+        workers.add_up([found])
+        loss, right = (found / len(rows)).tolist()
+        return loss, right
 
-    def _batch(self, rows: Rows, *, training: bool = True) -> Batch:
-        tokens = self.data.tokens.rows(rows.text)
+    def _batch(self, rows: Rows, share: Share | None = None) -> Batch:
+        """Returns rows on the device: all as they are, or a share, as it is trained on."""
         keep = np.ones((len(rows), 1), np.float32)
-        if training:
+        everyone = None
+        if share is not None:
             rng = generator(self.config.seed, self.progress.step, "", "personalised dropout")
-            keep = (rng.random((len(rows), 1)) >= self.config.training.personalised_dropout).astype(
-                np.float32
-            )
+            drawn = rng.random((len(rows), 1)) >= self.config.training.personalised_dropout
+            keep, rows, everyone = drawn.astype(np.float32)[share.rows], rows.take(share.rows), share.everyone
+        tokens = self.data.tokens.rows(rows.text)
         arrays = (tokens.ids, tokens.mask, rows.label, rows.user, keep)
-        ids, mask, labels, owner, kept = (torch.from_numpy(array).to(self.device) for array in arrays)
-        return Batch(ids, mask, labels, owner, kept, rows.text)
+        ids, mask, labels, owner, kept = (placed(array, self.device) for array in arrays)
+        return Batch(ids, mask, labels, owner, kept, rows.text, everyone)
 
     def _checkpoint(self) -> None:
+        if not self.workers.first:
+            return
         save_checkpoint(self.folder, self.fingerprint, self.progress, self.weights, self.best, self.optimizer)
 
     def _cut_metrics(self) -> None:
@@ -228,10 +258,12 @@ def interrupts_held() -> Iterator[Callable[[], bool]]:
         raise KeyboardInterrupt
 
 
-def _diverged(step: int) -> TrainingError:
-    return TrainingError(
-        f"the loss is no longer finite at step {step}", hint="Lower the learning rates under [training]."
-    )
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """Returns a hash of all weights, to the bit."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        found.update(weights[name].detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def training_device(wanted: str) -> torch.device:
@@ -244,7 +276,9 @@ def training_device(wanted: str) -> torch.device:
         raise TrainingError(
             "training.device is 'cuda', but torch sees no GPU", hint="Use device = 'auto' or 'cpu'."
         )
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", own_gpu())
 
 
 def uses_bfloat16(precision: str, device: torch.device | None = None) -> bool:

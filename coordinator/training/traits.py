@@ -37,10 +37,12 @@ class TraitHead(nn.Module):
         target = target / np.sqrt(np.average(target**2, axis=0, weights=factors.weight).max())
         self.matrix = nn.Parameter(torch.empty(target.shape[1], width).normal_(0.0, 0.02, generator=rng))
         self.offset = nn.Parameter(torch.zeros(target.shape[1]))
-        self._target = torch.zeros(texts, target.shape[1])
-        self._target[torch.from_numpy(factors.text)] = torch.from_numpy(target).float()
-        self._weight = torch.zeros(texts)
-        self._weight[torch.from_numpy(factors.text)] = torch.from_numpy(factors.weight).float()
+        targets, weights = torch.zeros(texts, target.shape[1]), torch.zeros(texts)
+        targets[torch.from_numpy(factors.text)] = torch.from_numpy(target).float()
+        weights[torch.from_numpy(factors.text)] = torch.from_numpy(factors.weight).float()
+        # They go where the head goes, and are no weights.
+        self.register_buffer("_target", targets, persistent=False)
+        self.register_buffer("_weight", weights, persistent=False)
 
     def loss(self, embedding: Tensor, text: IntArray, often: npt.NDArray[np.float64] | None = None) -> Tensor:
         """Returns the mean weighted squared distance, a scalar.
@@ -50,10 +52,10 @@ class TraitHead(nn.Module):
             text: (batch,) which texts.
             often: (batch,) how often each of them counts, 1 on average; all alike if None.
         """
-        index = torch.from_numpy(text)
-        weight = self._weight[index]
-        if often is not None:
-            weight = weight * torch.from_numpy(often).float()
         device = embedding.device
-        apart = embedding @ self.matrix.T + self.offset - self._target[index].to(device)
-        return (apart.square().sum(-1) * weight.to(device)).mean()
+        index = torch.from_numpy(text).to(device)
+        weight = self.get_buffer("_weight")[index]
+        if often is not None:
+            weight = weight * torch.from_numpy(often).float().to(device)
+        apart = embedding @ self.matrix.T + self.offset - self.get_buffer("_target")[index]
+        return (apart.square().sum(-1) * weight).mean()

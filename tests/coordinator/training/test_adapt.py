@@ -12,6 +12,7 @@ from umbel.coordinator.training import adapt
 from umbel.coordinator.training.collaborative import factorise
 from umbel.coordinator.training.data import Rows, TrainingData
 from umbel.coordinator.training.traits import TraitHead
+from umbel.shared.rng import generator
 from umbel.shared.text import TokenBatch
 
 TEXTS, LABELS = 12, 3
@@ -23,7 +24,7 @@ def model(tiny_backbone: TinyBackbone) -> PersonalModel:
 
 
 def data() -> TrainingData:
-    rng = np.random.default_rng(3)
+    rng = generator(3, 0, "", "texts and judgements")
     lengths = rng.integers(3, 9, TEXTS)
     mask = (np.arange(9) < lengths[:, None]).astype(np.int64)
     ids = rng.integers(1, 9, mask.shape) * mask
@@ -49,9 +50,9 @@ def test_a_text_drawn_twice_is_read_once_and_counts_twice(model: PersonalModel) 
     handle = encoder.register_forward_pre_hook(
         lambda _module, _args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    whole = adapt._loss(model, found, said, chosen, torch.no_grad, traits)
+    whole, _ = adapt._loss(model, found, said, chosen, torch.no_grad, traits)
     handle.remove()
-    alone = [adapt._loss(model, found, said, chosen[i : i + 1], torch.no_grad, traits) for i in range(7)]
+    alone = [adapt._loss(model, found, said, chosen[i : i + 1], torch.no_grad, traits)[0] for i in range(7)]
     assert read == [4]
     np.testing.assert_allclose(float(whole), np.mean([float(loss) for loss in alone]), rtol=1e-6)
 
