@@ -77,7 +77,9 @@ class Trainer:
         self.progress = Progress()
         self._bfloat16 = uses_bfloat16(config.training.precision, self.device)
         self._steps = Steps(on_gpu=self.device.type == "cuda")
-        self._loss = compiled(self._batch_loss, config.training.compile, self.device)
+        self._loss: Callable[[Batch], tuple[Tensor, Tensor]] = compiled(
+            self._batch_loss, config.training.compile, self.device
+        )
 
     def run(self, on_step: Callable[[Progress], None] | None = None) -> Progress:
         """Trains until the last step or until held-out loss no longer falls, then takes the best weights.
@@ -109,7 +111,7 @@ class Trainer:
         while not progress.stopped:
             batches = epoch_batches(self.data, training, self.config.seed, progress.epoch)
             while progress.batch < len(batches) and not progress.stopped:
-                self._step(self.data.train.take(batches[progress.batch]), interrupted())
+                self.step(self.data.train.take(batches[progress.batch]), interrupted=interrupted())
                 progress.batch += 1
                 stop = self._after_step()
                 if on_step is not None:
@@ -121,14 +123,20 @@ class Trainer:
             if not progress.stopped:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
 
-    def _step(self, rows: Rows, interrupted: bool) -> None:
-        config, number, workers = self.config, self.progress.step, self.workers
-        torch.manual_seed(integer_seed(config.seed, number, "", f"dropout{workers.rank or ''}"))
-        set_rates(self.optimizer, number, config.training)
-        self.model.train()
+    def step(self, rows: Rows, *, interrupted: bool = False) -> None:
+        """Trains on a batch; `progress.step` says which step it is, and is left to the caller.
+
+        Args:
+            rows: The batch.
+            interrupted: Whether training shall end here, which all workers hear.
+
+        Raises:
+            TrainingError: The loss of this step, or of an earlier one, is not finite.
+        """
+        number, workers = self.progress.step, self.workers
+        set_rates(self.optimizer, number, self.config.training)
         share = workers.share(len(rows))
-        with self.precision():
-            loss, nll = self._loss(self._batch(rows, share))
+        loss, nll = self._computed(rows, share)
         told = torch.stack([loss.detach(), nll, nll.new_tensor(float(interrupted))]).float()
         told[:2] *= share.weight
         self.optimizer.zero_grad()
@@ -136,8 +144,24 @@ class Trainer:
         workers.add_up([told, *(v.grad for v in self.weights.values() if v.grad is not None)])
         self._steps.took(number, told)  # before anything is changed by a loss that is not finite
         shared = [value for name, value in self.weights.items() if not name.startswith(ASIDE)]
-        torch.nn.utils.clip_grad_norm_(shared, config.training.clip_norm)
+        torch.nn.utils.clip_grad_norm_(shared, self.config.training.clip_norm)
         self.optimizer.step()
+
+    def gradients(self, rows: Rows) -> tuple[float, dict[str, Tensor]]:
+        """Returns the loss that `step` would have of a whole batch, and its gradients; nothing changes."""
+        loss, _ = self._computed(rows, ALONE.share(len(rows)))
+        wanted = {name: value for name, value in self.weights.items() if value.requires_grad}
+        found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+        named = zip(wanted, found, strict=True)
+        return float(loss.detach()), {name: value for name, value in named if value is not None}
+
+    def _computed(self, rows: Rows, share: Share) -> tuple[Tensor, Tensor]:
+        """Returns loss and nll of a share of a batch, as this step computes them."""
+        purpose = f"dropout{self.workers.rank or ''}"
+        torch.manual_seed(integer_seed(self.config.seed, self.progress.step, "", purpose))
+        self.model.train()
+        with self.precision():
+            return self._loss(self._batch(rows, share))
 
     def _batch_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return batch_loss(self.model, self.table, batch, self.config.training.private_prior, self._traits())
