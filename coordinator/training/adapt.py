@@ -136,7 +136,8 @@ def adapt(
     found = workers.from_first(found)
     if found is not None:
         progress, tensors = found
-        best = restore(tensors, weights, optimizer)
+        kept = restore(tensors, weights, optimizer)
+        best = {name: value.to(weights[name].device) for name, value in kept.items()}
     workers.copy_from_first(weights)
     said = opinions(data.train, len(data.labels))
     steps_done = Steps(next(iter(weights.values())).is_cuda, " of the adaptation", "adapt_rate")
@@ -149,7 +150,9 @@ def adapt(
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * schedule(step, steps)
             loss, weight = _loss(model, data, said, chosen, precision, traits, workers)
-            told = torch.stack([loss.detach() * weight, loss.new_tensor(0.0), loss.new_tensor(interrupted())])
+            told = torch.stack(
+                [loss.detach() * weight, *(torch.full_like(loss, v) for v in (0.0, interrupted()))]
+            )
             optimizer.zero_grad()
             torch.autograd.backward(loss * weight if workers.count > 1 else loss)
             workers.add_up([told, *(v.grad for v in weights.values() if v.grad is not None)])

@@ -109,8 +109,7 @@ def compiled(
     """
     if wanted is False or (wanted == "auto" and device.type != "cuda"):
         return function
-    made: Callable[..., Any] = torch.compile(function)
-    return made
+    return torch.compile(function)
 
 
 def fuse_attention(encoder: Any, device: torch.device) -> None:

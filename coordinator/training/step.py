@@ -137,15 +137,17 @@ def make_optimizer(
     return adamw([part for part in parts if part["params"]])
 
 
-def adamw(groups: Sequence[Mapping[str, Any]], **more: float) -> torch.optim.AdamW:
+def adamw(groups: Sequence[dict[str, Any]], weight_decay: float = 0.01) -> torch.optim.AdamW:
     """Returns AdamW as every training here has it: one fused kernel on a GPU, all tensors together elsewhere.
 
     Args:
         groups: What is trained, with rates.
-        more: Further options.
+        weight_decay: Of groups that have none of their own.
     """
     on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])
-    return torch.optim.AdamW(list(groups), betas=(0.9, 0.98), foreach=not on_gpu, fused=on_gpu, **more)
+    return torch.optim.AdamW(
+        list(groups), betas=(0.9, 0.98), weight_decay=weight_decay, foreach=not on_gpu, fused=on_gpu
+    )
 
 
 def _group(parameters: Sequence[Tensor], rate: float, decay: float) -> dict[str, Any]:

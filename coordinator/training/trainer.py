@@ -7,7 +7,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, final
@@ -77,9 +77,7 @@ class Trainer:
         self.progress = Progress()
         self._bfloat16 = uses_bfloat16(config.training.precision, self.device)
         self._steps = Steps(on_gpu=self.device.type == "cuda")
-        self._loss: Callable[[Batch], tuple[Tensor, Tensor]] = compiled(
-            self._batch_loss, config.training.compile, self.device
-        )
+        self._loss = compiled(self._batch_loss, config.training.compile, self.device)
 
     def run(self, on_step: Callable[[Progress], None] | None = None) -> Progress:
         """Trains until the last step or until held-out loss no longer falls, then takes the best weights.
@@ -137,7 +135,7 @@ class Trainer:
         set_rates(self.optimizer, number, self.config.training)
         share = workers.share(len(rows))
         loss, nll = self._computed(rows, share)
-        told = torch.stack([loss.detach(), nll, nll.new_tensor(float(interrupted))]).float()
+        told = torch.stack([loss.detach(), nll, torch.full_like(nll, float(interrupted))]).float()
         told[:2] *= share.weight
         self.optimizer.zero_grad()
         torch.autograd.backward(loss * share.weight if workers.count > 1 else loss)
@@ -151,7 +149,7 @@ class Trainer:
         """Returns the loss that `step` would have of a whole batch, and its gradients; nothing changes."""
         loss, _ = self._computed(rows, ALONE.share(len(rows)))
         wanted = {name: value for name, value in self.weights.items() if value.requires_grad}
-        found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+        found: Sequence[Tensor | None] = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
         named = zip(wanted, found, strict=True)
         return float(loss.detach()), {name: value for name, value in named if value is not None}
 
@@ -161,10 +159,11 @@ class Trainer:
         torch.manual_seed(integer_seed(self.config.seed, self.progress.step, "", purpose))
         self.model.train()
         with self.precision():
-            return self._loss(self._batch(rows, share))
+            found: tuple[Tensor, Tensor] = self._loss(self._batch(rows, share), self._traits())
+        return found
 
-    def _batch_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return batch_loss(self.model, self.table, batch, self.config.training.private_prior, self._traits())
+    def _batch_loss(self, batch: Batch, traits: tuple[TraitHead, float] | None) -> tuple[Tensor, Tensor]:
+        return batch_loss(self.model, self.table, batch, self.config.training.private_prior, traits)
 
     def _traits(self) -> tuple[TraitHead, float] | None:
         """Returns the trait head and its weight, which falls to 0 at half of the steps."""
@@ -302,6 +301,12 @@ def training_device(wanted: str) -> torch.device:
         )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if own_gpu() >= torch.cuda.device_count():
+        raise TrainingError(
+            "more workers were started on this machine than it has GPUs",
+            [f"GPUs: {torch.cuda.device_count()}, this worker is number {own_gpu()} here"],
+            "Start fewer: torchrun --nproc-per-node.",
+        )
     return torch.device("cuda", own_gpu())
 
 

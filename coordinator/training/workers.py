@@ -76,7 +76,7 @@ class Workers:
         def everyone(rows: Tensor) -> Tensor:
             if not rows.is_floating_point():
                 return _placed(rows, index, size)
-            whole: Tensor = _Everyone.apply(rows, index, size)
+            whole: Tensor = _Everyone.apply(rows, index, size)  # type: ignore[no-untyped-call]
             return whole
 
         return Share(own, len(own) / size, everyone)
@@ -89,7 +89,9 @@ class Workers:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         with _connected():
             distributed.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        for tensor, part in zip(
+            tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True
+        ):
             tensor.copy_(part.reshape(tensor.shape))
 
     @torch.no_grad()
@@ -155,6 +157,8 @@ def joined(on_gpu: bool) -> Iterator[Workers]:
             [f"WORLD_SIZE is '{count[:20]}', RANK is '{rank[:20]}'"],
             "Start them with torchrun, or unset both.",
         )
+    if on_gpu:
+        torch.cuda.set_device(own_gpu())
     try:
         distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -203,12 +207,12 @@ class _Everyone(torch.autograd.Function):
     """Gathers rows of all workers; a row's gradient is the sum of what all workers' losses have for it."""
 
     @staticmethod
-    def forward(context: Any, rows: Tensor, index: Tensor, size: int) -> Tensor:  # type: ignore[override]
+    def forward(context: Any, rows: Tensor, index: Tensor, size: int) -> Tensor:
         context.index = index
         return _placed(rows.detach(), index, size)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         whole = gradient.contiguous().clone()
         with _connected():
             distributed.all_reduce(whole)

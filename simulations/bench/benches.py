@@ -18,6 +18,7 @@ from umbel.simulations.bench import (
     population_bench,
     serving_bench,
     simulation_bench,
+    training_bench,
 )
 from umbel.simulations.bench.encoders import check_encoder
 from umbel.simulations.bench.machine import machine
@@ -28,6 +29,7 @@ from umbel.simulations.progress import Progress
 
 Measure = Callable[[Sides, str], list[Row]]
 DEVICE, SERVING, SIMULATION, POPULATION = "device", "serving", "simulation", "population"
+TRAINING = "training"
 ENVIRONMENT = "environment"
 
 
@@ -58,6 +60,7 @@ MEASUREMENTS: Mapping[str, Mapping[str, Measurement]] = {
         method: Measurement(simulation_bench.rounds_of(method)) for method in simulation_bench.METHODS
     },
     POPULATION: {"people": Measurement(population_bench.people)},
+    TRAINING: {method: Measurement(training_bench.step_of(method)) for method in training_bench.METHODS},
 }
 _MEASURED = ("bench", "engines", "homes")
 _LIBRARIES = {DEVICE: PEFT, SERVING: PEFT, SIMULATION: PFL}
@@ -69,7 +72,7 @@ class Request:
     """What a command line asks for.
 
     Attributes:
-        command: "device", "serving", "simulation" or "population".
+        command: "device", "serving", "simulation", "population" or "training".
         folder: The work folder.
         settings: Encoders, threads, repetitions.
         rival_env: An environment with the rival's libraries; None makes one.
@@ -145,7 +148,9 @@ def _chosen(request: Request) -> list[tuple[str, str]]:
 
 def _machine_and_settings(request: Request, told: Mapping[str, str]) -> Measured:
     settings = {
-        name: json.dumps(value) for name, value in asdict(request.settings).items() if name != "models"
+        name: json.dumps(value)
+        for name, value in asdict(request.settings).items()
+        if name != "models" and (name, value) != ("device", "cpu")  # as before there was another device
     }
     rival = "none" if request.alone else ", ".join(_LIBRARIES[request.command].names)
     return Measured(
@@ -159,7 +164,7 @@ def _machine_and_settings(request: Request, told: Mapping[str, str]) -> Measured
 
 
 def _notes(request: Request) -> tuple[str, ...]:
-    if not request.alone or request.command == POPULATION:  # which compares umbel with itself
+    if not request.alone or request.command in (POPULATION, TRAINING):  # which need no other environment
         return ()
     if request.command == SIMULATION:
         return ("pfl-research was not compared.",)

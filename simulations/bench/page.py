@@ -17,7 +17,7 @@ from umbel.simulations.report.words import NBSP, percent, points
 
 PAGE = "performance.md"
 _FIGURES = {"performance-ratios.svg": plots.advantages, "performance-owners.svg": plots.many_owners}
-_COMMANDS = ("device", "serving", "simulation", "population")
+_COMMANDS = ("device", "serving", "simulation", "population", "training")
 _ASKED = "\n".join([*(f"umbel bench {name}" for name in _COMMANDS), "umbel bench page runs/bench --out docs"])
 _NONE = "–"
 _MOST_LOST = 0.005
@@ -131,6 +131,7 @@ _TITLES = {
     "serving": "One process, one owner or many",
     "simulation": "Simulated rounds",
     "population": "Rounds among ever more people",
+    "training": "Training",
 }
 
 

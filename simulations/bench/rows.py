@@ -87,7 +87,7 @@ class Measured:
     """The rows of one measurement, or of all, and how they came about.
 
     Attributes:
-        command: "device", "serving", "simulation" or "population".
+        command: "device", "serving", "simulation", "population" or "training".
         settings: What the figures depend on, besides the machine.
         machine: Where it ran.
         seconds: What measuring took.

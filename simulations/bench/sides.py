@@ -36,12 +36,14 @@ class Settings:
         threads: Counts of threads.
         repetitions: Samples of a figure.
         quick: Measure little, to see that it works.
+        device: Where the coordinator trains: "cpu" or "cuda".
     """
 
     models: tuple[str, ...] = (MINILM, BASE)
     threads: tuple[int, ...] = (1, 2)
     repetitions: int = 5
     quick: bool = False
+    device: str = "cpu"
 
     @property
     def few(self) -> int:

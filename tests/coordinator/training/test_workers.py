@@ -98,7 +98,7 @@ def test_two_workers_reach_what_one_reaches(backbone: str, tmp_path: Path) -> No
     PHA's terms compare rows of a batch with each other, also of different workers.
     """
     training = {"max_steps": 10, "evaluate_every": 5, "batch_size": 15}
-    changes = {**SAME, "methods": PHA, "training": training}
+    changes: dict[str, Any] = {**SAME, "methods": PHA, "training": training}
     found = two(backbone, tmp_path / "two", changes, changes)
     assert [code for code, _ in found] == [0, 0], found
     train_small(backbone, tmp_path / "one", **changes)
@@ -106,14 +106,17 @@ def test_two_workers_reach_what_one_reaches(backbone: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [{"plora": {"rank": 3, "user_size": 5}}, {"loratrf": {"rank": 3}}])
+@pytest.mark.parametrize(
+    "method",
+    [{"plora": {"rank": 3, "user_size": 5}}, {"loratrf": {"rank": 3}}, {"lopa": {"rows": 2}}, {"xpeft": {}}],
+)
 @pytest.mark.parametrize("adapt_steps", [0, 6])
 def test_two_workers_with_other_methods_and_an_adaptation(
     backbone: str, tmp_path: Path, method: dict[str, Any], adapt_steps: int
 ) -> None:
     training = {"batch_size": 13, "adapt_steps": adapt_steps}
     encoder = {"dropout": 0.0, "train": "all" if adapt_steps else "none"}
-    changes = {"backbone": encoder, "methods": method, "training": training}
+    changes: dict[str, Any] = {"backbone": encoder, "methods": method, "training": training}
     found = two(backbone, tmp_path / "two", changes, changes)
     assert [code for code, _ in found] == [0, 0], found
     train_small(backbone, tmp_path / "one", **changes)
@@ -124,7 +127,7 @@ def test_two_workers_with_other_methods_and_an_adaptation(
 def test_a_worker_that_is_killed_ends_the_other_and_both_go_on(backbone: str, tmp_path: Path) -> None:
     """Killed in the middle, the other says so; then both go on from the checkpoint, to the same bits."""
     training = {"max_steps": 40, "evaluate_every": 10, "checkpoint_every": 5}
-    changes = {**SAME, "training": training}
+    changes: dict[str, Any] = {**SAME, "training": training}
     port = free_port()
     first, second = (start(backbone, tmp_path / "killed", changes, rank, port) for rank in range(2))
     try:
