@@ -147,7 +147,7 @@ def _looker() -> Callable[[list[str], str], list[str]]:
             problems.append(f"the folder {paths[-1]} cannot be written")
         try:
             import umbel
-            import umbel.device_client.flower_app
+            import umbel.simulations.engines.client_app
         except ImportError as error:
             return [*problems, f"umbel cannot be imported: there is no {error.name}"]
         if umbel.__version__ != version:

@@ -12,17 +12,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.builders import write_devices
+from typer.testing import CliRunner
 
+from umbel.device_client.simulated import SimulatedHome
 from umbel.shared.errors import ConfigError
 from umbel.shared.release import Release
+from umbel.simulations import commands
 from umbel.simulations.engines import RoundSettings, check_cluster, run_rounds
 from umbel.simulations.engines.ray_cluster import address_problems
+from umbel.simulations.homes.writing import write_people
 
 SETTINGS = RoundSettings(rounds=2, clients_per_round=8, seed=5, local_rate=0.5, clip=0.5, secure=False)
 EXAMPLES = [5, 6, 2, 9, 4, 7, 3, 8]
@@ -93,9 +97,17 @@ def await_nodes(address: str, count: int) -> None:
     raise TimeoutError(f"the cluster has no {count} nodes: {told}")
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Where it is reached, and its folder, which its processes name."""
+
+    address: str
+    folder: str
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of two nodes, started and ended here; their folder's name is short, as sockets want it."""
+def cluster() -> Iterator[Cluster]:
+    """Two nodes, started and ended here; their folder's name is short, as sockets want it."""
     folder, port = tempfile.mkdtemp(prefix="ur-", dir="/tmp"), free_port()
     address, nodes = f"127.0.0.1:{port}", []
     try:
@@ -105,7 +117,7 @@ def cluster() -> Iterator[str]:
         await_nodes(address, 1)
         nodes.append(ray_node(f"--address={address}"))
         await_nodes(address, 2)
-        yield address
+        yield Cluster(address, folder)
     finally:
         for node in reversed(nodes):
             end(node)
@@ -121,19 +133,21 @@ def run(
     return done.returncode, done.stdout + done.stderr
 
 
-def raylets_with_actors() -> set[str]:
-    """Returns the parents of the processes that devices run in: a node each."""
+def working_nodes(cluster: Cluster) -> set[str]:
+    """Returns the processes of the cluster that have started processes in which devices run: a node each."""
     found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
+    for own in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if "ray::ClientAppActor" in (folder / "cmdline").read_text():
-                found.add((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if "ray::ClientAppActor" in (own / "cmdline").read_text():
+                parent = (own / "stat").read_text().rpartition(")")[2].split()[1]
+                if cluster.folder in Path("/proc", parent, "cmdline").read_text():
+                    found.add(parent)
     return found
 
 
 @pytest.mark.slow  # starts and ends Ray's processes
 def test_two_nodes_share_the_work_and_give_the_numbers_of_one_process(
-    cluster: str, tiny_release: Release, tmp_path: Path
+    cluster: Cluster, tiny_release: Release, tmp_path: Path
 ) -> None:
     """Within 1e-5, as the issue has it; really to the bit, for devices are summed in one order."""
     devices = write_devices(tmp_path / "devices", EXAMPLES)
@@ -141,16 +155,16 @@ def test_two_nodes_share_the_work_and_give_the_numbers_of_one_process(
         "serial", release_folder=tiny_release.folder, devices_folder=devices, clients_total=len(EXAMPLES),
         settings=SETTINGS, out=tmp_path / "serial",
     )  # fmt: skip
-    before, seen, over = raylets_with_actors(), set[str](), threading.Event()
+    seen, over = set[str](), threading.Event()
 
     def watch() -> None:
         while not over.wait(0.1):
-            seen.update(raylets_with_actors() - before)
+            seen.update(working_nodes(cluster))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        code, said = run(cluster, tiny_release.folder, devices, tmp_path / "out", SETTINGS)
+        code, said = run(cluster.address, tiny_release.folder, devices, tmp_path / "out", SETTINGS)
     finally:
         over.set()
         watcher.join()
@@ -161,18 +175,34 @@ def test_two_nodes_share_the_work_and_give_the_numbers_of_one_process(
     assert set(found) == set(serial.trainables)
     for name, values in serial.trainables.items():
         np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5)
-    again = replace(SETTINGS, rounds=3)  # the cluster stays: another run finds it as it was
-    assert run(cluster, tiny_release.folder, devices, tmp_path / "out", again) == (0, "")
+
+
+@pytest.mark.slow
+def test_another_run_finds_the_cluster_as_it_was_and_people_in_a_table(
+    cluster: Cluster, tiny_release: Release, tmp_path: Path
+) -> None:
+    folders, table = write_devices(tmp_path / "devices", EXAMPLES), tmp_path / "table"
+    homes = [SimulatedHome(folders / f"{number:06d}", number) for number in range(len(EXAMPLES))]
+    write_people(table, [(home.examples(), home.heldout()) for home in homes])
+    code, said = run(cluster.address, tiny_release.folder, table, tmp_path / "out", SETTINGS)
+    assert (code, said) == (0, "")
+    serial = run_rounds(
+        "serial", release_folder=tiny_release.folder, devices_folder=folders, clients_total=len(EXAMPLES),
+        settings=SETTINGS, out=tmp_path / "serial",
+    )  # fmt: skip
+    found = np.load(tmp_path / "out" / "tensors.npz")
+    for name, values in serial.trainables.items():
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_folder_that_is_not_on_the_machines_is_told_for_each(
-    cluster: str, tiny_release: Release, tmp_path: Path
+    cluster: Cluster, tiny_release: Release, tmp_path: Path
 ) -> None:
     """A path that leads to the homes only for a process that was started in /, as the nodes were not."""
     devices = write_devices(tmp_path / "devices", EXAMPLES)
     only_here = Path(f"/proc/self/cwd{devices}")
-    code, said = run(cluster, tiny_release.folder, only_here, tmp_path / "out", SETTINGS, cwd="/")
+    code, said = run(cluster.address, tiny_release.folder, only_here, tmp_path / "out", SETTINGS, cwd="/")
     assert code == 3, said
     assert "machines of the Ray cluster cannot take part" in said
     assert all(f"machine {number}, " in said for number in (1, 2))
@@ -195,6 +225,18 @@ def test_an_address_where_nobody_is_costs_no_time(tmp_path: Path) -> None:
         check_cluster("flower", address)
     assert "ray start --head" in error.value.hint
     check_cluster("cohort", None)
+
+
+def test_the_command_refuses_a_cluster_before_anything_is_made(tmp_path: Path) -> None:
+    out, nobody = tmp_path / "run", f"127.0.0.1:{free_port()}"
+    words = ["simulate", "demo", "--out", str(out), "--ray-address", nobody]
+    flower = CliRunner().invoke(commands.app, [*words, "--engine", "flower"])
+    cohort = CliRunner().invoke(commands.app, words)
+    assert isinstance(flower.exception, ConfigError)
+    assert flower.exception.headline == f"there is no Ray cluster at {nobody}"
+    assert isinstance(cohort.exception, ConfigError)
+    assert cohort.exception.problems == ("engine is 'cohort': only flower runs on a Ray cluster",)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
