@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
 
@@ -95,21 +95,8 @@ def folder_home(devices: Path, partition: int) -> AbstractSimulatedHome:
     return SimulatedHome(device_folder(devices, partition), partition)
 
 
-def client_app(simulated: Simulated = folder_home) -> ClientApp:
-    """Makes the app that answers every message of a round.
-
-    Args:
-        simulated: Opens the home of a simulated device, by the run config's `devices` and its number.
-    """
-    made = ClientApp()
-    respond = partial(reply, simulated=simulated)
-    made.query()(respond)
-    made.query("gain")(respond)
-    made.train()(respond)
-    for stage in ("setup", "share", "collect", "unmask"):  # of a secure sum
-        made.train(stage)(respond)
-    made.evaluate()(respond)
-    return made
+Responds: TypeAlias = Callable[[Message, Context], Message]
+"""Answers one device's message."""
 
 
 def reply(message: Message, context: Context, simulated: Simulated = folder_home) -> Message:
@@ -118,6 +105,22 @@ def reply(message: Message, context: Context, simulated: Simulated = folder_home
         return answer(message, context, simulated)
     except Exception as error:
         return refusal(message, context, error, simulated)
+
+
+def client_app(respond: Responds = reply) -> ClientApp:
+    """Makes the app that answers every message of a round.
+
+    Args:
+        respond: Answers one.
+    """
+    made = ClientApp()
+    made.query()(respond)
+    made.query("gain")(respond)
+    made.train()(respond)
+    for stage in ("setup", "share", "collect", "unmask"):  # of a secure sum
+        made.train(stage)(respond)
+    made.evaluate()(respond)
+    return made
 
 
 app = client_app()

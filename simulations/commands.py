@@ -70,8 +70,8 @@ def simulate(
     compute: Annotated[
         str | None,
         typer.Option(
-            help="What runs the graphs of the cohort engine's devices: onnxruntime (the default), or torch: "
-            "torch:cuda, torch:cuda:bfloat16, torch:cpu."
+            help="What runs the graphs of devices: onnxruntime (the default), or torch: torch:cuda, "
+            "torch:cuda:bfloat16, torch:cpu."
         ),
     ] = None,
     training: Annotated[

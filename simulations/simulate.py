@@ -102,7 +102,7 @@ def simulate(
     """
     refuse_taken(out, own=RUN)
     check_cluster(config.rounds.engine, ray_address)
-    check_compute(config.rounds.engine, compute)
+    check_compute(compute)
     if training is not None and restart and training.resolve().is_relative_to(out.resolve()):
         raise ConfigError(
             f"--restart would remove the training in {training}",

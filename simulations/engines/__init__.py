@@ -10,7 +10,6 @@ from typing import Protocol
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
 from umbel.coordinator.federation.settings import RoundSettings
 from umbel.device_client.engine import ONNXRUNTIME
-from umbel.shared.checks import shown
 from umbel.shared.errors import ConfigError
 from umbel.simulations.engines.ray_cluster import address_problems, reach
 from umbel.simulations.homes.home import missing_homes
@@ -70,8 +69,8 @@ def run_rounds(
         workers: Processes that devices run in for "flower", threads for "cohort".
         ray_address: For "flower": HOST:PORT of a Ray cluster that is there already, or "auto"; devices then
             run in as many processes as it has cores, on all its machines.
-        compute: What runs the release's graphs: onnxruntime if None, or in a cohort also torch, such as
-            "torch:cuda"; see `umbel.simulations.torch_graphs.opening`.
+        compute: What runs the release's graphs: onnxruntime if None, or torch, such as "torch:cuda"; see
+            `umbel.simulations.torch_graphs.opening`.
         on_round: Called after every round with its record.
 
     Returns:
@@ -84,7 +83,7 @@ def run_rounds(
         TrainingError: The devices cannot take part, or the engine broke.
         KeyboardInterrupt: Ctrl-C; finished rounds are kept in `out`.
     """
-    _check(engine, devices_folder, clients_total, workers, ray_address, compute)
+    _check(engine, devices_folder, clients_total, workers, ray_address)
     config = settings.as_run_config() | {
         "release": str(release_folder.absolute()),
         "devices": str(devices_folder.absolute()),
@@ -92,7 +91,8 @@ def run_rounds(
         "population": clients_total,
         "threads": 1,
     }
-    if compute is not None:
+    if compute not in (None, ONNXRUNTIME):
+        check_compute(compute)
         config["compute"] = compute
     return _engine(engine, ray_address)(config, clients_total, workers, on_round)
 
@@ -118,25 +118,16 @@ def _cluster_problems(engine: str, ray_address: str | None) -> list[str]:
     return wrong + address_problems(ray_address)
 
 
-def check_compute(engine: str, compute: str | None) -> None:
-    """Refuses what cannot run the graphs of an engine's devices, before there is anything to lose.
+def check_compute(compute: str | None) -> None:
+    """Refuses what cannot run the graphs of devices, before there is anything to lose.
 
     Raises:
-        ConfigError: The engine's devices have onnxruntime only, or torch has no such device here.
+        ConfigError: Torch has no such device here.
     """
-    problems = _compute_problems(engine, compute)
-    if problems:
-        raise ConfigError("the rounds cannot be computed there", problems, "Pass --engine cohort with it.")
     if compute not in (None, ONNXRUNTIME):
         from umbel.simulations.torch_graphs.opening import opener_of
 
         opener_of(compute)
-
-
-def _compute_problems(engine: str, compute: str | None) -> list[str]:
-    if compute in (None, ONNXRUNTIME) or engine == COHORT:
-        return []
-    return [f"compute is '{shown(compute)}', which is for the cohort engine, found {engine}"]
 
 
 def _engine(name: str, ray_address: str | None) -> Engine:
@@ -153,12 +144,9 @@ def _engine(name: str, ray_address: str | None) -> Engine:
     return partial(run_flower, ray_address=ray_address)
 
 
-def _check(
-    engine: str, devices: Path, total: int, workers: int, ray_address: str | None, compute: str | None
-) -> None:
+def _check(engine: str, devices: Path, total: int, workers: int, ray_address: str | None) -> None:
     problems = [] if engine in ENGINES else [f"engine is '{engine}', expected one of {', '.join(ENGINES)}"]
     problems += [] if workers >= 1 else [f"workers is {workers}, expected 1 or more"]
-    problems += _compute_problems(engine, compute)
     problems += [] if total >= 1 else [f"clients_total is {total}, expected 1 or more"]
     problems += missing_homes(devices, total)
     problems += _cluster_problems(engine, ray_address)

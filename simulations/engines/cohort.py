@@ -182,8 +182,8 @@ def run_cohort(
 ) -> RoundsResult:
     """Runs the rounds of a run config; see `run_rounds`. `workers` are threads here."""
     Path(str(config["out"])).mkdir(parents=True, exist_ok=True)
-    compute = str(config.get(COMPUTE, ONNXRUNTIME))
-    if compute == ONNXRUNTIME:
+    compute = str(config.get(COMPUTE) or "")
+    if not compute:
         grid = CohortGrid(config, population, threads=workers)
     else:
         from umbel.simulations.torch_graphs.opening import compute_with_torch

@@ -149,7 +149,10 @@ def _new_run(config: dict[str, Any]) -> Any:
 
 
 def _backend(init: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns how Flower runs devices: a process for each core. `init` starts a Ray, where there is none."""
+    """Returns how Flower runs devices: a process for each core. `init` starts a Ray, where there is none.
+
+    A GPU is not given out by Ray: what runs the graphs is named by the run, and processes may share one.
+    """
     return {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": dict(init)}
 
 

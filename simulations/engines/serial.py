@@ -12,6 +12,7 @@ from flwr.app import Context, Message
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
 from umbel.coordinator.server_app import serve
 from umbel.device_client import flower_app
+from umbel.device_client.flower_app import COMPUTE
 from umbel.simulations.engines.nodes import InProcessGrid
 from umbel.simulations.homes.home import home_of
 
@@ -66,8 +67,11 @@ def run_serial(
     *,
     respond: Callable[[Message, Context], Message] = replying,
 ) -> RoundsResult:
-    """Runs the rounds of a run config; see `run_rounds`. `workers` changes nothing here."""
-    del workers
+    """Runs the rounds of a run config; see `run_rounds`. `workers` are torch's threads, if it computes."""
     Path(str(config["out"])).mkdir(parents=True, exist_ok=True)
+    if config.get(COMPUTE):
+        from umbel.simulations.torch_graphs.opening import compute_with_torch
+
+        compute_with_torch(str(config[COMPUTE]), threads=workers)
     grid = SerialGrid(config, population, respond)
     return serve(grid, config, on_round=on_round, roll=grid.roll())

@@ -20,6 +20,8 @@ from umbel.simulations.torch_graphs.session import TorchSession
 
 TORCH = "torch"
 
+_ready: dict[str, int] = {}  # threads, by what graphs are computed with
+
 
 @final
 class TorchOpener:
@@ -64,7 +66,7 @@ class TorchOpener:
 
 
 def compute_with_torch(compute: str, *, threads: int = 1) -> None:
-    """Lets engines of this process that are opened for `compute` compute with torch.
+    """Lets engines of this process that are opened for `compute` compute with torch; nothing the next time.
 
     Args:
         compute: As in `opener_of`.
@@ -73,9 +75,11 @@ def compute_with_torch(compute: str, *, threads: int = 1) -> None:
     Raises:
         ConfigError: Torch has no such device here.
     """
-    opener = opener_of(compute)
-    torch.set_num_threads(threads)
-    opens_with(compute, opener)
+    if _ready.get(compute) != threads:
+        opener = opener_of(compute)
+        torch.set_num_threads(threads)
+        opens_with(compute, opener)
+        _ready[compute] = threads
 
 
 def opener_of(compute: str) -> TorchOpener:

@@ -121,9 +121,19 @@ def test_numbers_do_not_depend_on_the_threads(
     assert_close(in_packs(2, embedded_release, devices, tmp_path / "3", settings, threads=3), alone, 0.0)
 
 
-def test_torch_is_for_the_cohort(tiny_release: Release, devices: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="which is for the cohort engine, found serial"):
-        run("serial", tiny_release, devices, tmp_path, compute="torch:cpu")
+def test_torch_runs_the_graphs_of_devices_one_after_another_too(
+    tiny_release: Release, devices: Path, tmp_path: Path
+) -> None:
+    plain = run("serial", tiny_release, devices, tmp_path / "1")
+    assert_close(run("serial", tiny_release, devices, tmp_path / "2", compute="torch:cpu"), plain, 1e-5)
+
+
+def test_where_torch_cannot_compute_no_round_begins(
+    tiny_release: Release, devices: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="torch cannot compute there"):
+        run("cohort", tiny_release, devices, tmp_path / "out", compute="torch:cuda:99")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_device_that_fails_fails_for_itself(tiny_release: Release, devices: Path, tmp_path: Path) -> None:

@@ -33,12 +33,13 @@ import json, sys
 from pathlib import Path
 from umbel.simulations.engines import RoundSettings, run_rounds
 
-engine, release, devices, out, total, config = sys.argv[1:]
+engine, release, devices, out, total, config, compute = sys.argv[1:]
 settings = RoundSettings.from_run_config(json.loads(config))
 try:
     run_rounds(
         engine, release_folder=Path(release), devices_folder=Path(devices), clients_total=int(total),
-        settings=settings, out=Path(out), on_round=lambda record: print(record.round, flush=True),
+        settings=settings, out=Path(out), compute=compute or None,
+        on_round=lambda record: print(record.round, flush=True),
     )
 except KeyboardInterrupt:
     print("interrupted", flush=True)
@@ -76,9 +77,11 @@ def run(
     )
 
 
-def command(engine: str, release: Release, devices: Path, out: Path, settings: RoundSettings) -> list[str]:
+def command(
+    engine: str, release: Release, devices: Path, out: Path, settings: RoundSettings, compute: str = ""
+) -> list[str]:
     config = json.dumps(settings.as_run_config())
-    arguments = [engine, str(release.folder), str(devices), str(out), str(len(EXAMPLES)), config]
+    arguments = [engine, str(release.folder), str(devices), str(out), str(len(EXAMPLES)), config, compute]
     return [sys.executable, "-c", RUN, *arguments]
 
 
@@ -141,6 +144,20 @@ def test_flower_gives_the_same_numbers_and_its_clients_hold_no_torch(
     assert_equal(found, serial)
     assert any("onnxruntime" in maps for maps in libraries)
     assert not [maps for maps in libraries if "libtorch" in maps]
+
+
+@pytest.mark.slow
+def test_torch_runs_the_graphs_in_flowers_processes(
+    tiny_release: Release, devices: Path, serial: RoundsResult, tmp_path: Path
+) -> None:
+    subprocess.run(
+        command("flower", tiny_release, devices, tmp_path, SETTINGS, "torch:cpu"), check=True, timeout=120
+    )
+    found = Journal(tmp_path, tiny_release.release_id, len(EXAMPLES), SETTINGS).read()
+    assert found is not None
+    assert [record.clients for record in found.rounds] == [record.clients for record in serial.rounds]
+    gaps = [np.abs(found.trainables[name] - values).max() for name, values in serial.trainables.items()]
+    assert 0 < max(gaps) < 1e-5  # torch's sums are in another order: it was torch that made them
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
@@ -245,7 +262,7 @@ def test_the_app_folder_names_every_setting_with_its_default() -> None:
     from umbel.simulations.engines.flower import APP_FOLDER
 
     config = tomllib.loads((APP_FOLDER / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    paths = {"release": "", "devices": "", "out": "", "population": 0, "threads": 1}
+    paths = {"release": "", "devices": "", "out": "", "population": 0, "threads": 1, "compute": ""}
     assert config == {**RoundSettings().as_run_config(), **paths}
     assert (APP_FOLDER / "LICENSE").is_file()
 
