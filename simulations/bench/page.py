@@ -16,7 +16,11 @@ from umbel.simulations.report.markdown import prose, table
 from umbel.simulations.report.words import NBSP, percent, points
 
 PAGE = "performance.md"
-_FIGURES = {"performance-ratios.svg": plots.advantages, "performance-owners.svg": plots.many_owners}
+_FIGURES = {
+    "performance-ratios.svg": (plots.advantages, lambda row: row.bound is not None),
+    "performance-owners.svg": (plots.many_owners, lambda row: row.part == "many owners"),
+    "performance-rounds.svg": (plots.users_per_second, lambda row: row.users > 0),
+}
 _COMMANDS = ("device", "serving", "simulation", "population", "training")
 _ASKED = "\n".join([*(f"umbel bench {name}" for name in _COMMANDS), "umbel bench page runs/bench --out docs"])
 _NONE = "–"
@@ -55,6 +59,25 @@ _METHOD = (
     "compiles every module of every package, which takes about 40 MB more.",
 )
 
+_ROUNDS = (
+    "A round is everything from choosing who takes part to the moved tensors. All sides do the same "
+    "rounds: the same people, examples in the same order, the same private steps, the same shared step, "
+    "clip and mean; before a time is told, all must have reached umbel's tensors to 1e-5, and to a "
+    "hundredth of the way that each tensor has gone. Each side runs in fresh processes, people's homes "
+    "are as new, and the first round, which warms up, is not counted. Flower's engine and pfl-research "
+    "have a process of one thread for each thread of the others. The peak memory of pfl-research is the "
+    "sum over its processes; Flower's is not told. pfl-research and the plain loop have all texts "
+    "encoded beforehand and keep everything in memory; umbel's engines read examples from the people's "
+    "homes and write their profiles there.",
+    "By its FLOP alone: what the matrix products of a round compute (2 m k n each; no embedding, no "
+    "softmax, nothing computed twice), at the speed of large float32 products, measured in the same run "
+    "with the same threads; the ratio is the share of that ceiling that is reached. By its bytes alone: "
+    "what they touch if each reads its operands from memory and writes its result there, at the "
+    "measured speed of memory; small products find theirs in caches, so this is no bound. "
+    "simulations/bench/roofline.py has the formulas; a test counts the same products with torch.",
+)
+_NOTES = {"device": _METHOD, "serving": _METHOD, "simulation": _ROUNDS}
+
 
 def write_page(run: Path, out: Path, accuracy: Path | None = None) -> list[Path]:
     """Writes the page of what lies in a work folder, and its figures, and returns their paths.
@@ -79,9 +102,9 @@ def write_page(run: Path, out: Path, accuracy: Path | None = None) -> list[Path]
     out.mkdir(parents=True, exist_ok=True)
     written = [out / PAGE]
     figures = []
-    for name, draw in _FIGURES.items():
-        wanted = [row for row in rows if row.bound is not None] if draw is plots.advantages else rows
-        if any(row.theirs for row in wanted if draw is plots.advantages or row.part == "many owners"):
+    for name, (draw, shows) in _FIGURES.items():
+        wanted = [row for row in rows if shows(row) and row.theirs is not None]
+        if wanted:
             atomic_write(out / name, draw(wanted).encode())
             written.append(out / name)
             figures.append(name)
@@ -105,10 +128,11 @@ def page(
     parts = [
         "# Performance",
         prose(
-            "What an owner's device costs, and what one process costs that answers for many owners, beside "
-            "torch, transformers and PEFT on the same machine in the same run."
+            "What an owner's device costs, what one process costs that answers for many owners, beside "
+            "torch, transformers and PEFT, and what simulated rounds cost, beside Flower's engine, "
+            "pfl-research and a plain torch loop, on the same machine in the same run."
         ),
-        prose(_machine(found[0])),
+        *(prose(text) for text in dict.fromkeys(_machine(measured) for measured in found)),
         *(prose(note) for measured in found for note in measured.notes),
         "These commands measure what is missing and write this page:",
         f"```bash\n{_ASKED}\n```",
@@ -117,14 +141,20 @@ def page(
         *_accuracy(accuracy),
         *(part for measured in found for part in _all_rows(measured)),
         "## How it was measured",
-        *(prose(text) for text in _METHOD),
+        *(prose(text) for text in _notes(found)),
     ]
     return "\n\n".join(parts).replace(NBSP, " ") + "\n"
+
+
+def _notes(found: Sequence[Measured]) -> list[str]:
+    """Returns how what is on the page was measured, each paragraph once."""
+    return list(dict.fromkeys(text for own in found for text in _NOTES.get(own.command, ())))
 
 
 _ALT = {
     "performance-ratios.svg": "How many times less each bounded figure is than what it is compared with",
     "performance-owners.svg": "Milliseconds for a text of each of many owners, by every way",
+    "performance-rounds.svg": "Users whose work of a round is done in a second, by every side and at most",
 }
 _TITLES = {
     "device": "One owner's device",

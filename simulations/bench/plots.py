@@ -10,6 +10,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from umbel.simulations.bench.roofline import COMPUTED, TOUCHED
 from umbel.simulations.bench.rows import Row
 from umbel.simulations.report.svg import BEST, GENERIC, HARM, INK, PERSONAL, style
 
@@ -70,6 +71,49 @@ def many_owners(rows: Sequence[Row]) -> str:
         figure.subplots_adjust(left=0.44, right=0.97, top=0.98, bottom=0.6 / figure.get_figheight())
 
     return _svg(draw, len(bars))
+
+
+def users_per_second(rows: Sequence[Row]) -> str:
+    """Returns, as SVG, how many people's work of a round each side does in a second, and what FLOP allow."""
+    bars = [bar for own in _alike(rows) for bar in _side_bars(own)]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.barh(range(len(bars)), [bar[1] for bar in bars], color=[bar[2] for bar in bars], height=0.62)
+        for at, (_, users, _) in enumerate(bars):
+            axes.annotate(f" {users:,.3g}", (users, at), verticalalignment="center", fontsize=_TEXT)
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(bars)), [bar[0] for bar in bars], fontsize=_TEXT)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("users in a second of a round (logarithmic)")
+        figure.subplots_adjust(left=0.44, right=0.97, top=0.98, bottom=0.6 / figure.get_figheight())
+
+    return _svg(draw, len(bars))
+
+
+def _alike(rows: Sequence[Row]) -> list[list[Row]]:
+    """Returns rows of rounds, by their load and encoder."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.users and row.unit == "s" and row.theirs is not None:
+            groups.setdefault((row.encoder, row.setting), []).append(row)
+    return list(groups.values())
+
+
+def _side_bars(own: Sequence[Row]) -> list[tuple[str, float, str]]:
+    """Returns (side, users in a second, colour): umbel first, then the others, the ceiling last."""
+    first = own[0]
+    kind = f"{first.setting.partition(':')[0].partition(',')[0]}, {first.encoder}"
+    bars = [(f"umbel's cohort: {kind}", first.users / first.ours.median, PERSONAL)]
+    for row in own:
+        if row.theirs is None or row.part == TOUCHED:
+            continue
+        ceiling = row.part == COMPUTED
+        words = "the ceiling by FLOP" if ceiling else row.against.partition(",")[0]
+        bars.append((f"{words}: {kind}", row.users / row.theirs.median, INK if ceiling else GENERIC))
+    return bars
 
 
 def advantage(row: Row, ratio: float | None) -> float:

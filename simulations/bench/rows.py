@@ -52,6 +52,7 @@ class Row:
         theirs: Its samples.
         sense: "times": theirs / ours, how many times as fast; "share": ours / theirs.
         bound: What the ratio must be: at least this many times, at most this share; None: it is only told.
+        users: People whose work a sample is; 0 where they do not count.
     """
 
     part: str
@@ -64,6 +65,7 @@ class Row:
     theirs: Sample | None = None
     sense: Literal["times", "share"] = "times"
     bound: float | None = None
+    users: int = 0
 
     @property
     def ratio(self) -> float | None:

@@ -72,11 +72,14 @@ class Sides:
         """Returns a release, made when it is first asked for."""
         return release_of(encoder, kind, self.folder, self.on_phase)
 
+    def backbone(self, encoder: str) -> Path:
+        """Returns the folder of an encoder."""
+        name = backbone_name(encoder, self.folder / "encoders")
+        return packaged_folder() if encoder == MINILM else Path(name)
+
     def staged(self, encoder: str, kind: str = "plora") -> Path:
         """Returns the folder with the same weights for the rival."""
-        name = backbone_name(encoder, self.folder / "encoders")
-        backbone = packaged_folder() if encoder == MINILM else Path(name)
-        return stage_model(self.release(encoder, kind), backbone, self.folder)
+        return stage_model(self.release(encoder, kind), self.backbone(encoder), self.folder)
 
     def place(self, name: str) -> Path:
         """Returns a folder for what a measurement needs."""

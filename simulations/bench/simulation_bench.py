@@ -23,16 +23,29 @@ from umbel.shared.files import atomic_write
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.release import Release
+from umbel.simulations.bench.ceilings import Ceilings, measured_ceilings
 from umbel.simulations.bench.encoders import MINILM, TINY, backbone_name
-from umbel.simulations.bench.handed import encoded_people, handed
+from umbel.simulations.bench.handed import chosen_in, encoded_people, handed
 from umbel.simulations.bench.processes import environment, run_once
 from umbel.simulations.bench.releases import BEHIND
+from umbel.simulations.bench.roofline import (
+    COMPUTED,
+    TOUCHED,
+    Work,
+    private_step,
+    private_step_behind,
+    reading,
+    shared_step,
+    shared_step_behind,
+    sizes_of,
+)
 from umbel.simulations.bench.rows import BenchError, Row, Sample
 from umbel.simulations.bench.sides import Sides
 from umbel.simulations.bench.staging import plain_name
 from umbel.simulations.bench.texts import labels_of, texts_of
 
 OURS = "cohort"
+ROUND = "a round"
 FLOWER, PFL = "flower", "pfl"
 RIVALS: Mapping[str, str] = {
     FLOWER: "Flower's simulation engine, the same ClientApp",
@@ -114,25 +127,36 @@ def _rounds(method: str, sides: Sides, encoder: str) -> list[Row]:
     others = [side for side in RIVALS if side != PFL or sides.rival is not None]
     ran = {side: work.ran(side) for side in (OURS, *others)}
     check_reached(ran, load_weights(work.release))
-    return [row for side in others for row in _compared(work, ran, side)]
+    found = [row for side in others for row in _compared(work, ran, side)]
+    return found + _roofs(work, ran[OURS], measured_ceilings(work.threads))
 
 
 def _compared(work: Rounds, ran: Mapping[str, Reached], side: str) -> list[Row]:
-    row: dict[str, Any] = {
-        "encoder": work.encoder,
-        "setting": f"{METHODS[work.method]}: {work.load.words()}",
-        "threads": work.threads,
-        "against": RIVALS[side],
-    }
+    row = {**work.row(), "against": RIVALS[side]}
     ours, theirs = ran[OURS], ran[side]
     bound = work.load.bounds.get(side)
-    found = [Row(part="a round", unit="s", ours=ours.sample, theirs=theirs.sample, bound=bound, **row)]
+    found = [Row(part=ROUND, unit="s", ours=ours.sample, theirs=theirs.sample, bound=bound, **row)]
     if theirs.peak_bytes:
         peaks = [Sample((float(own.peak_bytes),)) for own in (ours, theirs)]
         found.append(
             Row(part="peak memory", unit="bytes", sense="share", ours=peaks[0], theirs=peaks[1], **row)
         )
     return found
+
+
+def _roofs(work: Rounds, ours: Reached, ceilings: Ceilings) -> list[Row]:
+    """Compares a round with what its matrix products need on this machine, by what they compute and touch."""
+    whole = work.work()
+    computed = f"{whole.flop / 1e9:.3g} GFLOP at {ceilings.flop / 1e9:.3g} GFLOP/s"
+    touched = f"{whole.touched / 1e9:.3g} GB at {ceilings.touched / 1e9:.3g} GB/s, if no cache kept any"
+    least = {
+        COMPUTED: (whole.flop / ceilings.flop, computed),
+        TOUCHED: (whole.touched / ceilings.touched, touched),
+    }
+    return [
+        Row(part=part, unit="s", ours=ours.sample, theirs=Sample((seconds,)), against=words, **work.row())
+        for part, (seconds, words) in least.items()
+    ]
 
 
 @final
@@ -155,6 +179,31 @@ class Rounds:
         self.threads = max(sides.settings.threads)
         self.release = sides.release(encoder, method)
         self.devices = _people(self.release, sides.place(f"people-{encoder}"), load)
+
+    def row(self) -> dict[str, Any]:
+        """Returns what all rows of these rounds have in common."""
+        return {
+            "encoder": self.encoder,
+            "setting": f"{METHODS[self.method]}: {self.load.words()}",
+            "threads": self.threads,
+            "users": self.load.clients,
+        }
+
+    def work(self) -> Work:
+        """Returns the work of the matrix products of a round, the mean of those that are timed."""
+        load, sizes = self.load, sizes_of(self.release, self.sides.backbone(self.encoder))
+        if self.method != BEHIND:
+            text = (sizes, load.texts, load.tokens)
+            return (private_step(*text) * load.steps + shared_step(*text)) * load.clients
+        learned = private_step_behind(sizes, load.texts) * load.steps + shared_step_behind(sizes, load.texts)
+        read = reading(sizes, load.texts, load.tokens) * (self._new() / (load.rounds - 1))
+        return learned * load.clients + read
+
+    def _new(self) -> int:
+        """Returns how many people take part for the first time after the first round, which is not timed."""
+        settings = self.load.settings()
+        first, *timed = (set(chosen_in(settings, self.load.people, n + 1)) for n in range(settings.rounds))
+        return len(set().union(*timed) - first)
 
     def ran(self, side: str) -> Reached:
         """Runs the rounds by a side."""
