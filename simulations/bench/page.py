@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from umbel.shared.checks import number_problems, parsed_json
@@ -16,7 +16,8 @@ from umbel.simulations.report.markdown import prose, table
 from umbel.simulations.report.words import NBSP, percent, points
 
 PAGE = "performance.md"
-_FIGURES = {
+_Figure = tuple[Callable[[Sequence[Row]], str], Callable[[Row], bool]]
+_FIGURES: Mapping[str, _Figure] = {
     "performance-ratios.svg": (plots.advantages, lambda row: row.bound is not None),
     "performance-owners.svg": (plots.many_owners, lambda row: row.part == "many owners"),
     "performance-rounds.svg": (plots.users_per_second, lambda row: row.users > 0),

@@ -13,6 +13,7 @@ from umbel.simulations.bench import benches
 from umbel.simulations.bench.benches import Request, run_bench
 from umbel.simulations.bench.commands import app
 from umbel.simulations.bench.page import write_page
+from umbel.simulations.bench.roofline import COMPUTED, TOUCHED
 from umbel.simulations.bench.rows import BenchError, Measured, Sample, write_measured
 from umbel.simulations.bench.sides import Settings, Sides
 from umbel.simulations.progress import Progress
@@ -115,6 +116,32 @@ def test_the_page_has_every_row_its_verdicts_and_figures(tmp_path: Path) -> None
     for figure in figures:
         ET.parse(figure)
         assert f"]({figure.name})" in text
+
+
+def test_the_page_shows_rounds_by_side_and_at_most(tmp_path: Path) -> None:
+    kind = {"setting": "PLoRA: a round of 100 among 1,000, 4 steps", "encoder": "small", "users": 100}
+    rows = (
+        a_row(part="a round", theirs=Sample((40.0,)), bound=10.0, against="Flower's engine, ...", **kind),
+        a_row(part="a round", theirs=Sample((6.0,)), bound=3.0, against="pfl-research, ...", **kind),
+        a_row(part="peak memory", unit="bytes", theirs=Sample((9e8,)), against="pfl-research, ...", **kind),
+        a_row(part=COMPUTED, theirs=Sample((0.5,)), against="100 GFLOP at 200 GFLOP/s", **kind),
+        a_row(part=TOUCHED, theirs=Sample((0.25,)), against="5 GB at 20 GB/s, if no cache kept any", **kind),
+    )
+    found = Measured(command="simulation", settings={}, machine={"cores": "2"}, seconds=1.0, rows=rows)
+    write_measured(tmp_path / "simulation" / "result.json", found)
+    page, *figures = write_page(tmp_path, tmp_path / "docs")
+    text = page.read_text()
+    assert [figure.name for figure in figures] == ["performance-ratios.svg", "performance-rounds.svg"]
+    assert "Of 2 bounds that could be compared, 2 hold." in text
+    assert f"| {COMPUTED} | {kind['setting']} | 1 |" in text
+    assert "0.25× | 100 GFLOP at 200 GFLOP/s |" in text
+    assert "A round is everything from choosing who takes part" in text
+    assert "PEFT's adapters" not in text
+    bars = figures[1].read_text()
+    for words in ("umbel's cohort: PLoRA, small", "pfl-research: PLoRA, small", "the ceiling by FLOP"):
+        assert words in bars
+    for users in ("50", "2.5", "16.7", "200"):  # 100 users in 2, 40, 6 and 0.5 seconds
+        assert f"> {users}</text>" in bars
 
 
 def test_the_page_tells_what_8_bits_cost(tmp_path: Path) -> None:
