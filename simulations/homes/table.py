@@ -11,6 +11,7 @@ They are read by `pread`, not mapped, so that what one round has read is not hel
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -175,6 +176,8 @@ def parquet_modules() -> tuple[Any, Any]:
     Raises:
         MissingExtraError: It is not installed.
     """
+    # Arrow's own allocator keeps up to 40 MB of what is read for a person and freed at once again.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     try:
         import pyarrow
         import pyarrow.parquet

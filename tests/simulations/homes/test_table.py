@@ -54,7 +54,7 @@ def test_everybody_gets_their_own_back_whatever_a_row_group_holds(
 
 
 def test_people_in_batches_and_across_row_groups_are_as_people_one_by_one(tmp_path: Path) -> None:
-    """Row groups of 2,048 rows, cut anywhere: person 682 has rows in two of them."""
+    """Row groups of 4,096 rows, cut anywhere: person 1365 has rows in two of them."""
     count, each = 2000, 3
     columns = {
         "person": pa.array([row // each for row in range(count * each)], pa.int32()),
@@ -70,7 +70,7 @@ def test_people_in_batches_and_across_row_groups_are_as_people_one_by_one(tmp_pa
         writer.add(ANN, ANN[:1])
     table = PeopleTable(tmp_path)
     assert pq.ParquetFile(tmp_path / FILE).num_row_groups > 2
-    for number in (0, 682, 1999):
+    for number in (0, 1365, 1999):
         support, heldout = table.of(number)
         texts = [f"text {row}" for row in range(3 * number, 3 * number + 3)]
         assert [own.text for own in (*support.examples, *heldout.examples)] == texts
