@@ -112,6 +112,9 @@ def simulation(
         typer.Option(help="An environment that has torch, transformers and pfl; one is made otherwise."),
     ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Leave pfl-research out.")] = False,
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda: torch runs devices' graphs there, in bfloat16.")
+    ] = "cpu",
     threads: Annotated[int, typer.Option(min=1, max=256, help="Threads or processes of each side.")] = 2,
     fresh: _Fresh = False,
     quick: Annotated[
@@ -129,12 +132,18 @@ def simulation(
     For instance: umbel bench simulation --model small
 
     Or: umbel bench simulation --method plora --alone
+
+    Or, on a GPU, beside Flower's engine with processes that share it: umbel bench simulation --model minilm
+    --method plora --device cuda
     """
     from umbel.simulations.bench.encoders import MINILM, SMALL, TINY
     from umbel.simulations.bench.sides import Settings
 
-    settings = Settings(tuple(model or ((TINY,) if quick else (SMALL, MINILM))), (threads,), 1, quick)
-    more = {"rival_env": rival_env, "alone": alone or (quick and rival_env is None), "only": method or ()}
+    _check_device(device)
+    models = tuple(model or ((TINY,) if quick else (SMALL, MINILM)))
+    settings = Settings(models, (threads,), 1, quick, device)
+    alone = alone or device != "cpu" or (quick and rival_env is None)
+    more = {"rival_env": rival_env, "alone": alone, "only": method or ()}
     _run("simulation", out, settings, as_json, fresh=fresh, **more)
 
 
@@ -199,14 +208,10 @@ def training(
 
     Or, on a GPU: umbel bench training --model bert-base --device cuda
     """
-    from umbel.coordinator.training.trainer import training_device
-    from umbel.shared.errors import ConfigError
     from umbel.simulations.bench.encoders import MINILM, TINY
     from umbel.simulations.bench.sides import Settings
 
-    if device not in ("cpu", "cuda"):
-        raise ConfigError(f"there is no device '{device[:40]}'", hint="Choose cpu or cuda.")
-    training_device(device)  # before anything is made
+    _check_device(device)
     models = tuple(model or ((TINY,) if quick else (MINILM,)))
     settings = Settings(models, (threads,), 1 if quick else repetitions, quick, device)
     _run("training", out, settings, as_json, alone=True, fresh=fresh, only=method or ())
@@ -231,6 +236,21 @@ def page(
 
     written = write_page(run, out, accuracy)
     typer.echo(f"Wrote {written[0]} and {len(written) - 1} figures.")
+
+
+def _check_device(device: str) -> None:
+    """Refuses a device that is not there, before anything is made."""
+    from umbel.shared.errors import ConfigError
+
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"there is no device '{device[:40]}'", hint="Choose cpu or cuda.")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                "torch sees no GPU", hint="Leave --device out, or run this on a machine with one."
+            )
 
 
 def _bench(

@@ -36,7 +36,7 @@ class Settings:
         threads: Counts of threads.
         repetitions: Samples of a figure.
         quick: Measure little, to see that it works.
-        device: Where the coordinator trains: "cpu" or "cuda".
+        device: Where the coordinator trains, and where torch runs devices' graphs: "cpu" or "cuda".
     """
 
     models: tuple[str, ...] = (MINILM, BASE)

@@ -40,11 +40,12 @@ from umbel.simulations.bench.roofline import (
     sizes_of,
 )
 from umbel.simulations.bench.rows import BenchError, Row, Sample
-from umbel.simulations.bench.sides import Sides
+from umbel.simulations.bench.sides import Settings, Sides
 from umbel.simulations.bench.staging import plain_name
 from umbel.simulations.bench.texts import labels_of, texts_of
 
 OURS = "cohort"
+_ON_GPU = "torch:cuda:bfloat16"
 ROUND = "a round"
 FLOWER, PFL = "flower", "pfl"
 RIVALS: Mapping[str, str] = {
@@ -61,6 +62,7 @@ METHODS: Mapping[str, str] = {
 """Whose rounds are simulated: with something personal inside the encoder, and with nothing."""
 _TOLERANCE = 1e-5  # of the tensors that the rounds reach
 _SHARE = 0.01  # of the way that a tensor has gone: a side that does not train it is found out, too
+_SHARE_IN_16_BITS = 0.1  # on a GPU, where both multiply in bfloat16
 _ROUNDING = 2e-7  # of float32, where a tensor has hardly moved
 
 
@@ -108,6 +110,7 @@ class Load:
 
 QUICK = Load(8, 6, 6, 8, 2, rounds=2)
 _MINI = Load(200, 20, 16, 64, 3, rounds=3, bounds={FLOWER: 2.0})
+_GPU = Load(1000, 256, 16, 64, 3, bounds={FLOWER: 50.0})
 _SMALL = Load(1000, 100, 32, 16, 4, bounds={FLOWER: 10.0, PFL: 3.0})
 
 
@@ -122,13 +125,22 @@ def _rounds(method: str, sides: Sides, encoder: str) -> list[Row]:
     Raises:
         BenchError: They reach other tensors.
     """
-    load = QUICK if sides.settings.quick or encoder == TINY else _MINI if encoder == MINILM else _SMALL
-    work = Rounds(sides, encoder, method, load)
+    device = sides.settings.device
+    work = Rounds(sides, encoder, method, _load(encoder, sides.settings))
     others = [side for side in RIVALS if side != PFL or sides.rival is not None]
+    others = others if device == "cpu" else [FLOWER]  # the others have no graphs that run elsewhere
     ran = {side: work.ran(side) for side in (OURS, *others)}
-    check_reached(ran, load_weights(work.release))
+    check_reached(ran, load_weights(work.release), _SHARE if device == "cpu" else _SHARE_IN_16_BITS)
     found = [row for side in others for row in _compared(work, ran, side)]
-    return found + _roofs(work, ran[OURS], measured_ceilings(work.threads))
+    return found + _roofs(work, ran[OURS], measured_ceilings(work.threads, device))
+
+
+def _load(encoder: str, settings: Settings) -> Load:
+    if settings.quick or encoder == TINY:
+        return QUICK
+    if encoder == MINILM:
+        return _MINI if settings.device == "cpu" else _GPU
+    return _SMALL
 
 
 def _compared(work: Rounds, ran: Mapping[str, Reached], side: str) -> list[Row]:
@@ -225,6 +237,7 @@ class Rounds:
             "settings": self.load.settings().as_run_config(),
             "people": self.load.people,
             "threads": self.threads,
+            "compute": None if self.sides.settings.device == "cpu" else _ON_GPU,
         }
         path = self.sides.place("orders") / f"rounds-{self.encoder}-{self.method}-{side}.json"
         atomic_write(path, json.dumps(order).encode())
@@ -266,12 +279,13 @@ def as_new(devices: Path) -> None:
         left.unlink()
 
 
-def check_reached(ran: Mapping[str, Reached], first: Mapping[str, FloatArray]) -> None:
+def check_reached(ran: Mapping[str, Reached], first: Mapping[str, FloatArray], share: float = _SHARE) -> None:
     """Refuses to go on where a side has reached other tensors than the cohort.
 
     Args:
         ran: Side -> what came of it.
         first: The tensors that the rounds began with.
+        share: Of the way that a tensor has gone, how far sides may be apart.
 
     Raises:
         BenchError: A side has; all are told.
@@ -280,7 +294,8 @@ def check_reached(ran: Mapping[str, Reached], first: Mapping[str, FloatArray]) -
     for side in (side for side in RIVALS if side in ran):
         for name, value in ran[OURS].tensors.items():
             gap = float(np.abs(ran[side].tensors[name] - value).max())
-            allowed = min(_TOLERANCE, _SHARE * float(np.abs(value - first[name]).max()) + _ROUNDING)
+            allowed = share * float(np.abs(value - first[name]).max()) + _ROUNDING
+            allowed = min(_TOLERANCE, allowed) if share == _SHARE else allowed
             if not gap <= allowed:
                 problems.append(f"{OURS} and {side}: {name} differs by {gap:.2g}, expected {allowed:.2g}")
     if problems:

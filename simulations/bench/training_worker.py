@@ -6,7 +6,6 @@ Either a step of the coordinator's own trainer, or of a plain loop; both over th
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,10 @@ import torch
 from torch import Tensor
 
 from umbel.coordinator.training.trainer import training_device
+from umbel.simulations.bench.ceilings import ceilings_here, wait_for
 from umbel.simulations.bench.counted import Counted
 from umbel.simulations.bench.rival.harness import Prepare, Work, serve
 from umbel.simulations.bench.training_sides import Side, ours, plain
-
-_FLOP_SIZES = {"cpu": 2048, "cuda": 8192}
-_COPIED = {"cpu": 1 << 28, "cuda": 1 << 32}  # bytes
-_WARM, _TIMES = 2, 5
 
 
 def stepping() -> Prepare:
@@ -46,7 +42,7 @@ def stepping() -> Prepare:
         def work() -> None:
             for _ in range(steps):
                 side.step()
-            _wait(place)
+            wait_for(place)
 
         return work, told
 
@@ -62,31 +58,9 @@ def _apart(found: tuple[float, list[Tensor]], wanted: tuple[float, list[Tensor]]
 
 
 def measuring_ceilings(device: str, quick: bool) -> tuple[Work, Any]:
-    """Measures how fast large matrix products and copies are here; the fastest of some."""
-    place = training_device(device)
-    kind = torch.bfloat16 if place.type == "cuda" else torch.float32
-    size = 512 if quick else _FLOP_SIZES[place.type]
-    one, other = (torch.ones(size, size, dtype=kind, device=place) for _ in range(2))
-    length = (1 << 24 if quick else _COPIED[place.type]) // 4
-    source, target = (torch.ones(length, device=place) for _ in range(2))
-    product = _fastest(lambda: one @ other, place)
-    copied = _fastest(lambda: target.copy_(source), place)
-    return int, {"flop_per_s": 2.0 * size**3 / product, "bytes_per_s": 8.0 * length / copied}
-
-
-def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    seconds = []
-    for _ in range(_WARM + _TIMES):
-        begun = time.perf_counter()
-        work()
-        _wait(device)
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds[_WARM:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """Measures how fast large matrix products and sums are here."""
+    found = ceilings_here(training_device(device), quick=quick)
+    return int, {"flop_per_s": found.flop, "bytes_per_s": found.touched}
 
 
 def main() -> None:

@@ -29,9 +29,10 @@ from umbel.shared.profile import FloatArray
 from umbel.simulations.engines.nodes import InProcessGrid
 from umbel.simulations.homes.home import home_of
 
+TORCH_CPU = "torch:cpu"
 PACK = 8  # devices: so many texts that a graph run costs little beside them, and few enough for the caches
-_TORCH_PACK = 128  # a GPU wants more at a time
-_ROWS, _TORCH_ROWS = 256, 2048  # texts of a graph run, at most
+_ROWS = 256  # texts of a graph run, at most
+_GPU_PACK, _GPU_ROWS = 128, 2048  # a GPU wants more at a time
 
 
 @final
@@ -157,7 +158,7 @@ def _made(wanted: Sequence[Wanted]) -> list[dict[str, FloatArray]]:
     profiles = [own for own in wanted if isinstance(own, WantedProfile)]
     if profiles:
         engine, task = profiles[0].engine, profiles[0].task
-        found = learned(engine, [own.support for own in profiles], task, rows=rows_of(engine))
+        found = learned(engine, [own.support for own in profiles], task, rows=_rows(engine))
         return [
             {name: values[row : row + 1] for name, values in found.items()} for row in range(len(profiles))
         ]
@@ -166,12 +167,16 @@ def _made(wanted: Sequence[Wanted]) -> list[dict[str, FloatArray]]:
         return [own.made() for own in gradients]
     from umbel.simulations.torch_graphs.gradients import gradients_of_each
 
-    return gradients_of_each(gradients)
+    return gradients_of_each(gradients, rows=_rows(gradients[0].engine))
 
 
-def rows_of(engine: Engine) -> int:
+def _rows(engine: Engine) -> int:
     """Returns how many texts go into a graph run at most."""
-    return _ROWS if engine.compute == ONNXRUNTIME else _TORCH_ROWS
+    return _GPU_ROWS if _on_gpu(engine.compute) else _ROWS
+
+
+def _on_gpu(compute: str) -> bool:
+    return compute != ONNXRUNTIME and not compute.startswith(TORCH_CPU)
 
 
 def run_cohort(
@@ -182,12 +187,11 @@ def run_cohort(
 ) -> RoundsResult:
     """Runs the rounds of a run config; see `run_rounds`. `workers` are threads here."""
     Path(str(config["out"])).mkdir(parents=True, exist_ok=True)
-    compute = str(config.get(COMPUTE) or "")
-    if not compute:
-        grid = CohortGrid(config, population, threads=workers)
-    else:
+    compute = str(config.get(COMPUTE) or ONNXRUNTIME)
+    if compute != ONNXRUNTIME:
         from umbel.simulations.torch_graphs.opening import compute_with_torch
 
-        compute_with_torch(compute, threads=workers)
-        grid = CohortGrid(config, population, pack=_TORCH_PACK)
+        compute_with_torch(compute)
+    gpu = _on_gpu(compute)
+    grid = CohortGrid(config, population, pack=_GPU_PACK if gpu else PACK, threads=1 if gpu else workers)
     return serve(grid, config, on_round=on_round, roll=grid.roll())

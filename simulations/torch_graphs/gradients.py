@@ -13,21 +13,20 @@ from umbel.device_client.rounds import WantedGradient
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import CONTRIBUTE_EMBEDDED
 
-_ROWS = 2048  # texts at a time
 
-
-def gradients_of_each(wanted: Sequence[WantedGradient]) -> list[dict[str, FloatArray]]:
+def gradients_of_each(wanted: Sequence[WantedGradient], rows: int) -> list[dict[str, FloatArray]]:
     """Returns what each has made by itself, to float32's rounding.
 
     Args:
         wanted: Of one engine whose sessions run for each of many (`TorchSession`); all with embeddings, or
             all without.
+        rows: Texts at a time.
     """
     engine = wanted[0].engine
     behind = wanted[0].examples.embedding is not None and engine.contributes_embedded
     session = engine.session(CONTRIBUTE_EMBEDDED if behind else "contribute")
     longest = max(len(own.examples) for own in wanted)
-    size = max(1, _ROWS // max(longest, 1))
+    size = max(1, rows // max(longest, 1))
     found: list[dict[str, FloatArray]] = []
     for start in range(0, len(wanted), size):
         part = wanted[start : start + size]

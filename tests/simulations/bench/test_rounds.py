@@ -1,6 +1,7 @@
 """The sides of the simulation bench do the same rounds; what pfl-research runs is checked here without it."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 
 from umbel.device_client.weights import load_weights
 from umbel.shared.messages import clipped
+from umbel.simulations.bench import simulation_bench
+from umbel.simulations.bench.ceilings import Ceilings
 from umbel.simulations.bench.encoders import backbone_name
 from umbel.simulations.bench.handed import encoded_people, handed
 from umbel.simulations.bench.plain_loop import TorchEngine, run_plain
@@ -122,3 +125,18 @@ def test_what_a_side_leaves_in_homes_is_not_there_for_the_next(rounds: Rounds, r
     assert left()
     as_new(rounds.devices)
     assert not left()
+
+
+@pytest.mark.slow
+def test_both_sides_compute_where_a_gpu_is_asked_for(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on a GPU runs here on the CPU: by torch, in bfloat16, also in Flower's processes."""
+    settings = dataclasses.replace(sides.settings, device="cuda", quick=True)
+    monkeypatch.setattr(sides, "settings", settings)
+    monkeypatch.setattr(simulation_bench, "_ON_GPU", "torch:cpu:bfloat16")
+    monkeypatch.setattr(simulation_bench, "measured_ceilings", lambda threads, device: Ceilings(1e12, 1e11))
+    rows = simulation_bench.rounds_of("plora")(sides, "tiny")
+    assert [row.part for row in rows][:1] == ["a round"]
+    assert {row.against for row in rows[:1]} == {simulation_bench.RIVALS["flower"]}
+    orders = sides.place("orders").glob("rounds-tiny-plora-*.json")
+    told = {json.loads(path.read_text())["side"]: json.loads(path.read_text())["compute"] for path in orders}
+    assert told["cohort"] == told["flower"] == "torch:cpu:bfloat16"
