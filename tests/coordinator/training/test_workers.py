@@ -27,6 +27,13 @@ SAME: dict[str, Any] = {"backbone": {"dropout": 0.0}}
 """Without dropout: workers draw masks of their own for their own rows."""
 PHA: dict[str, Any] = {"pha": {"width": 3, "prototype_size": 5, "layer_size": 4, "hidden": 6, "code_size": 4}}
 
+OTHERS: list[dict[str, Any]] = [
+    {"plora": {"rank": 3, "user_size": 5}},
+    {"loratrf": {"rank": 3}},
+    {"lopa": {"rows": 2}},
+    {"xpeft": {"mask": "soft"}},  # by rounding, a hard mask may choose another adapter: a jump
+]
+
 
 def free_port() -> int:
     with socket.socket() as found:
@@ -106,21 +113,19 @@ def test_two_workers_reach_what_one_reaches(backbone: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method",
-    [{"plora": {"rank": 3, "user_size": 5}}, {"loratrf": {"rank": 3}}, {"lopa": {"rows": 2}}, {"xpeft": {}}],
-)
+@pytest.mark.parametrize("method", OTHERS, ids=lambda method: next(iter(method)))
 @pytest.mark.parametrize("adapt_steps", [0, 6])
 def test_two_workers_with_other_methods_and_an_adaptation(
     backbone: str, tmp_path: Path, method: dict[str, Any], adapt_steps: int
 ) -> None:
-    training = {"batch_size": 13, "adapt_steps": adapt_steps}
+    """With an adaptation 5e-5: where a gradient is next to nothing, AdamW makes a step of its rounding."""
+    training = {"batch_size": 13, "adapt_steps": adapt_steps, "max_steps": 10, "evaluate_every": 5}
     encoder = {"dropout": 0.0, "train": "all" if adapt_steps else "none"}
     changes: dict[str, Any] = {"backbone": encoder, "methods": method, "training": training}
     found = two(backbone, tmp_path / "two", changes, changes)
     assert [code for code, _ in found] == [0, 0], found
     train_small(backbone, tmp_path / "one", **changes)
-    assert_nearly_the_same(tmp_path / "two", tmp_path / "one")
+    assert_nearly_the_same(tmp_path / "two", tmp_path / "one", 5e-5 if adapt_steps else 1e-5)
 
 
 @pytest.mark.slow
