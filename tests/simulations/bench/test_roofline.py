@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from umbel.device_client.weights import load_weights
 from umbel.shared.text import TokenBatch
-from umbel.simulations.bench.ceilings import Ceilings, measured_ceilings
+from umbel.simulations.bench.ceilings import measured_ceilings
 from umbel.simulations.bench.encoders import backbone_name
 from umbel.simulations.bench.plain_loop import TorchEngine
 from umbel.simulations.bench.roofline import (
@@ -118,11 +117,7 @@ def test_a_round_is_its_peoples_work(sides: Sides) -> None:
     assert 0 <= round(read) <= 2
 
 
-@pytest.mark.slow  # both cores for seconds
+@pytest.mark.slow  # a core for seconds
 def test_ceilings_are_those_of_some_machine() -> None:
     found = measured_ceilings(1)
-    assert found == Ceilings(found.flop, found.touched)
-    left, right = torch.rand(64, 64), torch.rand(64, 64)
-    assert found.flop > 2 * (left @ right).numel()
-    assert 1e8 < found.touched < 1e13
-    assert 1e8 < found.flop < 1e14
+    assert 1e8 < found.touched < found.flop * 100 < 1e16
