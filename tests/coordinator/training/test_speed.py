@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tests.coordinator.conftest import TinyBackbone
 from tests.coordinator.small_training import train_small
+from tests.coordinator.training.test_workers import OTHERS, PHA
 from torch import nn
 
 from umbel.coordinator.artifacts import MODEL
@@ -73,14 +75,16 @@ def test_attention_stays_plain_on_a_processor() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a processor needs a compiler")
-@pytest.mark.parametrize("method", ["plora", "xpeft", "lopa", "pha", "loratrf"])
-def test_a_compiled_step_computes_the_same(tiny_backbone: TinyBackbone, tmp_path: Path, method: str) -> None:
-    """1e-5: a compiled step sums in another order."""
+@pytest.mark.parametrize("method", [*OTHERS, PHA], ids=lambda method: next(iter(method)))
+def test_a_compiled_step_computes_the_same(
+    tiny_backbone: TinyBackbone, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    """5e-5: sums are in another order; where a gradient is next to nothing, AdamW steps by its rounding."""
     for name, wanted in (("compiled", True), ("plain", False)):
         training = {"max_steps": 4, "evaluate_every": 4, "compile": wanted}
         encoder = {"dropout": 0.0}
         folder = tiny_backbone("bert").name
-        train_small(folder, tmp_path / name, backbone=encoder, methods={method: {}}, training=training)
+        train_small(folder, tmp_path / name, backbone=encoder, methods=method, training=training)
     ours, theirs = (load_file(tmp_path / name / MODEL) for name in ("compiled", "plain"))
     for name, value in theirs.items():
-        np.testing.assert_allclose(ours[name], value, atol=1e-5, rtol=0, err_msg=name)
+        np.testing.assert_allclose(ours[name], value, atol=5e-5, rtol=0, err_msg=name)
