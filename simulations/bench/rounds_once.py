@@ -41,7 +41,7 @@ def _engine(order: dict[str, Any], settings: RoundSettings, out: Path) -> tuple[
         settings=settings,
         out=out / "rounds",
         workers=order["threads"],
-        compute=order["compute"],
+        compute=order.get("compute"),
     )
     return [record.seconds for record in reached.rounds], reached.trainables
 

@@ -65,9 +65,9 @@ class TableHome(AbstractSimulatedHome):
         return self._given(heldout=True)
 
     def stamp(self, *, heldout: bool) -> Hashable | None:
-        """Returns None: of whom a round had, nothing is kept in memory; among a million that is in vain."""
+        """Returns the table as it was opened, and the person: a table that is open does not change."""
         del heldout
-        return None
+        return self._table.opened, self.number
 
     def read(self, engine: Engine, examples: Encoded) -> Encoded:
         """Returns the examples read, where the release wants that; those that were given out last.

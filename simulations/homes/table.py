@@ -11,6 +11,7 @@ They are read by `pread`, not mapped, so that what one round has read is not hel
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ COLUMNS: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """Column -> its type in Parquet."""
 MOST_PEOPLE: Final = 2**31 - 1
+_openings = itertools.count()
 _HINT = "Make it again: umbel data pack."
 
 
@@ -94,6 +96,7 @@ class PeopleTable:
         folder: Where it lies.
         people: How many people there are; some may have no examples.
         rows: How many examples there are.
+        opened: Which opening of a table this is: another one may find others in the same folder.
     """
 
     def __init__(self, folder: Path):
@@ -103,7 +106,7 @@ class PeopleTable:
             ExampleError: The folder holds none, or a damaged one; all problems are listed.
             MissingExtraError: pyarrow is not installed.
         """
-        self.folder = folder
+        self.folder, self.opened = folder, next(_openings)
         self.people, self.rows, file_bytes = _described(folder)
         self._lock, self._row_files = threading.Lock(), dict[str, RowFile]()
         self._file, problems = _opened(folder / FILE, file_bytes)
