@@ -12,11 +12,11 @@ from umbel.coordinator.federation.sampling import sampled
 from umbel.coordinator.federation.settings import RoundSettings
 from umbel.device_client.learning import Encoded
 from umbel.device_client.rounds import minibatches
-from umbel.shared.examples import read_examples
 from umbel.shared.messages import TRAIN, RoundTask
 from umbel.shared.release import TOKENIZER, Release
 from umbel.shared.rng import generator
 from umbel.shared.text import TextEncoder
+from umbel.simulations.homes.home import home_of
 
 
 def encoded_people(release: Release, devices: Path, people: int) -> list[Encoded]:
@@ -25,7 +25,7 @@ def encoded_people(release: Release, devices: Path, people: int) -> list[Encoded
     numbers = {label: number for number, label in enumerate(release.manifest.labels)}
     found = []
     for number in range(people):
-        examples = read_examples(devices / f"{number:06d}" / "examples.jsonl", default_user="owner")
+        examples = home_of(devices, number).examples()
         labels = np.array([numbers[example.label] for example in examples], np.int64)
         found.append(Encoded(encoder.encode([example.text for example in examples]), labels))
     return found

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -18,7 +18,7 @@ import numpy as np
 
 from umbel.coordinator.federation.settings import RoundSettings
 from umbel.device_client.weights import load_weights
-from umbel.shared.examples import Example, write_examples
+from umbel.shared.examples import Example
 from umbel.shared.files import atomic_write
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
@@ -43,6 +43,7 @@ from umbel.simulations.bench.rows import BenchError, Row, Sample
 from umbel.simulations.bench.sides import Settings, Sides
 from umbel.simulations.bench.staging import plain_name
 from umbel.simulations.bench.texts import labels_of, texts_of
+from umbel.simulations.homes.writing import write_people
 
 OURS = "cohort"
 _ON_GPU = "torch:cuda:bfloat16"
@@ -60,6 +61,7 @@ METHODS: Mapping[str, str] = {
     BEHIND: "a private bias, texts read once",
 }
 """Whose rounds are simulated: with something personal inside the encoder, and with nothing."""
+_ROUNDS_BEHIND = 30  # where a text is read once: so many that most of those who are asked were asked before
 _TOLERANCE = 1e-5  # of the tensors that the rounds reach
 _SHARE = 0.01  # of the way that a tensor has gone: a side that does not train it is found out, too
 _SHARE_IN_16_BITS = 0.1  # on a GPU, where both multiply in bfloat16
@@ -94,6 +96,10 @@ class Load:
         own = f"{self.texts} texts x {self.tokens} tokens, {self.steps} private steps and 1 shared"
         return f"a round of {self.clients} among {self.people:,}, {own}"
 
+    def people_words(self) -> str:
+        """Returns what the people depend on."""
+        return f"{self.people} x {self.texts} x {self.tokens}"
+
     def settings(self) -> RoundSettings:
         """Returns the settings of the rounds."""
         return RoundSettings(
@@ -126,7 +132,7 @@ def _rounds(method: str, sides: Sides, encoder: str) -> list[Row]:
         BenchError: They reach other tensors.
     """
     device = sides.settings.device
-    work = Rounds(sides, encoder, method, _load(encoder, sides.settings))
+    work = Rounds(sides, encoder, method, _load(encoder, method, sides.settings))
     others = [side for side in RIVALS if side != PFL or sides.rival is not None]
     others = others if device == "cpu" else [FLOWER]  # the others have no graphs that run elsewhere
     ran = {side: work.ran(side) for side in (OURS, *others)}
@@ -135,12 +141,13 @@ def _rounds(method: str, sides: Sides, encoder: str) -> list[Row]:
     return found + _roofs(work, ran[OURS], measured_ceilings(work.threads, device))
 
 
-def _load(encoder: str, settings: Settings) -> Load:
+def _load(encoder: str, method: str, settings: Settings) -> Load:
     if settings.quick or encoder == TINY:
         return QUICK
+    load = _SMALL
     if encoder == MINILM:
-        return _MINI if settings.device == "cpu" else _GPU
-    return _SMALL
+        load = _MINI if settings.device == "cpu" else _GPU
+    return load if method != BEHIND else replace(load, rounds=_ROUNDS_BEHIND)
 
 
 def _compared(work: Rounds, ran: Mapping[str, Reached], side: str) -> list[Row]:
@@ -275,7 +282,7 @@ class Rounds:
 
 def as_new(devices: Path) -> None:
     """Forgets what a side has left in people's homes, so that the next one does the same work."""
-    for left in (*devices.glob("*/read-*.npy"), *devices.glob("*/profile-*.umbel")):
+    for left in devices.glob("*.table"):
         left.unlink()
 
 
@@ -307,16 +314,22 @@ def check_reached(ran: Mapping[str, Reached], first: Mapping[str, FloatArray], s
 
 
 def _people(release: Release, place: Path, load: Load) -> Path:
-    """Returns the homes of the simulated devices."""
-    ready, wanted = place / "ready", load.words()
+    """Returns the table of the simulated devices' people."""
+    ready, wanted = place / "ready", load.people_words()
     if ready.is_file() and ready.read_text() == wanted:
         return place
     shutil.rmtree(place, ignore_errors=True)
     texts = texts_of(release, load.people * load.texts, load.tokens)
-    for number in range(load.people):
-        own = texts[number * load.texts : (number + 1) * load.texts]
-        labels = [release.manifest.labels[label] for label in labels_of(load.texts, 2)]
-        rows = [Example("owner", text, label) for text, label in zip(own, labels, strict=True)]
-        write_examples(place / f"{number:06d}" / "examples.jsonl", rows)
+    labels = [release.manifest.labels[label] for label in labels_of(load.texts, 2)]
+    people = (
+        [Example("owner", text, label) for text, label in zip(own, labels, strict=True)]
+        for own in _batched(texts, load.texts)
+    )
+    write_people(place, ((own, ()) for own in people))
     ready.write_text(wanted)
     return place
+
+
+def _batched(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Yields `size` texts at a time."""
+    return (texts[start : start + size] for start in range(0, len(texts), size))
