@@ -7,6 +7,7 @@ from typing import Any, final
 
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 
 from umbel.shared.errors import MessageError
 from umbel.shared.messages import Scalar, Wire
@@ -41,8 +42,48 @@ def opened(content: RecordDict) -> Wire:
     return Wire.of(arrays, config)
 
 
-def wire_bytes(record: Any) -> int:
-    """Returns the bytes in which Flower sends a record: those of its objects, each sent once."""
+def wire_bytes(record: RecordDict) -> int:
+    """Returns the bytes in which Flower sends a record: those of its objects, each sent once.
+
+    Objects go by hashes of all that they hold, which takes longer than the work of a small device. All hashes
+    are as long, so that records of arrays of the same names, types and sizes have the same bytes, but for
+    their config: the bytes of some such kinds are remembered.
+    """
+    arrays, config = record.get(ARRAYS), record.get(CONFIG)
+    if len(record) != 2 or not isinstance(arrays, ArrayRecord) or not isinstance(config, ConfigRecord):
+        return _whole_bytes(record)
+    if any(len(array.data) > FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE for array in arrays.values()):
+        return _whole_bytes(record)  # it is sent in pieces, of which some may be equal
+    kind = (tuple(record), *_kind(arrays))
+    told, without = len(config.deflate()), _known_kinds.get(kind)
+    if without is None:
+        without = _whole_bytes(record) - told
+        if len(_known_kinds) >= _MOST_KINDS:  # devices may send what they like
+            _known_kinds.clear()
+        _known_kinds[kind] = without
+    return told + without
+
+
+_MOST_KINDS = 64
+_known_kinds: dict[tuple[Any, ...], int] = {}
+
+
+def _kind(arrays: ArrayRecord) -> tuple[Any, ...]:
+    """Returns all that the bytes of a record of arrays depend on; of equal arrays and data, which are equal."""
+    whole: dict[tuple[Any, ...], int] = {}
+    data: dict[bytes, int] = {}
+    return tuple(
+        (
+            name, array.dtype, tuple(array.shape), array.stype, len(array.data),
+            whole.setdefault((array.dtype, tuple(array.shape), array.stype, array.data), place),
+            data.setdefault(array.data, place),
+        )
+        for place, (name, array) in enumerate(arrays.items())
+    )  # fmt: skip
+
+
+def _whole_bytes(record: Any) -> int:
+    """Returns the bytes of any record, by Flower's own hashes."""
     sizes: dict[str, int] = {}
     waiting = [record]
     while waiting:
