@@ -69,7 +69,7 @@ _known_kinds: dict[tuple[Any, ...], int] = {}
 
 
 def _kind(arrays: ArrayRecord) -> tuple[Any, ...]:
-    """Returns all that the bytes of a record of arrays depend on; of equal arrays and data, which are equal."""
+    """Returns all that the bytes of a record of arrays depend on, such as which of them are equal."""
     whole: dict[tuple[Any, ...], int] = {}
     data: dict[bytes, int] = {}
     return tuple(
