@@ -62,6 +62,7 @@ METHODS: Mapping[str, str] = {
 }
 """Whose rounds are simulated: with something personal inside the encoder, and with nothing."""
 _ROUNDS_BEHIND = 30  # where a text is read once: so many that most of those who are asked were asked before
+_RATE_BEHIND = 0.05  # a head alone goes far enough, and with a rate of 1 rounding would grow with every round
 _TOLERANCE = 1e-5  # of the tensors that the rounds reach
 _SHARE = 0.01  # of the way that a tensor has gone: a side that does not train it is found out, too
 _SHARE_IN_16_BITS = 0.1  # on a GPU, where both multiply in bfloat16
@@ -80,6 +81,7 @@ class Load:
         tokens: Of each text.
         steps: Private steps; there is one shared step.
         rounds: The first one warms up.
+        rate: Of the shared step.
         bounds: Side -> how many times as fast as it the cohort must be.
     """
 
@@ -89,6 +91,7 @@ class Load:
     tokens: int
     steps: int
     rounds: int = 4
+    rate: float = 1.0  # so that every tensor goes a way that can be compared
     bounds: Mapping[str, float] = field(default_factory=dict)
 
     def words(self) -> str:
@@ -107,7 +110,7 @@ class Load:
             clients_per_round=self.clients,
             seed=1,
             local_steps=1,
-            local_rate=1.0,  # so that every tensor goes a way that can be compared
+            local_rate=self.rate,
             batch_size=self.texts,
             recipe=LearningRecipe(steps=self.steps),
             secure=False,
@@ -147,7 +150,7 @@ def _load(encoder: str, method: str, settings: Settings) -> Load:
     load = _SMALL
     if encoder == MINILM:
         load = _MINI if settings.device == "cpu" else _GPU
-    return load if method != BEHIND else replace(load, rounds=_ROUNDS_BEHIND)
+    return load if method != BEHIND else replace(load, rounds=_ROUNDS_BEHIND, rate=_RATE_BEHIND)
 
 
 def _compared(work: Rounds, ran: Mapping[str, Reached], side: str) -> list[Row]:

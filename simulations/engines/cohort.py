@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 from flwr.app import Context, Message
 
@@ -24,15 +24,20 @@ from umbel.coordinator.server_app import serve
 from umbel.device_client import flower_app
 from umbel.device_client.engine import ONNXRUNTIME, Engine
 from umbel.device_client.flower_app import COMPUTE
+from umbel.device_client.learning import Encoded
 from umbel.device_client.rounds import Steps, Wanted, WantedGradient, WantedProfile, learned
 from umbel.shared.profile import FloatArray
+from umbel.shared.release import EMBEDDED, Release, read_release
 from umbel.simulations.engines.nodes import InProcessGrid
 from umbel.simulations.homes.home import home_of
 
 TORCH_CPU = "torch:cpu"
-PACK = 8  # devices: so many texts that a graph run costs little beside them, and few enough for the caches
-_ROWS = 256  # texts of a graph run, at most
+PACK, _PACK_BEHIND = 8, 32  # devices: so many that a graph run costs little beside their texts
+_SHARE = 3  # a pack is a third of those who are left, at most
+_ROWS, _FLOATS = 256, 3 * 2**17  # texts of a graph run, and floats of their states: what caches hold
 _GPU_PACK, _GPU_ROWS = 128, 2048  # a GPU wants more at a time
+
+_Asked: TypeAlias = tuple[Message, Context]
 
 
 @final
@@ -52,9 +57,9 @@ class CohortGrid(InProcessGrid):
         self._pack = pack
         self._threads = threads
 
-    def answers(self, asked: Sequence[tuple[Message, Context]]) -> Iterator[Message]:
+    def answers(self, asked: Sequence[_Asked]) -> Iterator[Message]:
         """Yields what devices answer, in the order in which they were asked."""
-        packs = (asked[start : start + self._pack] for start in range(0, len(asked), self._pack))
+        packs = _packs(asked, self._pack)
         if self._threads == 1:
             for pack in packs:
                 yield from answered_together(pack)
@@ -72,6 +77,18 @@ class CohortGrid(InProcessGrid):
             finally:
                 for waiting in ahead:
                     waiting.cancel()
+
+
+def _packs(asked: Sequence[_Asked], most: int) -> Iterator[Sequence[_Asked]]:
+    """Yields packs of `most` at most; the last ones are smaller, so that no thread waits long for another.
+
+    They are a function of how many are asked alone.
+    """
+    start = 0
+    while start < len(asked):
+        size = min(most, max(1, (len(asked) - start) // _SHARE))
+        yield asked[start : start + size]
+        start += size
 
 
 @final
@@ -109,7 +126,7 @@ class _Device:
         self.answer = flower_app.refusal(self.message, self.context, error, home_of)
 
 
-def answered_together(asked: Sequence[tuple[Message, Context]]) -> list[Message]:
+def answered_together(asked: Sequence[_Asked]) -> list[Message]:
     """Returns what several devices answer; what they want meanwhile is made for all of them together."""
     devices = [_Device(m, context, flower_app.answering(m, context, home_of)) for m, context in asked]
     for device in devices:
@@ -158,7 +175,8 @@ def _made(wanted: Sequence[Wanted]) -> list[dict[str, FloatArray]]:
     profiles = [own for own in wanted if isinstance(own, WantedProfile)]
     if profiles:
         engine, task = profiles[0].engine, profiles[0].task
-        found = learned(engine, [own.support for own in profiles], task, rows=_rows(engine))
+        supports = [own.support for own in profiles]
+        found = learned(engine, supports, task, rows=_rows(engine, supports))
         return [
             {name: values[row : row + 1] for name, values in found.items()} for row in range(len(profiles))
         ]
@@ -167,12 +185,15 @@ def _made(wanted: Sequence[Wanted]) -> list[dict[str, FloatArray]]:
         return [own.made() for own in gradients]
     from umbel.simulations.torch_graphs.gradients import gradients_of_each
 
-    return gradients_of_each(gradients, rows=_rows(gradients[0].engine))
+    return gradients_of_each(gradients, rows=_rows(gradients[0].engine, [own.examples for own in gradients]))
 
 
-def _rows(engine: Engine) -> int:
+def _rows(engine: Engine, examples: Sequence[Encoded]) -> int:
     """Returns how many texts go into a graph run at most."""
-    return _GPU_ROWS if _on_gpu(engine.compute) else _ROWS
+    if _on_gpu(engine.compute):
+        return _GPU_ROWS
+    longest = max(own.tokens.ids.shape[1] for own in examples)
+    return max(1, min(_ROWS, _FLOATS // (longest * engine.embedding_size)))
 
 
 def _on_gpu(compute: str) -> bool:
@@ -192,6 +213,13 @@ def run_cohort(
         from umbel.simulations.torch_graphs.opening import compute_with_torch
 
         compute_with_torch(compute)
-    gpu = _on_gpu(compute)
-    grid = CohortGrid(config, population, pack=_GPU_PACK if gpu else PACK, threads=1 if gpu else workers)
-    return serve(grid, config, on_round=on_round, roll=grid.roll())
+    release = read_release(Path(str(config["release"])))
+    pack, threads = (_GPU_PACK, 1) if _on_gpu(compute) else (_pack(release), workers)
+    grid = CohortGrid(config, population, pack=pack, threads=threads)
+    return serve(grid, config, on_round=on_round, roll=grid.roll(), release=release)
+
+
+def _pack(release: Release) -> int:
+    """Returns how many devices answer together: more where a text is read once and little is left."""
+    behind = all(f"{graph}.onnx" in release.manifest.blobs for graph in EMBEDDED)
+    return _PACK_BEHIND if behind else PACK

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.builders import write_devices
 
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
@@ -14,7 +16,7 @@ from umbel.device_client.simulated import EXAMPLES as FILE
 from umbel.shared.errors import ConfigError
 from umbel.shared.release import Release
 from umbel.simulations.engines import RoundSettings, run_rounds
-from umbel.simulations.engines.cohort import CohortGrid
+from umbel.simulations.engines.cohort import CohortGrid, _packs
 
 EXAMPLES = [5, 6, 2, 9, 4, 7]
 SETTINGS = RoundSettings(
@@ -110,6 +112,17 @@ def test_the_same_seed_gives_the_same_numbers_and_other_packs_the_same_but_for_r
     first = in_packs(3, tiny_release, devices, tmp_path / "1")
     assert_close(in_packs(3, tiny_release, devices, tmp_path / "2"), first, 0.0)
     assert_close(in_packs(64, tiny_release, devices, tmp_path / "3"), first, 1e-5)
+
+
+@given(st.integers(0, 300), st.integers(1, 64))
+def test_packs_hold_everybody_once_in_their_order_and_get_smaller(count: int, most: int) -> None:
+    asked: Any = list(range(count))
+    packs = list(_packs(asked, most))
+    assert [one for pack in packs for one in pack] == asked
+    sizes = [len(pack) for pack in packs]
+    assert all(1 <= size <= most for size in sizes)
+    assert sizes == sorted(sizes, reverse=True)
+    assert not sizes or sizes[-1] == 1 or count == 0
 
 
 @pytest.mark.parametrize("secure", [False, True])
