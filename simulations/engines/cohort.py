@@ -192,7 +192,7 @@ def _rows(engine: Engine, examples: Sequence[Encoded]) -> int:
     """Returns how many texts go into a graph run at most."""
     if _on_gpu(engine.compute):
         return _GPU_ROWS
-    longest = max(own.tokens.ids.shape[1] for own in examples)
+    longest = max(int(own.tokens.ids.shape[1]) for own in examples)
     return max(1, min(_ROWS, _FLOATS // (longest * engine.embedding_size)))
 
 
