@@ -33,6 +33,7 @@ class LinearEngine:
 
     embedding_size = len(WORDS)
     embeds = False
+    precision, compute = "float32", "onnxruntime"
 
     def __init__(self, recipe: LearningRecipe | None = None, *, onboards: bool = False) -> None:
         self.onboards = onboards

@@ -49,6 +49,7 @@ def test_the_one_that_was_used_last_stays() -> None:
     assert made == ["b"]
 
 
+@pytest.mark.full  # a release is made, by torch
 def test_a_home_whose_examples_change_is_read_again(tiny_release: Release, tmp_path: Path) -> None:
     engine, home = Engine(tiny_release), SimulatedHome(tmp_path)
     path, label = tmp_path / EXAMPLES, tiny_release.manifest.labels[0]

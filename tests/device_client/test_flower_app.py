@@ -19,7 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from tests.builders import write_devices
 from tests.linear_engine import linear_engine
 
-from umbel.device_client import flower_app, rounds
+from umbel.device_client import enrolled, flower_app, rounds
 from umbel.device_client.egress.policy import Policy
 from umbel.device_client.engine import Engine
 from umbel.device_client.flower_app import answer, reply
@@ -175,19 +175,19 @@ def test_what_its_owner_has_learned_is_not_replaced_by_a_rounds(home: Path, task
     assert all(np.array_equal(kept[name], value) for name, value in own.items())
 
 
-@pytest.mark.parametrize("place", ["encode_examples", "shared_change"])
+@pytest.mark.parametrize(("module", "place"), [(enrolled, "encode_examples"), (rounds, "shared_steps")])
 def test_what_rests_on_something_forgotten_meanwhile_does_not_leave(
-    place: str, home: Path, task: RoundTask, monkeypatch: pytest.MonkeyPatch
+    module: Any, place: str, home: Path, task: RoundTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the profile is kept the store refuses it, after that the gate does."""
-    real = getattr(rounds, place)
+    real = getattr(module, place)
 
     def meanwhile(*words: Any) -> Any:
         with Device.open(home) as other:
             other.forget([1])
         return real(*words)
 
-    monkeypatch.setattr(rounds, place, meanwhile)
+    monkeypatch.setattr(module, place, meanwhile)
     with pytest.raises((StoreError, EgressError), match="forgotten"):
         answer(message(task), context({"home": str(home)}))
     assert [row for row in egress(home) if row["outcome"] == "sent"] == []
