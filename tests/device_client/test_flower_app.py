@@ -314,7 +314,7 @@ def test_of_an_error_only_its_type_leaves_and_no_text_is_logged(
 def test_a_process_keeps_one_engine_per_release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made: list[str] = []
 
-    def make(release: str, threads: int) -> object:
+    def make(release: str, threads: int, compute: str) -> object:
         made.append(release)
         return object()
 
@@ -343,6 +343,11 @@ def test_what_a_gate_refuses_is_an_error_without_content(
     write_examples(tmp_path / "000000" / "examples.jsonl", MINE[:2])
     monkeypatch.setattr(flower_app, "_engine", lambda context, home: engine)
     broken = {"head.weight": np.full((2, 5), np.nan, np.float32), "head.bias": np.zeros(2, np.float32)}
-    monkeypatch.setattr("umbel.device_client.rounds.shared_change", lambda *words: broken)
+
+    def steps(*words: Any) -> Any:
+        return broken
+        yield  # as the steps of a device's work are
+
+    monkeypatch.setattr(rounds, "shared_steps", steps)
     with pytest.raises(EgressError, match=r"head\.weight holds values that are not finite"):
         answer(message(ask), context({"partition-id": 0}, {"devices": str(tmp_path)}))
