@@ -32,6 +32,7 @@ from umbel.shared.release import Release
 
 _TIDY_S: Final = 5.0
 _START_S: Final = 30.0
+_END_S: Final = 10.0
 _GRACE_S: Final = 2
 _BACKLOG: Final = 2048
 _SLACK_BYTES: Final = 1 << 20
@@ -158,7 +159,9 @@ def serving(
         ready, over = threading.Event(), threading.Event()
         server = _server(folder, make_app(link, most_request_bytes(numbers), ready.set))
         with _listening(folder, where) as listener:
-            web = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="web")
+            # A daemon: uvloop closes its loop only when every connection has ended, and somebody who has
+            # connected and says nothing, or is in the midst of a handshake, would hold it for ever.
+            web = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="web", daemon=True)
             tidying = threading.Thread(target=_tidy, args=(service, over), name="tidy")
             web.start()
             try:
@@ -170,7 +173,7 @@ def serving(
                 over.set()
                 link.bell.close()
                 server.should_exit = True
-                web.join()
+                web.join(_END_S)
                 if tidying.ident is not None:
                     tidying.join()
 
