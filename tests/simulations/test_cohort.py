@@ -71,7 +71,7 @@ def assert_close(found: RoundsResult, expected: RoundsResult, tolerance: float) 
 RELEASES = ("tiny_release", "embedded_release", "taught_release")
 
 
-@pytest.mark.parametrize("compute", [None, "torch:cpu"])
+@pytest.mark.parametrize("compute", [None, pytest.param("torch:cpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("name", RELEASES)
 def test_a_cohort_gives_the_numbers_of_devices_one_after_another(

@@ -28,6 +28,7 @@ from umbel.simulations.torch_graphs.opening import compute_with_torch
 from umbel.simulations.torch_graphs.session import TorchSession
 
 CPU = "torch:cpu"
+_EVERY = pytest.param("every_method", marks=pytest.mark.slow)  # its release takes long to make
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +51,7 @@ def every_method(tmp_path_factory: pytest.TempPathFactory) -> Release:
     )
 
 
-@pytest.fixture(params=["every_method", "embedded_release", "taught_release"])
+@pytest.fixture(params=[_EVERY, "embedded_release", "taught_release"])
 def release(request: pytest.FixtureRequest) -> Release:
     found: Release = request.getfixturevalue(request.param)
     return found
@@ -110,8 +111,8 @@ def test_logits_and_gradients_are_those_of_onnxruntime(release: Release) -> None
         same(lambda e: e.onboard(logits, embedding, known.labels, owner, 2, shared), release)
 
 
-def test_what_is_kept_is_used_only_where_nothing_has_changed(every_method: Release) -> None:
-    engine, plain = Engine(every_method, compute=CPU), Engine(every_method)
+def test_what_is_kept_is_used_only_where_nothing_has_changed(taught_release: Release) -> None:
+    engine, plain = Engine(taught_release, compute=CPU), Engine(taught_release)
     first, second = people(plain, [4, 4])
     shared = plain.trainables()
     moved = {name: value + np.float32(0.1) for name, value in shared.items()}
@@ -124,7 +125,7 @@ def test_what_is_kept_is_used_only_where_nothing_has_changed(every_method: Relea
         (first, shared, 2),
     ]
     for examples, values, seed in turns:
-        at = examples.labels, owner, profiles(every_method, 1, seed), values
+        at = examples.labels, owner, profiles(taught_release, 1, seed), values
         found, expected = engine.learn(examples.tokens, *at), plain.learn(examples.tokens, *at)
         for left, right in zip(flat(found), flat(expected), strict=True):
             assert_close(left, right)
@@ -151,7 +152,7 @@ def test_the_encoder_up_to_the_first_personal_layer_is_kept(embedded_release: Re
     seed=st.integers(0, 100),
     own=st.booleans(),
 )
-@pytest.mark.parametrize("name", ["every_method", "embedded_release"])
+@pytest.mark.parametrize("name", [_EVERY, "tiny_release", "embedded_release"])
 def test_gradients_of_each_are_what_each_has_made(
     name: str, counts: list[int], seed: int, own: bool, request: pytest.FixtureRequest
 ) -> None:
@@ -192,11 +193,11 @@ def test_a_place_that_is_not_there_is_told(compute: str, tiny_release: Release, 
         Engine(tiny_release, compute=compute)
 
 
-def test_products_in_bfloat16_are_near(every_method: Release) -> None:
+def test_products_in_bfloat16_are_near(taught_release: Release) -> None:
     compute_with_torch("torch:cpu:bfloat16")
-    engine, plain = Engine(every_method, compute="torch:cpu:bfloat16"), Engine(every_method)
+    engine, plain = Engine(taught_release, compute="torch:cpu:bfloat16"), Engine(taught_release)
     (known,) = people(plain, [6])
-    at = known.tokens, np.zeros(6, np.int64), profiles(every_method, 1, 0), plain.trainables()
+    at = known.tokens, np.zeros(6, np.int64), profiles(taught_release, 1, 0), plain.trainables()
     found, expected = engine.predict(*at), plain.predict(*at)
     assert found.dtype == np.float32
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
