@@ -10,25 +10,19 @@ import numpy as np
 
 from umbel.coordinator.federation.sampling import sampled
 from umbel.coordinator.federation.settings import RoundSettings
-from umbel.device_client.learning import Encoded
+from umbel.device_client.engine import Engine
+from umbel.device_client.learning import Encoded, encode_examples
 from umbel.device_client.rounds import minibatches
 from umbel.shared.messages import TRAIN, RoundTask
-from umbel.shared.release import TOKENIZER, Release
+from umbel.shared.release import Release
 from umbel.shared.rng import generator
-from umbel.shared.text import TextEncoder
 from umbel.simulations.homes.home import home_of
 
 
 def encoded_people(release: Release, devices: Path, people: int) -> list[Encoded]:
     """Returns everybody's examples, encoded."""
-    encoder = TextEncoder(release.blob_path(TOKENIZER).read_bytes(), release.manifest.max_tokens)
-    numbers = {label: number for number, label in enumerate(release.manifest.labels)}
-    found = []
-    for number in range(people):
-        examples = home_of(devices, number).examples()
-        labels = np.array([numbers[example.label] for example in examples], np.int64)
-        found.append(Encoded(encoder.encode([example.text for example in examples]), labels))
-    return found
+    engine = Engine(release)
+    return [encode_examples(engine, home_of(devices, number).examples()) for number in range(people)]
 
 
 def chosen_in(settings: RoundSettings, people: int, round_: int) -> list[int]:

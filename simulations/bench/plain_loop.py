@@ -54,11 +54,8 @@ class TorchEngine:
             torch.from_numpy(array) for array in (tokens.ids, tokens.mask, labels, owner)
         )
         loss, _, _, nll = self._joint(ids, mask, targets, torch.ones(len(targets)), rows, own, values)
-        names, wanted = (
-            (self._joint.private_names, own) if private else (list(self._joint.trainables), values)
-        )
-        found = torch.autograd.grad(loss, wanted)
-        return nll.numpy(), {name: value.numpy() for name, value in zip(names, found, strict=True)}
+        names, wanted = (self._joint.private_names, own) if private else (self._joint.trainables, values)
+        return nll.numpy(), _by_name(loss, names, wanted)
 
     # As of an `Engine`: nll, and the gradients by private tensors or by trainables.
     learn = partialmethod(_gradients, private=True)
@@ -89,8 +86,7 @@ class TorchEngine:
         logits = logits + scale * own[0][torch.from_numpy(owner)]
         nll = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="none")
         names, wanted = (["headbias.bias"], own) if private else (_HEAD, values)
-        found = torch.autograd.grad(nll.sum(), wanted)
-        return nll.detach().numpy(), {name: own.numpy() for name, own in zip(names, found, strict=True)}
+        return nll.detach().numpy(), _by_name(nll.sum(), names, wanted)
 
     # The same, of texts that were read once.
     learn_embedded = partialmethod(_behind, private=True)
@@ -104,6 +100,14 @@ def _tensors(
     values: Mapping[str, FloatArray], names: Sequence[str], wanted: bool
 ) -> tuple[torch.Tensor, ...]:
     return tuple(torch.from_numpy(values[name]).requires_grad_(wanted) for name in names)
+
+
+def _by_name(
+    loss: torch.Tensor, names: Sequence[str], wanted: Sequence[torch.Tensor]
+) -> dict[str, FloatArray]:
+    """Returns the gradient of a loss by each tensor, under its name."""
+    found = torch.autograd.grad(loss, list(wanted))
+    return {name: value.numpy() for name, value in zip(names, found, strict=True)}
 
 
 def run_plain(

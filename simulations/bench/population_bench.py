@@ -6,9 +6,7 @@ and lie in a table (`umbel.simulations.homes`).
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +15,11 @@ from typing import Any, final
 import numpy as np
 
 from umbel.device_client.weights import load_weights
-from umbel.shared.files import atomic_write
 from umbel.shared.release import Release
 from umbel.shared.rng import generator
-from umbel.simulations.bench.processes import environment, run_once
 from umbel.simulations.bench.rows import Row, Sample
 from umbel.simulations.bench.sides import Sides
-from umbel.simulations.bench.simulation_bench import OURS, Load, Reached, check_reached
+from umbel.simulations.bench.simulation_bench import OURS, Load, Reached, as_new, check_reached, ran_once
 from umbel.simulations.bench.texts import words_in, words_of
 from umbel.simulations.homes.table import MARK, PeopleTable
 from umbel.simulations.homes.writing import TableWriter
@@ -120,8 +116,7 @@ class _Work:
         self.sides.on_phase(f"{self.encoder}, {side}, {size:,} people")
         load = self.registered.load(size)
         devices = table_of(self.release, self.sides.place(f"registered-{size}"), load)
-        for kept in devices.glob("*.table"):
-            kept.unlink()
+        as_new(devices)
         out = self.sides.folder / "scratch" / f"population-{self.encoder}-{side}-{size}"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
@@ -134,12 +129,7 @@ class _Work:
             "people": size,
             "threads": self.threads,
         }
-        path = self.sides.place("orders") / f"population-{self.encoder}-{side}-{size}.json"
-        atomic_write(path, json.dumps(order).encode())
-        command = [sys.executable, "-m", "umbel.simulations.bench.rounds_once", str(path)]
-        found = run_once(command, environment(self.threads))
-        seconds = json.loads(found.printed.splitlines()[-1])["seconds"]
-        return Reached(Sample(tuple(seconds[1:])), found.peak_bytes, dict(np.load(out / "tensors.npz")))
+        return ran_once(self.sides, f"population-{self.encoder}-{side}-{size}", order, self.threads)
 
 
 def table_of(release: Release, place: Path, load: Load) -> Path:

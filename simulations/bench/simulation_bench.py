@@ -249,15 +249,11 @@ class Rounds:
             "threads": self.threads,
             "compute": None if self.sides.settings.device == "cpu" else _ON_GPU,
         }
-        path = self.sides.place("orders") / f"rounds-{self.encoder}-{self.method}-{side}.json"
-        atomic_write(path, json.dumps(order).encode())
         # Flower's processes have one thread each, and as many of them as the others have threads.
         flower = side == FLOWER
-        command = [sys.executable, "-m", "umbel.simulations.bench.rounds_once", str(path)]
-        found = run_once(command, environment(1 if flower else self.threads))
-        seconds = json.loads(found.printed.splitlines()[-1])["seconds"]
-        peak = 0 if flower else found.peak_bytes
-        return Reached(Sample(tuple(seconds[1:])), peak, dict(np.load(out / "tensors.npz")))
+        name = f"rounds-{self.encoder}-{self.method}-{side}"
+        found = ran_once(self.sides, name, order, 1 if flower else self.threads)
+        return replace(found, peak_bytes=0) if flower else found
 
     def _pfl(self, out: Path) -> Reached:
         settings, drawn = self.load.settings(), out / "drawn.npz"
@@ -281,6 +277,24 @@ class Rounds:
         peak = sum(json.loads((out / f"peak-{rank}.json").read_bytes()) for rank in range(processes))
         found = np.load(out / "tensors.npz")
         return Reached(Sample(tuple(seconds[1:])), peak, {names[name]: found[name] for name in found})
+
+
+def ran_once(sides: Sides, name: str, order: Mapping[str, Any], threads: int) -> Reached:
+    """Runs rounds in a fresh process; the first of them is not timed.
+
+    Args:
+        sides: The work folder.
+        name: Of the order.
+        order: What to run; see `rounds_once`.
+        threads: Of every pool of threads.
+    """
+    path = sides.place("orders") / f"{name}.json"
+    atomic_write(path, json.dumps(order).encode())
+    command = [sys.executable, "-m", "umbel.simulations.bench.rounds_once", str(path)]
+    found = run_once(command, environment(threads))
+    seconds = json.loads(found.printed.splitlines()[-1])["seconds"]
+    tensors = dict(np.load(Path(order["out"]) / "tensors.npz"))
+    return Reached(Sample(tuple(seconds[1:])), found.peak_bytes, tensors)
 
 
 def as_new(devices: Path) -> None:

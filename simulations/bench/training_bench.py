@@ -140,7 +140,7 @@ def roofline(
     """Returns a step beside the least time that its products, and its products and bytes, can take.
 
     The ceilings are measured in the process of the step: large matrix products of the same precision, and
-    copies of memory. Bytes are those that each operation reads and writes, as if nothing stayed in a cache.
+    sums in memory. Bytes are those that each operation reads and writes, as if nothing stayed in a cache.
     """
     ceiling = worker.prepare("ceilings", device=sides.settings.device, quick=sides.settings.quick)
     flop, moved = float(found["flop"]), float(found["bytes"])
