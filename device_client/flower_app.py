@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, final
 
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -41,6 +43,7 @@ from umbel.shared.errors import ConfigError, EgressError, MessageError, StoreErr
 from umbel.shared.files import sha256_file
 from umbel.shared.messages import (
     GAIN,
+    NPY,
     TRAIN,
     GainReport,
     Hello,
@@ -49,6 +52,7 @@ from umbel.shared.messages import (
     read_gain_question,
     read_task,
 )
+from umbel.shared.npy import npy_bytes
 from umbel.shared.release import MANIFEST, Manifest, Release, read_release
 from umbel.shared.secure.messages import STAGES, UNMASK
 
@@ -294,11 +298,27 @@ def _place_of(context: Context, home: _AnyHome) -> _Place:
     folder = own.get(RELEASE) or home.release_folder or run.get(RELEASE)
     if not folder:
         raise ConfigError("this device has no release", [f"neither node nor run config has '{RELEASE}'"])
-    manifest = Path(str(folder)) / MANIFEST
-    # The manifest's hash is the release's id, and it changes when a folder gets another release.
-    release_id = sha256_file(manifest) if manifest.is_file() else ""
     in_home = home.release_folder is not None and not own.get(RELEASE)
-    return _Place(str(folder), release_id, in_home)
+    return _Place(str(folder), _release_id(str(folder)), in_home)
+
+
+def _release_id(folder: str) -> str:
+    """Returns the hash of a release's manifest, which is its id: another one when another lies there."""
+    manifest = os.path.join(folder, MANIFEST)
+    try:
+        found = os.stat(manifest)
+    except OSError:
+        return ""
+    if not stat.S_ISREG(found.st_mode):
+        return ""
+    return _hashed(manifest, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _hashed(manifest: str, *written: int) -> str:
+    """Returns the hash of a file, not read for each message; one that was written anew is another."""
+    del written
+    return sha256_file(Path(manifest))
 
 
 @lru_cache(maxsize=1)  # a second engine would double the memory of a small device
@@ -352,9 +372,14 @@ def _wire_of(records: RecordDict) -> Wire:
 
 
 def _message(wire: Wire, message: Message) -> Message:
-    arrays = ArrayRecord({name: Array(array) for name, array in wire.arrays.items()})
+    arrays = ArrayRecord({name: _array(array) for name, array in wire.arrays.items()})
     content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(dict(wire.config))})
     return Message(content, reply_to=message)
+
+
+def _array(array: npt.NDArray[Any]) -> Array:
+    """Returns what `Array(array)` is, made in half the time."""
+    return Array(str(array.dtype), array.shape, NPY, npy_bytes(array))
 
 
 def _told(error: Exception) -> str:

@@ -15,7 +15,7 @@ from umbel.shared.examples import Example
 from umbel.shared.learning import Descent
 from umbel.shared.profile import FloatArray
 from umbel.shared.recipe import LearningRecipe
-from umbel.shared.text import IntArray, TokenBatch, join
+from umbel.shared.text import IntArray, TokenBatch, join, no_tokens
 
 NO_SHARED: Mapping[str, FloatArray] = {}
 _ROWS = 32
@@ -58,6 +58,10 @@ class Encoded:
         chosen = np.asarray(index, np.int64)
         embedding = None if self.embedding is None else self.embedding[chosen]
         return Encoded(self.tokens.rows(chosen), self.labels[chosen], embedding)
+
+    def as_read(self) -> Encoded:
+        """Returns the examples without tokens, which nothing needs where they have been read."""
+        return self if self.embedding is None else replace(self, tokens=no_tokens(len(self)))
 
 
 def encode_examples(engine: Engine, examples: Sequence[Example]) -> Encoded:
@@ -212,7 +216,9 @@ class ProfileLearning:
         self._pieces: list[tuple[Encoded, IntArray]] = []
         self._found: list[tuple[FloatArray, dict[str, FloatArray]]] = []
         if not self._empty.all() and recipe.steps:
-            known = together(read_once(engine, supports, shared))
+            read = read_once(engine, supports, shared)
+            whole = any(own.embedding is None for own in read)
+            known = together(read if whole else [own.as_read() for own in read])
             owner = np.repeat(np.arange(len(supports)), [len(support) for support in supports])
             self._pieces = _pieces(known, owner, rows)
 

@@ -160,14 +160,14 @@ def training(engine: Engine, home: RoundHome, client: int, task: RoundTask) -> S
     home.save_profile(engine.release, profile)
     change = yield from shared_steps(engine, support, profile, client, task)
     change |= taught_change(engine, support, client, task)
-    within = l2_norm(change.values()) <= task.settings.clip
+    norm = l2_norm(change.values())
     return Contribution(
         release_id=engine.release.release_id,
         round=task.round,
-        change=clipped(change, min(task.settings.clip, home.most_norm)),
+        change=clipped(change, min(task.settings.clip, home.most_norm), norm),
         examples=min(len(support), task.settings.example_cap),
         seconds=time.perf_counter() - started,
-        within=within if task.settings.tell_within else None,
+        within=norm <= task.settings.clip if task.settings.tell_within else None,
     )
 
 
@@ -244,8 +244,10 @@ def shared_steps(
     if not first:
         return {}
     values = dict(first)
+    read = support.embedding is not None and engine.contributes_embedded
+    examples = support.as_read() if read else support
     for index in minibatches(len(support), settings.batch_size, settings.local_steps, client, task):
-        rows = support.rows(index)
+        rows = examples.rows(index)
         owner = (dropout.random(len(rows)) >= settings.profile_dropout).astype(np.int64)
         gradients = yield WantedGradient(engine, rows, owner, both, values)
         rate = np.float32(settings.local_rate / len(rows))

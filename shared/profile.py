@@ -8,6 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, final
 
 import numpy as np
@@ -211,6 +212,7 @@ def _is_storage(storage: str) -> bool:
     return storage in _STORAGE or _TOP.fullmatch(storage) is not None
 
 
+@lru_cache(maxsize=64)
 def _top(storage: str) -> tuple[int, float | None]:
     """Returns K and Z of a storage that keeps bits; 0 and None of another one."""
     found = _TOP.fullmatch(storage)

@@ -51,6 +51,12 @@ class TokenBatch:
         return [order[at : at + size] for at in range(0, len(order), size)]
 
 
+def no_tokens(count: int) -> TokenBatch:
+    """Returns so many texts of no tokens: (count, 0)."""
+    nothing = np.zeros((count, 0), np.int64)
+    return TokenBatch(nothing, nothing)
+
+
 @final
 class TextEncoder:
     """A release's tokenizer: text -> token ids, cut to `max_tokens`."""

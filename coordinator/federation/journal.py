@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
 
@@ -188,15 +189,25 @@ class Journal:
         row = {
             "schema": SCHEMA,
             "settings": self._identity,
-            "rounds": [asdict(record) for record in result.rounds],
             "trainables": {"file": name, "sha256": sha256},
         }
         self._write(name, data)
-        self._write(ROUNDS, json.dumps(row, indent=1).encode() + b"\n")
+        self._write(ROUNDS, _with_rounds(row, result.rounds).encode())
         for old in self.folder.glob("trainables-*.safetensors"):
             if old.name != name:
                 with suppress(OSError):  # it only takes room
                     old.unlink(missing_ok=True)
+
+
+def _with_rounds(row: Mapping[str, Any], rounds: Sequence[RoundRecord]) -> str:
+    """Returns rounds.json, a round per line: made after every round, it must not cost more with each."""
+    lines = ",\n".join(_line(record) for record in rounds)
+    return json.dumps(row)[:-1] + f', "rounds": [\n{lines}\n]}}\n'
+
+
+@lru_cache(maxsize=4096)
+def _line(record: RoundRecord) -> str:
+    return json.dumps(asdict(record))
 
 
 def kept_trainables(folder: Path, release_id: str) -> tuple[int, dict[str, FloatArray]]:

@@ -95,6 +95,22 @@ Rule: TypeAlias = Exactly | Within | OneOf
 
 @final
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """An answer, looked at once.
+
+    Attributes:
+        size: Its bytes; see `wire_bytes`.
+        norm: L2 norm of all tensors together; None if it has none, or they are no numbers.
+        problems: All that keeps it from leaving, one line each.
+    """
+
+    size: int
+    norm: float | None
+    problems: list[str]
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Allowed:
     """What may leave in one answer.
 
@@ -132,14 +148,17 @@ class Allowed:
 
     def problems(self, wire: Wire) -> list[str]:
         """Returns all that keeps an answer from leaving, one line each."""
+        return self.judged(wire).problems
+
+    def judged(self, wire: Wire) -> Judged:
+        """Returns what is to be written down of an answer, and all that keeps it from leaving."""
+        size, norm = wire_bytes(wire), self.norm(wire)
         found = [*self._scalar_problems(wire.config), *self._array_problems(wire.arrays)]
-        size = wire_bytes(wire)
         if size > self.most_bytes:
             found.append(f"it has {size} bytes, at most {self.most_bytes} may leave")
-        norm = self.norm(wire)
         if norm is not None and exceeds(norm, self.most_norm):
             found.append(f"its norm is larger than {self.most_norm:.6g}")
-        return found
+        return Judged(size, norm, found)
 
     def _scalar_problems(self, config: Mapping[str, Any]) -> list[str]:
         more = len(set(config) - set(self.scalars))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, Protocol, final
 
-from umbel.device_client.egress.allowed import Allowed, wire_bytes
+from umbel.device_client.egress.allowed import Allowed
 from umbel.shared.errors import EgressError
 from umbel.shared.messages import Wire
 
@@ -96,16 +96,10 @@ def leave(wire: Wire, allowed: Allowed, door: Door, to: Asker) -> Wire:
         EgressError: It may not leave; all problems are listed, and none of its content is quoted.
         StoreError: It cannot be written down, so it does not leave.
     """
-    departure = Departure(
-        allowed.kind,
-        to,
-        allowed.release,
-        allowed.round,
-        wire_bytes(wire),
-        len(wire.arrays),
-        allowed.norm(wire),
-    )
-    _refuse(door.enter(departure, allowed.problems(wire)))
+    found = allowed.judged(wire)
+    tensors = len(wire.arrays)
+    departure = Departure(allowed.kind, to, allowed.release, allowed.round, found.size, tensors, found.norm)
+    _refuse(door.enter(departure, found.problems))
     return wire
 
 

@@ -33,7 +33,7 @@ from umbel.simulations.homes.home import home_of
 
 TORCH_CPU = "torch:cpu"
 PACK, _PACK_BEHIND = 8, 32  # devices: so many that a graph run costs little beside their texts
-_SHARE = 3  # a pack is a third of those who are left, at most
+_SHARE, _LEAST = 3, 4  # a pack is a third of those who are left, at most; at least a quarter of a whole one
 _ROWS, _FLOATS = 256, 3 * 2**17  # texts of a graph run, and floats of their states: what caches hold
 _GPU_PACK, _GPU_ROWS = 128, 2048  # a GPU wants more at a time
 
@@ -86,7 +86,7 @@ def _packs(asked: Sequence[_Asked], most: int) -> Iterator[Sequence[_Asked]]:
     """
     start = 0
     while start < len(asked):
-        size = min(most, max(1, (len(asked) - start) // _SHARE))
+        size = min(most, max(1, most // _LEAST, (len(asked) - start) // _SHARE))
         yield asked[start : start + size]
         start += size
 

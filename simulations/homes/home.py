@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import replace
@@ -159,7 +160,7 @@ def table_at(devices: Path) -> PeopleTable | None:
         ExampleError: It is damaged.
     """
     try:
-        found = (devices / MARK).stat()
+        found = os.stat(os.path.join(devices, MARK))
     except FileNotFoundError:
         return None
     return _table(devices, found.st_ino, found.st_mtime_ns)

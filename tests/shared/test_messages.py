@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from umbel.shared.errors import MessageError
 from umbel.shared.messages import (
+    NPY,
     SCHEMA,
     Contribution,
     EvaluationReply,
@@ -28,6 +29,7 @@ from umbel.shared.messages import (
     read_hello,
     read_task,
 )
+from umbel.shared.npy import npy_bytes
 from umbel.shared.profile import ProfileSpec, TensorSpec
 from umbel.shared.recipe import LearningRecipe
 from umbel.shared.release import Blob, Manifest
@@ -219,14 +221,23 @@ def test_a_number_below_zero_is_no_device() -> None:
         read_hello(Wire({}, {"schema": SCHEMA, "client": -1}))
 
 
-def test_a_damaged_array_is_a_message_error() -> None:
-    class Damaged:
-        def numpy(self) -> npt.NDArray[Any]:
-            raise ValueError("the text of a person")
+@dataclass
+class Sent:
+    """An array as a transport holds it."""
 
+    data: bytes
+    stype: str = NPY
+
+
+def test_a_damaged_array_is_a_message_error() -> None:
+    damaged = Sent(npy_bytes(np.zeros(3, np.float32))[:-1])
+    other = Sent(npy_bytes(np.zeros(3, np.float32)), "torch.Tensor")
     with pytest.raises(MessageError) as error:
-        Wire.of({"head.bias": Damaged()}, {})
-    assert problems_of(error) == ["array 'head.bias' cannot be decoded (ValueError)"]
+        Wire.of({"head.bias": damaged, "head.weight": other}, {})
+    assert problems_of(error) == [
+        "array 'head.bias' cannot be decoded (ValueError)",
+        "array 'head.weight' cannot be decoded (TypeError)",
+    ]
 
 
 @given(
@@ -268,13 +279,8 @@ def test_whatever_an_array_fails_by_is_a_message_error() -> None:
         good.replace(b"(2, 3)", b"(2**9"),
         good.replace(b"(2, 3), ", b"(9" + b"9" * 6),
     ):
-
-        class Sent:
-            def numpy(self, data: bytes = bad) -> Any:
-                return np.load(io.BytesIO(data), allow_pickle=False)
-
         with pytest.raises(MessageError, match="cannot be decoded"):
-            Wire.of({"head.bias": Sent()}, {})
+            Wire.of({"head.bias": Sent(bad)}, {})
 
 
 def test_no_number_of_a_change_is_shown() -> None:

@@ -31,6 +31,7 @@ from umbel.shared.errors import MessageError, StoreError
 from umbel.shared.examples import Example, read_examples, write_examples
 from umbel.shared.files import sha256_bytes
 from umbel.shared.messages import (
+    NPY,
     Contribution,
     EvaluationReply,
     GainQuestion,
@@ -316,10 +317,7 @@ class _Npy:
     """An array as Flower carries it: bytes that numpy wrote."""
 
     def __init__(self, data: bytes):
-        self._data = data
-
-    def numpy(self) -> Any:
-        return np.load(io.BytesIO(self._data), allow_pickle=False)
+        self.data, self.stype = data, NPY
 
 
 def _npy(array: Any) -> bytes:
