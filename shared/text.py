@@ -96,7 +96,7 @@ class TextEncoder:
                 "texts cannot be encoded", [f"text {number}: half of a surrogate pair" for number in broken]
             )
         try:
-            rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+            rows = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         except Exception as error:  # its words could quote a text
             raise ReleaseError("the tokenizer cannot read texts", [type(error).__name__]) from None
         longest = max([2, *(len(row) for row in rows)])

@@ -61,7 +61,7 @@ METHODS: Mapping[str, str] = {
     BEHIND: "a private bias, texts read once",
 }
 """Whose rounds are simulated: with something personal inside the encoder, and with nothing."""
-_ROUNDS_BEHIND = 30  # where a text is read once: so many that most of those who are asked were asked before
+_ROUNDS_BEHIND = 100  # where a text is read once: so many that most of those who are asked were asked before
 _RATE_BEHIND = 0.05  # a head alone goes far enough, and with a rate of 1 rounding would grow with every round
 _TOLERANCE = 1e-5  # of the tensors that the rounds reach
 _SHARE = 0.01  # of the way that a tensor has gone: a side that does not train it is found out, too
