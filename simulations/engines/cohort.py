@@ -192,6 +192,8 @@ def _rows(engine: Engine, examples: Sequence[Encoded]) -> int:
     """Returns how many texts go into a graph run at most."""
     if _on_gpu(engine.compute):
         return _GPU_ROWS
+    if all(own.embedding is not None for own in examples):
+        return _FLOATS // engine.embedding_size
     longest = max(int(own.tokens.ids.shape[1]) for own in examples)
     return max(1, min(_ROWS, _FLOATS // (longest * engine.embedding_size)))
 
