@@ -18,6 +18,7 @@ from umbel.shared.files import atomic_write, plain_file
 MAX_TEXT_CHARACTERS = 20_000
 MAX_NAME_CHARACTERS = 200
 _MAX_LINE_BYTES = 1 << 20
+_ENOUGH = 10_000  # problems, after which a file is not read further
 _MALFORMED_CSV = "malformed CSV (a quote that is not closed or not doubled); not read further"
 _COLUMNS = ("user", "text", "label", "time")
 _HINT = "Each example needs user, text and label; time (a number) may be given. Mend these and try again."
@@ -93,7 +94,8 @@ def iter_examples(
 
     Args:
         path: The file, as in `read_examples`.
-        problems: Gets a line for each row that cannot be used, and is left out.
+        problems: Gets a line for each row that cannot be used, and is left out; after thousands of them the
+            rest is not read.
         labels: The labels that may occur; None allows any.
         default_user: The user of rows that name none.
 
@@ -266,7 +268,7 @@ def _number(cell: str) -> object:
 def _lines(stream: IO[bytes], problems: list[str]) -> Iterator[tuple[int, str]]:
     """Yields each line's number and text; one that is not UTF-8 or too long is a problem and empty."""
     number = 0
-    while line := stream.readline(_MAX_LINE_BYTES + 1):
+    while len(problems) < _ENOUGH and (line := stream.readline(_MAX_LINE_BYTES + 1)):
         number += 1
         text = ""
         if len(line) > _MAX_LINE_BYTES:
@@ -371,7 +373,7 @@ def _header_problems(place: str, header: Sequence[str], has_user: bool) -> list[
 
 def _read_parquet(path: Path, has_user: bool, problems: list[str]) -> Iterator[_Row]:
     pyarrow, parquet = _pyarrow()
-    path.stat()  # a missing file is an OSError with its own message, not a damaged Parquet file
+    plain_file(path).close()  # a missing file or a pipe is an OSError, not a damaged Parquet file
     try:
         with parquet.ParquetFile(path) as file:
             header = list(file.schema_arrow.names)
@@ -380,6 +382,8 @@ def _read_parquet(path: Path, has_user: bool, problems: list[str]) -> Iterator[_
                 return
             number = 0
             for batch in file.iter_batches(columns=[name for name in _COLUMNS if name in header]):
+                if len(problems) >= _ENOUGH:
+                    return
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from umbel.shared.checks import count_problems, number_problems, refuse_odd
+from umbel.shared.checks import count_problems, number_problems, parsed_json, refuse_odd
 from umbel.shared.errors import ExampleError
 from umbel.shared.examples import Example, iter_examples
+from umbel.shared.files import plain_bytes
 from umbel.simulations.data.splits import held_out
-from umbel.simulations.homes.table import FILE, MARK
-from umbel.simulations.homes.writing import TableWriter
+from umbel.simulations.homes.table import FILE, KIND, MARK, MARK_BYTES
+from umbel.simulations.homes.writing import OWN, TableWriter
 
 _HINT = (
     "Mend these and try again. A file can be sorted with: sort (JSONL), or ORDER BY user in what wrote it."
 )
 _FEW = 1000  # problems, after which no more are looked for
+_FEW_NAMES = 5
 
 
 @final
@@ -51,8 +53,10 @@ def pack(
         default_user: The user of rows that name none.
 
     Raises:
-        ConfigError: An argument is out of range, or the folder holds something else.
-        ExampleError: Rows cannot be used, or a person's stand apart; all are told, and nothing is written.
+        BusyError: Another process is writing a table there.
+        ConfigError: An argument is out of range.
+        ExampleError: Rows cannot be used, a person's stand apart, or the folder holds something else; all is
+            told, and nothing is written.
     """
     problems = number_problems("heldout_share", heldout_share, 0.0, 0.9)
     refuse_odd(problems + count_problems("seed", seed, -(2**63), 2**63 - 1))
@@ -77,13 +81,15 @@ def pack(
 def _together(examples: Iterator[Example], problems: list[str]) -> Iterator[tuple[str, list[Example]]]:
     """Yields each person with their examples; who comes again later is a problem."""
     seen: set[str] = set()
+    apart: set[str] = set()
     own: list[Example] = []
     for example in examples:
         if own and example.user != own[0].user:
             yield own[0].user, own
             own = []
         if not own:
-            if example.user in seen:
+            if example.user in seen and example.user not in apart:
+                apart.add(example.user)
                 problems.append(f"user {example.user}: the rows stand apart; each person's must be together")
             seen.add(example.user)
         own.append(example)
@@ -92,6 +98,21 @@ def _together(examples: Iterator[Example], problems: list[str]) -> Iterator[tupl
 
 
 def _refuse_other(folder: Path) -> None:
-    """Refuses a folder that holds something else than a table."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
-        raise ExampleError(f"{folder} holds something else", hint="Name another folder to write to.")
+    """Refuses a folder that holds something else than a table, or what is left of one."""
+    if not folder.is_dir():
+        return
+    others = [path.name for path in folder.iterdir() if not any(path.match(own) for own in OWN)]
+    if others or _is_other(folder / MARK):
+        hint = "Name another folder to write to: a table replaces what its folder holds."
+        raise ExampleError(f"{folder} holds something else", sorted(others)[:_FEW_NAMES] or [MARK], hint)
+
+
+def _is_other(mark: Path) -> bool:
+    """Says whether a file with this common name is whole, and yet not what says that a table is."""
+    try:
+        row = parsed_json(plain_bytes(mark, MARK_BYTES))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return not (mark.parent / FILE).is_file()  # damaged, beside the examples
+    return not (isinstance(row, dict) and str(row.get("schema")).startswith(KIND))

@@ -1,18 +1,21 @@
 """A table of people: the examples of many simulated devices in one Parquet file, sorted by person.
 
-    people.json         how many people there are, and how large the file of their examples is
+    people.json         how many people there are, how large the file of their examples is, and a hash
     examples.parquet    person, user, text, label, time, heldout; rows sorted by person, from 0
     profiles-*.table    one row per person, for each release (`home.py`)
     read-*.table        one row per example: what texts were read as
 
 Of the examples, only the row groups that hold a person's rows are read; the file's own statistics say which.
-They are read by `pread`, not mapped, so that what one round has read is not held in the next.
+They are read by `pread`, not mapped, so that what one round has read is not held in the next. Parquet has a
+checksum for each page, but none for its footer, which says whose rows lie where: people.json has its hash.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import struct
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,12 +28,14 @@ from umbel.device_client.simulated import TABLE
 from umbel.shared.checks import count_problems, key_problems, parsed_json, shown
 from umbel.shared.errors import ExampleError, MissingExtraError
 from umbel.shared.examples import Example, checked_example
+from umbel.shared.files import plain_bytes, plain_file, sha256_bytes
 from umbel.shared.text import IntArray
 from umbel.simulations.homes.rows import RowFile
 
 MARK: Final = TABLE
 FILE: Final = "examples.parquet"
-SCHEMA: Final = "umbel.people/1"
+KIND: Final = "umbel.people/"
+SCHEMA: Final = f"{KIND}2"
 COLUMNS: Final[Mapping[str, str]] = {
     "person": "int32", "user": "string", "text": "string", "label": "string", "time": "double",
     "heldout": "bool",
@@ -39,6 +44,8 @@ COLUMNS: Final[Mapping[str, str]] = {
 MOST_PEOPLE: Final = 2**31 - 1
 _openings = itertools.count()
 _HINT = "Make it again: umbel data pack."
+MARK_BYTES: Final = 4096  # at most; people.json has some hundred
+_TAIL = struct.Struct("<I4s")  # of a Parquet file: bytes of the footer before it, and "PAR1"
 
 
 @final
@@ -107,9 +114,9 @@ class PeopleTable:
             MissingExtraError: pyarrow is not installed.
         """
         self.folder, self.opened = folder, next(_openings)
-        self.people, self.rows, file_bytes = _described(folder)
+        self.people, self.rows, told = _described(folder)
         self._lock, self._row_files = threading.Lock(), dict[str, RowFile]()
-        self._file, problems = _opened(folder / FILE, file_bytes)
+        self._file, problems = _opened(folder / FILE, told)
         if self._file is not None:
             self._groups = _Groups.of(self._file.metadata, problems)
         if self._file is not None and not problems:
@@ -191,36 +198,75 @@ def parquet_modules() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _described(folder: Path) -> tuple[int, int, int]:
-    """Returns what people.json says: people, examples, bytes of the file of examples."""
-    path, names = folder / MARK, ("schema", "people", "examples", "bytes")
+def described(people: int, examples: int, file: Path) -> bytes:
+    """Returns what people.json says of a file of examples that was written whole.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    size, footer = _footer(file)
+    row = {"schema": SCHEMA, "people": people, "examples": examples, "bytes": size}
+    return json.dumps(row | {"sha256": _hash(people, examples, footer)}).encode() + b"\n"
+
+
+def _hash(people: int, examples: int, footer: bytes) -> str:
+    return sha256_bytes(f"{people} {examples}\n".encode() + footer)
+
+
+def _footer(file: Path) -> tuple[int, bytes]:
+    """Returns a Parquet file's length, and its footer: what it says of its rows; empty if it has none.
+
+    Raises:
+        OSError: It is no plain file, or cannot be read.
+    """
+    with plain_file(file) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - _TAIL.size))
+        tail = stream.read()
+        length, magic = _TAIL.unpack(tail) if len(tail) == _TAIL.size else (0, b"")
+        if magic != b"PAR1" or length > size - _TAIL.size:
+            return size, b""
+        stream.seek(size - _TAIL.size - length)
+        return size, stream.read(length)
+
+
+def _described(folder: Path) -> tuple[int, int, dict[str, Any]]:
+    """Returns what people.json says: people, examples, and all of it."""
+    path, names = folder / MARK, ("schema", "people", "examples", "bytes", "sha256")
     row: Any = None
     try:
-        row = parsed_json(path.read_bytes())
-        problems = key_problems(row, names) if isinstance(row, dict) else ["it is no object"]
+        row = parsed_json(plain_bytes(path, MARK_BYTES))
+        problems = ["it is no object"] if not isinstance(row, dict) else []
     except FileNotFoundError:
         problems = ["it is missing: the table was not written to its end"]
     except (OSError, ValueError) as error:
         problems = [type(error).__name__]
-    if not problems and row["schema"] != SCHEMA:
+    if not problems and row.get("schema", SCHEMA) != SCHEMA:  # of another version: its keys are others
         problems = [f"schema is {shown(row['schema'])}, expected {SCHEMA}"]
     elif not problems:
+        problems = key_problems(row, names)
+    if not problems:
         problems = count_problems("people", row["people"], 1, MOST_PEOPLE)
         problems += count_problems("examples", row["examples"], 0, 2**62)
         problems += count_problems("bytes", row["bytes"], 0, 2**62)
     if problems:
         told = [f"{MARK}: {problem}" for problem in problems]
         raise ExampleError(f"{folder} is no whole table of people", told, _HINT)
-    return row["people"], row["examples"], row["bytes"]
+    return row["people"], row["examples"], row
 
 
-def _opened(path: Path, file_bytes: int) -> tuple[Any, list[str]]:
-    """Returns the file of examples and no problem, or None and what is wrong with it."""
+def _opened(path: Path, told: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """Returns the file of examples and no problem, or None and what is wrong with it.
+
+    Its footer is looked at before Arrow does: a damaged one may end the process, or show other people's rows.
+    """
     pyarrow, parquet = parquet_modules()
     try:
-        size = path.stat().st_size
-        if size != file_bytes:
-            return None, [f"{FILE} has {size:,} bytes, expected {file_bytes:,}"]
+        size, footer = _footer(path)
+        if size != told["bytes"]:
+            return None, [f"{FILE} has {size:,} bytes, expected {told['bytes']:,}"]
+        if _hash(told["people"], told["examples"], footer) != told["sha256"]:
+            return None, [f"{FILE} is not the file that {MARK} was written for, or one of them is damaged"]
         file = parquet.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError:
         return None, [f"{FILE} is missing"]

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, final
+from typing import IO, Any, Self, final
 
 import numpy as np
 
 from umbel.shared.errors import ExampleError
 from umbel.shared.examples import Example, checked_example
-from umbel.shared.files import atomic_write
-from umbel.simulations.homes.table import COLUMNS, FILE, MARK, MOST_PEOPLE, SCHEMA, parquet_modules
+from umbel.shared.files import sole_use, sync_folder
+from umbel.simulations.homes.table import COLUMNS, FILE, MARK, MOST_PEOPLE, described, parquet_modules
 
 GROUP_ROWS = 4096
 """Rows of a row group.
 
 All of a group are read for one of its people, in 0.4 ms; and a reader holds 5 kB for each group.
 """
-_UNFINISHED = ".examples.unfinished"
+_UNFINISHED, _MARK_UNFINISHED = ".examples.unfinished", ".people.unfinished"
+_KEPT = ("profiles-*.table", "read-*.table")
+OWN = (MARK, FILE, _UNFINISHED, _MARK_UNFINISHED, *_KEPT)
+"""What the files in a table's folder are called, those of one that was not written to its end, too."""
 _MOST_PROBLEMS = 1000
 
 
@@ -48,6 +50,7 @@ class TableWriter:
             folder: Where it goes; made if it is missing.
 
         Raises:
+            BusyError: Another process is writing a table there.
             ExampleError: The folder cannot be written.
             MissingExtraError: pyarrow is not installed.
         """
@@ -58,12 +61,13 @@ class TableWriter:
         )
         self._waiting: list[dict[str, Any]] = []
         self._problems: list[str] = []
+        self._alone, self._made = ExitStack(), not folder.exists()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(folder / _UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            self._alone.enter_context(sole_use(folder))
+            self._stream = _new_file(folder / _UNFINISHED)
         except OSError as error:
+            self._let_go()
             raise _cannot(folder, error) from None
-        self._stream = os.fdopen(handle, "wb")
         self._writer = parquet.ParquetWriter(
             self._stream, self.schema, compression="lz4", use_dictionary=["user", "label"],
             write_statistics=["person"], write_page_checksum=True,
@@ -85,7 +89,16 @@ class TableWriter:
                 self._writer.close()
             with suppress(OSError):
                 self._stream.close()
-            (self.folder / _UNFINISHED).unlink(missing_ok=True)
+            for left in (_UNFINISHED, _MARK_UNFINISHED):
+                (self.folder / left).unlink(missing_ok=True)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Lets others write here; a folder that was made in vain is removed."""
+        self._alone.close()
+        if self._made:
+            with suppress(OSError):  # the table is in it
+                self.folder.rmdir()
 
     def add(self, support: Sequence[Example], heldout: Sequence[Example] = ()) -> None:
         """Adds the next person; what is wrong with their examples is told at the end, for all people.
@@ -151,12 +164,21 @@ class TableWriter:
         self._writer.close()
         self._stream.flush()
         os.fsync(self._stream.fileno())
-        for old in (self.folder / MARK, *self.folder.glob("*.table")):
+        self._write_mark()
+        # From here on only names change, for which a full disk has room.
+        for old in (self.folder / MARK, *(path for kept in _KEPT for path in self.folder.glob(kept))):
             old.unlink(missing_ok=True)
-        os.replace(self.folder / _UNFINISHED, self.folder / FILE)
-        size = (self.folder / FILE).stat().st_size
-        row = {"schema": SCHEMA, "people": self.people, "examples": self.examples, "bytes": size}
-        atomic_write(self.folder / MARK, json.dumps(row).encode() + b"\n", mode=0o600)
+        for unfinished, name in ((_UNFINISHED, FILE), (_MARK_UNFINISHED, MARK)):
+            os.replace(self.folder / unfinished, self.folder / name)
+        sync_folder(self.folder)
+
+    def _write_mark(self) -> None:
+        """Writes what says that the table is whole, under a name that does not say so yet."""
+        told = described(self.people, self.examples, self.folder / _UNFINISHED)
+        with _new_file(self.folder / _MARK_UNFINISHED) as stream:
+            stream.write(told)
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def write_people(folder: Path, people: Iterable[tuple[Sequence[Example], Sequence[Example]]]) -> None:
@@ -169,6 +191,12 @@ def write_people(folder: Path, people: Iterable[tuple[Sequence[Example], Sequenc
     with TableWriter(folder) as writer:
         for support, heldout in people:
             writer.add(support, heldout)
+
+
+def _new_file(path: Path) -> IO[bytes]:
+    """Opens a new file in place of what a writer that was killed has left."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
 def _cannot(folder: Path, error: OSError) -> ExampleError:

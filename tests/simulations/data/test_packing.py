@@ -1,6 +1,7 @@
 """Packing: a file's people in its order, a person at a time; what cannot be packed leaves nothing."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,57 @@ def test_what_cannot_be_packed_is_told_at_once_and_an_older_table_stays(tmp_path
     with pytest.raises(ExampleError) as error:
         pack(tmp_path / "empty.jsonl", tmp_path / "other")
     assert error.value.problems == ("it holds no examples",)
+
+
+def test_what_a_table_would_replace_is_only_ever_a_table(tmp_path: Path) -> None:
+    """people.json is a common name: somebody's own, and files beside it, are left alone."""
+    file, folder = tmp_path / "one.jsonl", tmp_path / "table"
+    write_examples(file, people([2]))
+    for name, words in (("people.json", '[{"name": "ann"}]'), ("people.json", "{"), ("a.table", "")):
+        folder.mkdir()
+        (folder / name).write_text(words)
+        with pytest.raises(ExampleError, match="holds something else") as error:
+            pack(file, folder)
+        assert error.value.problems == (name,)
+        assert (folder / name).read_text() == words
+        (folder / name).unlink()
+        folder.rmdir()
+    pack(file, folder)
+    (folder / "letter.txt").write_text("dear")
+    with pytest.raises(ExampleError, match="holds something else"):
+        pack(file, folder)
+    (folder / "letter.txt").unlink()
+    (folder / MARK).write_text("{")  # damaged, but a table's
+    assert pack(file, folder).people == 1
+
+
+@pytest.mark.parametrize("left", [[".examples.unfinished"], [FILE, ".people.unfinished"]])
+def test_where_an_earlier_one_was_killed_it_is_packed_again(tmp_path: Path, left: list[str]) -> None:
+    write_examples(tmp_path / "one.jsonl", people([2]))
+    (tmp_path / "table").mkdir()
+    for name in left:
+        (tmp_path / "table" / name).write_bytes(b"half")
+    pack(tmp_path / "one.jsonl", tmp_path / "table")
+    assert {path.name for path in (tmp_path / "table").iterdir()} == {MARK, FILE}
+
+
+def test_a_file_that_is_wrong_all_over_is_not_read_to_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.jsonl"
+    file.write_text('{"user": "a", "text": "", "label": "b"}\n' * 30_000)
+    with pytest.raises(ExampleError, match="cannot be packed") as error:
+        pack(file, tmp_path / "table")
+    assert 1000 < len(error.value.problems) <= 10_000
+    file.write_text("".join(f'{{"user": "{n % 2}", "text": "t", "label": "b"}}\n' for n in range(99)))
+    with pytest.raises(ExampleError, match="cannot be packed") as error:
+        pack(file, tmp_path / "table")
+    assert len(error.value.problems) == 2
+
+
+def test_a_pipe_that_is_called_parquet_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "people.parquet")
+    with pytest.raises(ExampleError, match="Not a plain file"):
+        pack(tmp_path / "people.parquet", tmp_path / "table")
+    assert not (tmp_path / "table").exists()
 
 
 def test_the_command_packs_and_what_it_wrote_is_a_file_of_examples_too(tmp_path: Path) -> None:

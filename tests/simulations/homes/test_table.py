@@ -1,6 +1,7 @@
 """Tables of people: what was written is read, one person at a time; what is no whole table is refused."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from umbel.shared.errors import ExampleError
+from umbel.shared.errors import BusyError, ExampleError
 from umbel.shared.examples import Example
 from umbel.simulations.homes import writing
-from umbel.simulations.homes.table import COLUMNS, FILE, MARK, PeopleTable
+from umbel.simulations.homes.table import COLUMNS, FILE, MARK, PeopleTable, described
 from umbel.simulations.homes.writing import TableWriter, write_people
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12).filter(
@@ -86,8 +87,7 @@ def test_a_table_that_another_program_has_sorted_is_read(tmp_path: Path) -> None
     with pq.ParquetWriter(tmp_path / FILE, rows.schema) as writer:
         for part in (rows[:0], rows[:1], rows[1:1], rows[1:]):  # some row groups have no rows
             writer.write_table(part)
-    mark = json.loads((tmp_path / MARK).read_text())
-    (tmp_path / MARK).write_text(json.dumps(mark | {"bytes": (tmp_path / FILE).stat().st_size}))
+    (tmp_path / MARK).write_bytes(described(3, 4, tmp_path / FILE))
     table = PeopleTable(tmp_path)
     assert [[own.examples for own in table.of(number)] for number in range(3)] == [
         [ANN, []],
@@ -153,8 +153,7 @@ def _other_rows(folder: Path) -> None:
 
 def _replaced(folder: Path, rows: pa.Table, **more: object) -> None:
     pq.write_table(rows, folder / FILE, row_group_size=1, **more)
-    mark = json.loads((folder / MARK).read_text())
-    (folder / MARK).write_text(json.dumps(mark | {"bytes": (folder / FILE).stat().st_size}))
+    (folder / MARK).write_bytes(described(1, 2, folder / FILE))
 
 
 def _no_label(folder: Path) -> None:
@@ -164,6 +163,11 @@ def _no_label(folder: Path) -> None:
 
 def _no_statistics(folder: Path) -> None:
     _replaced(folder, pq.read_table(folder / FILE), write_statistics=False)
+
+
+def _pipe(folder: Path) -> None:
+    (folder / MARK).unlink()
+    os.mkfifo(folder / MARK)
 
 
 def _marked(**changes: object) -> Callable[[Path], None]:
@@ -193,7 +197,12 @@ def _marked(**changes: object) -> Callable[[Path], None]:
             _no_statistics,
             [f"{FILE}: row group 0 does not say whose", f"{FILE}: row group 1 does not say whose"],
         ),
-        (_marked(schema="umbel.people/9"), [f"{MARK}: schema is umbel.people/9, expected umbel.people/1"]),
+        (
+            _marked(schema="umbel.people/9", more=1),
+            [f"{MARK}: schema is umbel.people/9, expected umbel.people/2"],
+        ),
+        (_marked(people=2), [f"{FILE} is not the file that {MARK} was written for"]),
+        (_pipe, [f"{MARK}: OSError"]),
         (_marked(people=0, examples=-1), [f"{MARK}: people is 0", f"{MARK}: examples is -1"]),
         (_marked(more=1), [f"{MARK}: unknown key 'more'"]),
         (lambda folder: (folder / MARK).write_text("[1]"), [f"{MARK}: it is no object"]),
@@ -212,12 +221,54 @@ def test_what_is_no_whole_table_is_refused_with_all_that_is_wrong(
     assert "film" not in str(error.value)
 
 
+def test_a_bit_flipped_anywhere_is_refused_or_changes_nobody(tmp_path: Path) -> None:
+    """The footer has no checksum of its own, and a damaged one may end the process within Arrow."""
+    people = [([Example(f"u{n}", f"text {n}", "yes")] * (n % 3), ANN[:1]) for n in range(4)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "GROUP_ROWS", 3)
+        write_people(tmp_path, people)
+    refused = 0
+    for name in (MARK, FILE):
+        whole = (tmp_path / name).read_bytes()
+        for place in range(0, len(whole), 3):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << (place % 8)
+            (tmp_path / name).write_bytes(changed)
+            try:
+                table = PeopleTable(tmp_path)
+                found = [tuple(own.examples for own in table.of(n)) for n in range(table.people)]
+            except ExampleError:
+                refused += 1
+            else:
+                assert found == people, (name, place)
+        (tmp_path / name).write_bytes(whole)
+    assert refused > 300
+
+
+def test_two_writers_of_one_table_keep_out_of_each_others_way(tmp_path: Path) -> None:
+    with TableWriter(tmp_path / "table") as first:
+        first.add(ANN)
+        with pytest.raises(BusyError, match="another umbel is at work in"):
+            write_people(tmp_path / "table", [([], [])])
+    assert PeopleTable(tmp_path / "table").of(0)[0].examples == ANN
+    write_people(tmp_path / "table", [(ANN[:1], [])])
+    assert PeopleTable(tmp_path / "table").of(0)[0].examples == ANN[:1]
+
+
+def test_a_folder_that_was_made_in_vain_is_removed_and_one_that_was_there_is_not(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("new", "there"):
+        with pytest.raises(ExampleError, match="there are 0 people"):
+            write_people(tmp_path / name, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
 def test_rows_that_are_damaged_on_the_disk_are_noticed(tmp_path: Path) -> None:
     """Each page of the file has a checksum: a byte of the texts is another."""
     texts = [Example("ann", f"{number} " + "abcdefgh" * 40, "yes") for number in range(3)]
     write_people(tmp_path, [(texts, [])])
     raw = bytearray((tmp_path / FILE).read_bytes())
-    raw[len(raw) // 4] ^= 255
+    raw[raw.index(b"abcdefgh") + 1] ^= 255
     (tmp_path / FILE).write_bytes(raw)
     with pytest.raises(ExampleError, match="cannot be read") as error:
         PeopleTable(tmp_path).of(0)
