@@ -42,6 +42,12 @@ class EncodedCache:
             self._keep(key, made)
         return made
 
+    def clear(self) -> None:
+        """Forgets all."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
     def __len__(self) -> int:
         return len(self._kept)
 

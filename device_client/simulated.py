@@ -33,6 +33,11 @@ TABLE = "people.json"
 _encoded_last = EncodedCache(64 * 2**20)  # of some thousands of people: one is asked every few rounds
 
 
+def forget_encoded() -> None:
+    """Forgets examples that were encoded: whoever is asked next is asked as if for the first time."""
+    _encoded_last.clear()
+
+
 class AbstractSimulatedHome(ABC):
     """A simulated device's home, wherever it lies; nothing in it is anybody's secret.
 

@@ -155,7 +155,9 @@ def population(
     ] = None,
     out: _Out = _RUN,
     threads: Annotated[int, typer.Option(min=1, max=256, help="Threads of the engine.")] = 2,
-    repetitions: Annotated[int, typer.Option(min=1, max=3, help="Processes for each size.")] = 3,
+    repetitions: Annotated[
+        int, typer.Option(min=1, max=100, help="Processes for each size, and as many that forget.")
+    ] = 5,
     fresh: _Fresh = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A tiny encoder and few people: shows that everything works.")
@@ -165,8 +167,9 @@ def population(
     """Measure rounds of 100 people among 1,000, 10,000, 100,000 and 1,000,000 registered ones.
 
     Seconds of a round and peak memory must stay within 10 % of those among 1,000. The people are generated,
-    in 200 MB of disk for a million, and kept in the work folder. Every size runs in fresh
-    processes, in turns; before any time is told, the serial engine must reach the same tensors.
+    in 330 MB of disk for a million, and kept in the work folder. Every size runs in fresh processes, in
+    turns; before any time is told, the serial engine must reach the same tensors. A row says how many were
+    asked before: among few people many soon are, and cost less. Rounds that forget are measured, too.
 
     For instance: umbel bench population --model small
     """

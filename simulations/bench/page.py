@@ -77,7 +77,14 @@ _ROUNDS = (
     "measured speed of memory; small products find theirs in caches, so this is no bound. "
     "simulations/bench/roofline.py has the formulas; a test counts the same products with torch.",
 )
-_NOTES = {"device": _METHOD, "serving": _METHOD, "simulation": _ROUNDS}
+_AMONG = (
+    "Among ever more people, who takes part in a round is drawn from all who are registered. Each size runs "
+    "in fresh processes, in turns; medians are over the rounds of all of them, without each one's first. "
+    "What somebody's texts are as tokens is kept in memory for the next time that they are asked: among a "
+    "thousand people many soon are, among a million nobody is. So that like is compared with like, too, "
+    "rounds are run besides that forget this after each round.",
+)
+_NOTES = {"device": _METHOD, "serving": _METHOD, "simulation": _ROUNDS, "population": _AMONG}
 
 
 def write_page(run: Path, out: Path, accuracy: Path | None = None) -> list[Path]:

@@ -1,24 +1,30 @@
 """`umbel bench population`: rounds of as many devices among ever more registered people, in fresh processes.
 
-What a round costs must follow from who takes part. The people are generated, a million of them in seconds,
-and lie in a table (`umbel.simulations.homes`).
+What a round costs must follow from who takes part. The people are generated, a million of them in half a
+minute, and lie in a table (`umbel.simulations.homes`).
+
+Rounds keep what texts are as tokens for the next time that somebody is asked. Among a thousand people many
+soon are asked again, among a million nobody: a row says how many were. So that like is compared with like,
+too, rounds are run besides that forget it.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 
 from umbel.device_client.weights import load_weights
 from umbel.shared.errors import ExampleError
+from umbel.shared.examples import Example
 from umbel.shared.release import Release
 from umbel.shared.rng import generator
+from umbel.simulations.bench.handed import chosen_in
 from umbel.simulations.bench.rows import Row, Sample
 from umbel.simulations.bench.sides import Sides
 from umbel.simulations.bench.simulation_bench import OURS, Load, Reached, as_new, check_reached, ran_once
@@ -31,6 +37,10 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)
 BOUND = 1.1
 _CHUNK = 16_384  # people that are generated at a time
 _SERIAL = "serial"
+ROUND, FORGETTING, PEAK = "a round", "a round, earlier ones forgotten", "peak memory"
+
+_Ran: TypeAlias = dict[int, list[Reached]]
+"""How many people are registered -> the rounds of each process."""
 
 
 @final
@@ -41,7 +51,7 @@ class Registered:
     Attributes:
         sizes: How many people are registered.
         clients: How many take part in a round.
-        texts: Of each person: few and short, so that a million people are less than 200 MB.
+        texts: Of each person: few and short, so that a million people are about 330 MB.
         tokens: Of each text.
         steps: Private steps; there is one shared step.
         rounds: Of a process; the first one warms up.
@@ -52,7 +62,7 @@ class Registered:
     texts: int = 4
     tokens: int = 8
     steps: int = 4
-    rounds: int = 6
+    rounds: int = 12
 
     def load(self, people: int) -> Load:
         """Returns the rounds among so many."""
@@ -75,31 +85,53 @@ def people(sides: Sides, encoder: str) -> list[Row]:
     least = found.sizes[0]
     once = {OURS: work.ran(OURS, least), _SERIAL: work.ran(_SERIAL, least)}
     check_reached(once, load_weights(work.release))
-    ran: dict[int, list[Reached]] = {size: [] for size in found.sizes}
-    for number in range(sides.settings.few):  # in turns: a machine that slows down slows all
+    kept: _Ran = {size: [] for size in found.sizes}
+    forgetting: _Ran = {size: [] for size in found.sizes}
+    for number in range(sides.settings.repetitions):  # in turns: a machine that slows down slows all
         for size in found.sizes if number % 2 == 0 else reversed(found.sizes):
-            ran[size].append(work.ran(OURS, size))
-    return [row for size in found.sizes for row in _rows(work, ran, size)]
+            kept[size].append(work.ran(OURS, size))
+            forgetting[size].append(work.ran(OURS, size, forget=True))
+    return [row for size in found.sizes for row in _rows(work, kept, forgetting, size)]
 
 
-def _rows(work: _Work, ran: Mapping[int, Sequence[Reached]], size: int) -> list[Row]:
+def asked_before(load: Load) -> float:
+    """Returns the share of those asked in the timed rounds whom an earlier round had asked, too."""
+    settings, seen, again = load.settings(), set[int](), 0
+    for round_ in range(1, settings.rounds + 1):
+        chosen = set(chosen_in(settings, load.people, round_))
+        again += len(chosen & seen)  # nobody in the first round, which is not timed
+        seen |= chosen
+    return again / (load.clients * (settings.rounds - 1))
+
+
+def _rows(work: _Work, kept: _Ran, forgetting: _Ran, size: int) -> list[Row]:
     """Returns the rows of a size; the first one is compared with nothing."""
+    load = work.registered.load(size)
+    known = f"{load.words()}; {asked_before(load):.0%} of them asked before"
+    nobody = f"{load.words()}; all of them as if for the first time"
+    return [
+        _row(work, ROUND, known, "s", size, {n: _seconds(own) for n, own in kept.items()}),
+        _row(work, FORGETTING, nobody, "s", size, {n: _seconds(own) for n, own in forgetting.items()}),
+        _row(work, PEAK, known, "bytes", size, {n: _peaks(own) for n, own in kept.items()}),
+    ]
+
+
+def _row(
+    work: _Work, part: str, setting: str, unit: Literal["s", "bytes"], size: int, found: Mapping[int, Sample]
+) -> Row:
     least = work.registered.sizes[0]
-    setting = work.registered.load(size).words()
-    rows = []
-    for part, unit in (("a round", "s"), ("peak memory", "bytes")):
-        own, first = (_sample(part, ran[among]) for among in (size, least))
-        beside: dict[str, Any] = {"theirs": first, "against": f"{least:,} people", "bound": BOUND}
-        rows.append(
-            Row(part=part, encoder=work.encoder, setting=setting, threads=work.threads, unit=unit,  # type: ignore[arg-type]
-                sense="share", ours=own, **(beside if size != least else {}))
-        )  # fmt: skip
-    return rows
+    beside: dict[str, Any] = {"theirs": found[least], "against": f"{least:,} people", "bound": BOUND}
+    return Row(
+        part=part, encoder=work.encoder, setting=setting, threads=work.threads, unit=unit, sense="share",
+        ours=found[size], **(beside if size != least else {}),
+    )  # fmt: skip
 
 
-def _sample(part: str, ran: Sequence[Reached]) -> Sample:
-    if part == "a round":
-        return Sample(tuple(value for own in ran for value in own.sample.values))
+def _seconds(ran: list[Reached]) -> Sample:
+    return Sample(tuple(value for own in ran for value in own.sample.values))
+
+
+def _peaks(ran: list[Reached]) -> Sample:
     return Sample(tuple(float(own.peak_bytes) for own in ran))
 
 
@@ -113,8 +145,14 @@ class _Work:
         self.threads = max(sides.settings.threads)
         self.release = sides.release(encoder, "plora")
 
-    def ran(self, side: str, size: int) -> Reached:
-        """Runs the rounds in a fresh process, over people of whom nothing is kept."""
+    def ran(self, side: str, size: int, *, forget: bool = False) -> Reached:
+        """Runs the rounds in a fresh process, over people of whom nothing is kept.
+
+        Args:
+            side: Which engine.
+            size: How many people are registered.
+            forget: Forget after a round what its people's texts are as tokens.
+        """
         self.sides.on_phase(f"{self.encoder}, {side}, {size:,} people")
         load = self.registered.load(size)
         devices = table_of(self.release, self.sides.place(f"registered-{size}"), load)
@@ -130,6 +168,7 @@ class _Work:
             "settings": load.settings().as_run_config(),
             "people": size,
             "threads": self.threads,
+            "forget": forget,
         }
         return ran_once(self.sides, f"population-{self.encoder}-{side}-{size}", order, self.threads)
 
@@ -148,34 +187,23 @@ def table_of(release: Release, place: Path, load: Load) -> Path:
             return place
     ready.unlink(missing_ok=True)
     with TableWriter(place) as writer:
-        for batch, count in _batches(release, load, writer.schema):
-            writer.add_batch(batch, count)
+        for own in _generated(release, load):
+            writer.add(own, checked=True)
     assert PeopleTable(place).people == load.people
     ready.write_text(wanted)
     return place
 
 
-def _batches(release: Release, load: Load, schema: Any) -> Iterator[tuple[Any, int]]:
-    """Yields the rows of the people, some at a time: made by pyarrow, without an object for each text."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    words, long = pa.array(words_of(release)), words_in(load.tokens)
+def _generated(release: Release, load: Load) -> Iterator[list[Example]]:
+    """Yields each person's examples."""
+    words, labels = np.array(words_of(release), object), release.manifest.labels
     for start in range(0, load.people, _CHUNK):
         count = min(_CHUNK, load.people - start)
-        rows = count * load.texts
-        drawn = generator(0, 0, "", f"people {start}").integers(len(words), size=rows * long)
-        ends = pa.array(np.arange(0, rows * long + 1, long, dtype=np.int32))
-        person = pa.array(np.repeat(np.arange(start, start + count, dtype=np.int32), load.texts))
-        labels = pa.array(release.manifest.labels).take(
-            pa.array(np.arange(rows) % len(release.manifest.labels))
-        )
-        columns = {
-            "person": person,
-            "user": pc.cast(person, pa.string()),
-            "text": pc.binary_join(pa.ListArray.from_arrays(ends, words.take(pa.array(drawn))), " "),
-            "label": labels,
-            "time": pa.nulls(rows, pa.float64()),
-            "heldout": pa.array(np.zeros(rows, bool)),
-        }
-        yield pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema), count
+        size = (count, load.texts, words_in(load.tokens))
+        drawn = generator(0, 0, "", f"people {start}").integers(len(words), size=size)
+        for number, texts in enumerate(words[drawn].tolist()):
+            user, first = str(start + number), number * load.texts
+            yield [
+                Example(user, " ".join(text), labels[(first + row) % len(labels)])
+                for row, text in enumerate(texts)
+            ]

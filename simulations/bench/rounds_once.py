@@ -3,7 +3,7 @@
     python -m umbel.simulations.bench.rounds_once ORDER.json
 
 The order names side, release, devices, backbone, method, settings, people, threads and out; see
-`simulation_bench`.
+`simulation_bench`. With `forget`, what a round's people had as tokens is forgotten after it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from umbel.coordinator.federation.settings import RoundSettings
+from umbel.device_client.simulated import forget_encoded
 from umbel.shared.release import read_release
 
 
@@ -42,6 +43,7 @@ def _engine(order: dict[str, Any], settings: RoundSettings, out: Path) -> tuple[
         out=out / "rounds",
         workers=order["threads"],
         compute=order.get("compute"),
+        on_round=(lambda _: forget_encoded()) if order.get("forget") else None,
     )
     return [record.seconds for record in reached.rounds], reached.trainables
 

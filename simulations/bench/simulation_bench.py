@@ -43,6 +43,7 @@ from umbel.simulations.bench.rows import BenchError, Row, Sample
 from umbel.simulations.bench.sides import Settings, Sides
 from umbel.simulations.bench.staging import plain_name
 from umbel.simulations.bench.texts import labels_of, texts_of
+from umbel.simulations.homes.table import SCHEMA
 from umbel.simulations.homes.writing import write_people
 
 OURS = "cohort"
@@ -101,7 +102,7 @@ class Load:
 
     def people_words(self) -> str:
         """Returns what the people depend on."""
-        return f"{self.people} x {self.texts} x {self.tokens}"
+        return f"{SCHEMA}: {self.people} x {self.texts} x {self.tokens}"
 
     def settings(self) -> RoundSettings:
         """Returns the settings of the rounds."""

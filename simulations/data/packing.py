@@ -67,7 +67,7 @@ def pack(
         for user, own in _together(iter_examples(file, found, default_user=default_user), found):
             split = held_out(user, own, seed=seed, share=heldout_share)
             held += len(split.query)
-            writer.add(split.support, split.query)
+            writer.add(split.support, split.query, checked=True)
             if len(found) > _FEW:
                 break
         if not writer.people and not found:

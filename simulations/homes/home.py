@@ -21,8 +21,9 @@ from umbel.shared.examples import Example
 from umbel.shared.files import sha256_bytes
 from umbel.shared.profile import FloatArray, ProfileSpec, pack_profile, unpack_profile
 from umbel.shared.release import Release
+from umbel.simulations.homes.person import Own
 from umbel.simulations.homes.rows import RowFile, TornRowError, WrongFileError
-from umbel.simulations.homes.table import MARK, Own, PeopleTable
+from umbel.simulations.homes.table import MARK, PeopleTable
 
 
 @final

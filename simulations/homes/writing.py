@@ -1,31 +1,33 @@
-"""Writes a table of people as they come: no more of them is held than a row group has."""
+"""Writes a table of people as they come, a person at a time: what was written is not held."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, final
-
-import numpy as np
+from typing import Any, Self, final
 
 from umbel.shared.errors import ExampleError
 from umbel.shared.examples import Example, checked_example
 from umbel.shared.files import sole_use, sync_folder
-from umbel.simulations.homes.table import COLUMNS, FILE, MARK, MOST_PEOPLE, described, parquet_modules
+from umbel.simulations.homes.person import Row, row_of, row_of_nobody
+from umbel.simulations.homes.table import FILE, MARK, MOST_PEOPLE, SCHEMA, sqlite_words
 
-GROUP_ROWS = 4096
-"""Rows of a row group.
-
-All of a group are read for one of its people, in 0.4 ms; and a reader holds 5 kB for each group.
-"""
 _UNFINISHED, _MARK_UNFINISHED = ".examples.unfinished", ".people.unfinished"
+_BEFORE = "examples.parquet"  # of an earlier version's table: it would be left for nobody
 _KEPT = ("profiles-*.table", "read-*.table")
-OWN = (MARK, FILE, _UNFINISHED, _MARK_UNFINISHED, *_KEPT)
+OWN = (MARK, FILE, _UNFINISHED, _MARK_UNFINISHED, _BEFORE, *_KEPT)
 """What the files in a table's folder are called, those of one that was not written to its end, too."""
 _MOST_PROBLEMS = 1000
+_TABLE = (
+    "CREATE TABLE person (number INTEGER PRIMARY KEY, first INTEGER NOT NULL, checksum INTEGER NOT NULL, "
+    "examples TEXT NOT NULL)"
+)
+_INSERT = "INSERT INTO person VALUES (?, ?, ?, ?)"
 
 
 @final
@@ -52,26 +54,17 @@ class TableWriter:
         Raises:
             BusyError: Another process is writing a table there.
             ExampleError: The folder cannot be written.
-            MissingExtraError: pyarrow is not installed.
         """
         self.folder, self.people, self.examples = folder, 0, 0
-        self._pyarrow, parquet = parquet_modules()
-        self.schema = self._pyarrow.schema(
-            [(name, self._pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()]
-        )
-        self._waiting: list[dict[str, Any]] = []
         self._problems: list[str] = []
         self._alone, self._made = ExitStack(), not folder.exists()
         try:
-            self._alone.enter_context(sole_use(folder))
-            self._stream = _new_file(folder / _UNFINISHED)
-        except OSError as error:
+            with self._explained():
+                self._alone.enter_context(sole_use(folder))
+                self._connection = _new_database(folder / _UNFINISHED)
+        except ExampleError:
             self._let_go()
-            raise _cannot(folder, error) from None
-        self._writer = parquet.ParquetWriter(
-            self._stream, self.schema, compression="lz4", use_dictionary=["user", "label"],
-            write_statistics=["person"], write_page_checksum=True,
-        )  # fmt: skip
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -81,14 +74,10 @@ class TableWriter:
     ) -> None:
         try:
             if kind is None:
-                self._finish()
-        except OSError as failed:
-            raise _cannot(self.folder, failed) from None
+                with self._explained():
+                    self._finish()
         finally:
-            with suppress(OSError, self._pyarrow.ArrowException):
-                self._writer.close()
-            with suppress(OSError):
-                self._stream.close()
+            self._connection.close()
             for left in (_UNFINISHED, _MARK_UNFINISHED):
                 (self.folder / left).unlink(missing_ok=True)
             self._let_go()
@@ -100,56 +89,46 @@ class TableWriter:
             with suppress(OSError):  # the table is in it
                 self.folder.rmdir()
 
-    def add(self, support: Sequence[Example], heldout: Sequence[Example] = ()) -> None:
+    def add(
+        self, support: Sequence[Example], heldout: Sequence[Example] = (), *, checked: bool = False
+    ) -> None:
         """Adds the next person; what is wrong with their examples is told at the end, for all people.
 
         Args:
             support: Their examples to learn from.
             heldout: Those from which nothing is learned.
+            checked: They are as `read_examples` gives them, which need not be checked again.
+
+        Raises:
+            ExampleError: The folder cannot be written, or a thousand examples cannot be used.
         """
-        for number, example in enumerate((*support, *heldout)):
-            row: dict[str, Any] = {name: getattr(example, name) for name in ("user", "text", "label", "time")}
-            place = f"person {self.people:06d}, example {number + 1}"
-            if checked_example(place, row, None, None, self._problems) is not None:
-                self._waiting.append({**row, "person": self.people, "heldout": number >= len(support)})
-        self.people += 1
-        if len(self._waiting) >= GROUP_ROWS:
-            self._flush()
+        parts = (support, heldout) if checked else self._checked(support, heldout)
+        self._written([row_of(self.people, self.examples, *parts)])
+        self.people, self.examples = self.people + 1, self.examples + sum(map(len, parts))
         if len(self._problems) >= _MOST_PROBLEMS:
             self._refuse()
 
-    def add_batch(self, batch: Any, people: int) -> None:
-        """Adds the rows of the next `people` people, who count on from those that were added.
-
-        Args:
-            batch: A record batch of `COLUMNS`, sorted by person.
-            people: How many people it is of.
-
-        Raises:
-            ExampleError: It has other columns, people or orders.
-        """
-        self._flush()
-        persons = batch.column("person").to_numpy() if batch.schema.equals(self.schema) else np.array([-1])
-        outside = len(persons) and not self.people <= persons[0] <= persons[-1] < self.people + people
-        if outside or (np.diff(persons) < 0).any():
-            problem = f"expected rows of people {self.people} to {self.people + people - 1}, sorted"
-            raise ExampleError(f"{self.folder} was not written", [problem])
-        self._written(batch)
+    def add_nobodies(self, people: int) -> None:
+        """Adds so many people without examples."""
+        self._written(row_of_nobody(self.people + number, self.examples) for number in range(people))
         self.people += people
 
-    def _flush(self) -> None:
-        if self._waiting:
-            self._written(self._pyarrow.RecordBatch.from_pylist(self._waiting, schema=self.schema))
-            self._waiting = []
+    def _checked(
+        self, support: Sequence[Example], heldout: Sequence[Example]
+    ) -> tuple[list[Example], list[Example]]:
+        """Returns the examples that can be used; of the others, notes the problems."""
+        kinds: tuple[list[Example], list[Example]] = [], []
+        for number, example in enumerate((*support, *heldout)):
+            row: dict[str, Any] = {name: getattr(example, name) for name in ("user", "text", "label", "time")}
+            place = f"person {self.people:06d}, example {number + 1}"
+            found = checked_example(place, row, None, None, self._problems)
+            if found is not None:
+                kinds[number >= len(support)].append(found)
+        return kinds
 
-    def _written(self, batch: Any) -> None:
-        if not batch.num_rows:
-            return
-        try:
-            self._writer.write_batch(batch, row_group_size=GROUP_ROWS)
-        except OSError as error:
-            raise _cannot(self.folder, error) from None
-        self.examples += batch.num_rows
+    def _written(self, rows: Iterable[Row]) -> None:
+        with self._explained():
+            self._connection.executemany(_INSERT, rows)
 
     def _refuse(self) -> None:
         if not 1 <= self.people <= MOST_PEOPLE:
@@ -160,25 +139,29 @@ class TableWriter:
     def _finish(self) -> None:
         """Makes the table whole: the file of examples, and then what says that it is."""
         self._refuse()
-        self._flush()
-        self._writer.close()
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._write_mark()
+        self._connection.execute("COMMIT")
+        self._connection.close()
+        size = _to_disk(self.folder / _UNFINISHED)
+        row = {"schema": SCHEMA, "people": self.people, "examples": self.examples, "bytes": size}
+        _new_file(self.folder / _MARK_UNFINISHED, json.dumps(row).encode() + b"\n")
+        _to_disk(self.folder / _MARK_UNFINISHED)
         # From here on only names change, for which a full disk has room.
-        for old in (self.folder / MARK, *(path for kept in _KEPT for path in self.folder.glob(kept))):
+        kept = (path for name in (*_KEPT, _BEFORE) for path in self.folder.glob(name))
+        for old in (self.folder / MARK, *kept):
             old.unlink(missing_ok=True)
         for unfinished, name in ((_UNFINISHED, FILE), (_MARK_UNFINISHED, MARK)):
             os.replace(self.folder / unfinished, self.folder / name)
         sync_folder(self.folder)
 
-    def _write_mark(self) -> None:
-        """Writes what says that the table is whole, under a name that does not say so yet."""
-        told = described(self.people, self.examples, self.folder / _UNFINISHED)
-        with _new_file(self.folder / _MARK_UNFINISHED) as stream:
-            stream.write(told)
-            stream.flush()
-            os.fsync(stream.fileno())
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what SQLite and the system say into an error that its reader can act on."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            words = error.strerror if isinstance(error, OSError) else sqlite_words(error)
+            problem = words or type(error).__name__
+            raise ExampleError(f"{self.folder} cannot be written", [problem]) from None
 
 
 def write_people(folder: Path, people: Iterable[tuple[Sequence[Example], Sequence[Example]]]) -> None:
@@ -186,18 +169,33 @@ def write_people(folder: Path, people: Iterable[tuple[Sequence[Example], Sequenc
 
     Raises:
         ExampleError: Somebody's examples cannot be used, there is nobody, or the folder cannot be written.
-        MissingExtraError: pyarrow is not installed.
     """
     with TableWriter(folder) as writer:
         for support, heldout in people:
             writer.add(support, heldout)
 
 
-def _new_file(path: Path) -> IO[bytes]:
-    """Opens a new file in place of what a writer that was killed has left."""
+def _new_file(path: Path, data: bytes = b"") -> None:
+    """Makes a new file in place of what a writer that was killed has left."""
     path.unlink(missing_ok=True)
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(data)
 
 
-def _cannot(folder: Path, error: OSError) -> ExampleError:
-    return ExampleError(f"{folder} cannot be written", [error.strerror or type(error).__name__])
+def _new_database(path: Path) -> sqlite3.Connection:
+    """Returns a new database with an empty table, in a transaction that is never taken back.
+
+    There is no journal: a file that is not finished is taken away.
+    """
+    _new_file(path)
+    connection = sqlite3.connect(path, isolation_level=None)
+    for words in ("PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF", _TABLE, "BEGIN"):
+        connection.execute(words)
+    return connection
+
+
+def _to_disk(path: Path) -> int:
+    """Waits until a file is on the disk, and returns its length."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+        return os.fstat(stream.fileno()).st_size

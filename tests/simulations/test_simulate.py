@@ -366,7 +366,7 @@ def test_two_at_once_do_not_work_in_one_folder(
 
 def test_a_persons_examples_are_readable_by_their_owner_only(whole: Path) -> None:
     files = [path for path in (whole / "devices").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".parquet", ".table"}
+    assert {path.suffix for path in files} == {".json", ".sqlite", ".table"}
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
 
 

@@ -173,8 +173,11 @@ def test_rounds_among_ever_more_people_are_measured(sides: Sides) -> None:
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]
+    parts = ["a round", "a round, earlier ones forgotten", "peak memory"]
     assert [(row["part"], row["against"]) for row in rows] == [
-        ("a round", ""), ("peak memory", ""), ("a round", "20 people"), ("peak memory", "20 people"),
+        *((part, "") for part in parts), *((part, "20 people") for part in parts),
     ]  # fmt: skip
-    assert [row["bound"] for row in rows] == [None, None, 1.1, 1.1]
-    assert all(row["ratio"] > 0 for row in rows[2:])
+    assert [row["bound"] for row in rows] == [None] * 3 + [1.1] * 3
+    assert all(row["ratio"] > 0 for row in rows[3:])
+    known = [row["setting"].partition("; ")[2] for row in rows if row["part"] == "a round"]
+    assert known == ["20% of them asked before", "0% of them asked before"]

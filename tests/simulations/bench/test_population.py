@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from umbel.device_client.engine import Engine
-from umbel.simulations.bench.population_bench import Registered, table_of
+from umbel.simulations.bench.population_bench import Registered, asked_before, table_of
 from umbel.simulations.bench.sides import Sides
 from umbel.simulations.homes.table import FILE, PeopleTable
 
@@ -22,4 +22,11 @@ def test_generated_people_have_texts_of_their_own_of_so_many_tokens(sides: Sides
     written = (tmp_path / "a" / FILE).stat()
     table_of(release, tmp_path / "a", load)
     assert (tmp_path / "a" / FILE).stat().st_mtime_ns == written.st_mtime_ns
-    assert written.st_size < 20_000 * 200
+    assert written.st_size < 20_000 * 400
+
+
+def test_the_share_of_those_asked_before_is_that_of_the_rounds() -> None:
+    """Of 1,000 people 100 take part in each of 12 rounds: about 1 - 0.9^n in the n-th after the first."""
+    expected = sum(1 - 0.9**earlier for earlier in range(1, 12)) / 11
+    assert abs(asked_before(Registered().load(1000)) - expected) < 0.03
+    assert asked_before(Registered().load(1_000_000)) < 0.01

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from umbel.shared.errors import ConfigError, ExampleError
-from umbel.shared.examples import Example, read_examples, write_examples
+from umbel.shared.examples import Example, write_examples
 from umbel.simulations.data.commands import app
 from umbel.simulations.data.packing import pack
 from umbel.simulations.data.splits import split_population
@@ -104,7 +104,9 @@ def test_what_a_table_would_replace_is_only_ever_a_table(tmp_path: Path) -> None
     assert pack(file, folder).people == 1
 
 
-@pytest.mark.parametrize("left", [[".examples.unfinished"], [FILE, ".people.unfinished"]])
+@pytest.mark.parametrize(
+    "left", [[".examples.unfinished"], [FILE, ".people.unfinished"], ["examples.parquet"]]
+)
 def test_where_an_earlier_one_was_killed_it_is_packed_again(tmp_path: Path, left: list[str]) -> None:
     write_examples(tmp_path / "one.jsonl", people([2]))
     (tmp_path / "table").mkdir()
@@ -133,7 +135,7 @@ def test_a_pipe_that_is_called_parquet_is_not_waited_for(tmp_path: Path) -> None
     assert not (tmp_path / "table").exists()
 
 
-def test_the_command_packs_and_what_it_wrote_is_a_file_of_examples_too(tmp_path: Path) -> None:
+def test_the_command_packs_and_says_what(tmp_path: Path) -> None:
     write_examples(tmp_path / "people.csv", people([3, 2]))
     words = ["pack", str(tmp_path / "people.csv"), "--heldout-share", "0.3", "--out", str(tmp_path / "table")]
     result = CliRunner().invoke(app, words)
@@ -144,5 +146,4 @@ def test_the_command_packs_and_what_it_wrote_is_a_file_of_examples_too(tmp_path:
     assert {name: told[name] for name in ("people", "examples", "heldout")} == {
         "people": 2, "examples": 5, "heldout": 2,
     }  # fmt: skip
-    assert len(read_examples(tmp_path / "table" / FILE)) == 5
-    assert (tmp_path / "table" / MARK).is_file()
+    assert {path.name for path in (tmp_path / "table").iterdir()} == {MARK, FILE}

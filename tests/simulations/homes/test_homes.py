@@ -259,10 +259,7 @@ def test_a_million_people_cost_a_round_no_more_than_ten(
 
 def _skip_to(writer: TableWriter, number: int) -> None:
     """Adds people without examples."""
-    import pyarrow as pa
-
-    batch = pa.RecordBatch.from_pylist([], schema=writer.schema)
-    writer.add_batch(batch, number - writer.people)
+    writer.add_nobodies(number - writer.people)
 
 
 def test_only_a_node_that_keeps_something_is_held(tiny_release: Release, table: Path, tmp_path: Path) -> None:

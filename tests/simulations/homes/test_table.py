@@ -2,19 +2,21 @@
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import TypeAlias
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from umbel.shared.errors import BusyError, ExampleError
 from umbel.shared.examples import Example
-from umbel.simulations.homes import writing
-from umbel.simulations.homes.table import COLUMNS, FILE, MARK, PeopleTable, described
+from umbel.simulations.homes.person import row_of, row_of_nobody
+from umbel.simulations.homes.table import FILE, MARK, PeopleTable
 from umbel.simulations.homes.writing import TableWriter, write_people
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12).filter(
@@ -26,20 +28,21 @@ EXAMPLES = st.lists(
     max_size=4,
 )
 PEOPLE = st.lists(st.tuples(EXAMPLES, EXAMPLES), min_size=1, max_size=8)
+Everybody: TypeAlias = list[tuple[list[Example], list[Example]]]
 ANN = [Example("ann", "a slow film", "yes"), Example("ann", "a loud film", "no", 3.0)]
 
 
 @settings(deadline=None, max_examples=40)
-@given(PEOPLE, st.integers(1, 5))
-def test_everybody_gets_their_own_back_whatever_a_row_group_holds(
+@given(PEOPLE, st.booleans())
+def test_everybody_gets_their_own_back(
     tmp_path_factory: pytest.TempPathFactory,
-    people: list[tuple[list[Example], list[Example]]],
-    group_rows: int,
+    people: Everybody,
+    checked: bool,
 ) -> None:
     folder = tmp_path_factory.mktemp("people")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writing, "GROUP_ROWS", group_rows)
-        write_people(folder, people)
+    with TableWriter(folder) as writer:
+        for support, heldout in people:
+            writer.add(support, heldout, checked=checked)
     table = PeopleTable(folder)
     assert (table.people, table.rows) == (len(people), sum(len(a) + len(b) for a, b in people))
     seen: list[int] = []
@@ -54,46 +57,26 @@ def test_everybody_gets_their_own_back_whatever_a_row_group_holds(
             table.of(beyond)
 
 
-def test_people_in_batches_and_across_row_groups_are_as_people_one_by_one(tmp_path: Path) -> None:
-    """Row groups of 4,096 rows, cut anywhere: person 1365 has rows in two of them."""
-    count, each = 2000, 3
-    columns = {
-        "person": pa.array([row // each for row in range(count * each)], pa.int32()),
-        "user": pa.array([f"u{row // each}" for row in range(count * each)]),
-        "text": pa.array([f"text {row}" for row in range(count * each)]),
-        "label": pa.array(["yes"] * count * each),
-        "time": pa.nulls(count * each, pa.float64()),
-        "heldout": pa.array([row % each == 2 for row in range(count * each)]),
-    }
-    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+def test_people_without_examples_have_their_places(tmp_path: Path) -> None:
     with TableWriter(tmp_path) as writer:
-        writer.add_batch(batch, count + 5)  # the last five have nothing
+        writer.add_nobodies(3)
         writer.add(ANN, ANN[:1])
+        writer.add_nobodies(2)
     table = PeopleTable(tmp_path)
-    assert pq.ParquetFile(tmp_path / FILE).num_row_groups > 2
-    for number in (0, 1365, 1999):
-        support, heldout = table.of(number)
-        texts = [f"text {row}" for row in range(3 * number, 3 * number + 3)]
-        assert [own.text for own in (*support.examples, *heldout.examples)] == texts
-        assert [*support.rows, *heldout.rows] == [3 * number, 3 * number + 1, 3 * number + 2]
-    assert [own.examples for own in table.of(2003)] == [[], []]
-    assert [own.examples for own in table.of(count + 5)] == [ANN, ANN[:1]]
+    assert (table.people, table.rows) == (6, 3)
+    assert [[len(own.examples) for own in table.of(number)] for number in range(6)] == [
+        [0, 0], [0, 0], [0, 0], [2, 1], [0, 0], [0, 0],
+    ]  # fmt: skip
+    assert [row_of_nobody(2, 9), row_of_nobody(0, 0)] == [row_of(2, 9, [], []), row_of(0, 0, (), ())]
 
 
-def test_a_table_that_another_program_has_sorted_is_read(tmp_path: Path) -> None:
-    write_people(tmp_path, [(ANN, []), ([], []), (ANN[1:], ANN[:1])])
-    rows = pq.read_table(tmp_path / FILE)
-    rows = rows.select(list(reversed(rows.column_names)))
-    with pq.ParquetWriter(tmp_path / FILE, rows.schema) as writer:
-        for part in (rows[:0], rows[:1], rows[1:1], rows[1:]):  # some row groups have no rows
-            writer.write_table(part)
-    (tmp_path / MARK).write_bytes(described(3, 4, tmp_path / FILE))
+def test_threads_read_one_table_at_a_time(tmp_path: Path) -> None:
+    people: Everybody = [([Example(f"u{n}", f"text {n}", "yes")] * (n % 3 + 1), []) for n in range(300)]
+    write_people(tmp_path, people)
     table = PeopleTable(tmp_path)
-    assert [[own.examples for own in table.of(number)] for number in range(3)] == [
-        [ANN, []],
-        [[], []],
-        [ANN[1:], ANN[:1]],
-    ]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: table.of(n)[0].examples, range(300)))
+    assert found == [own for own, _ in people]
 
 
 def test_what_cannot_be_used_is_told_for_everybody_and_nothing_is_left(tmp_path: Path) -> None:
@@ -107,17 +90,15 @@ def test_what_cannot_be_used_is_told_for_everybody_and_nothing_is_left(tmp_path:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ExampleError, match="there are 0 people"):
         write_people(tmp_path, [])
-    batch = pa.RecordBatch.from_pylist([{"person": 1}], schema=pa.schema([("person", pa.int32())]))
-    with (
-        pytest.raises(ExampleError, match="expected rows of people 0 to 1, sorted"),
-        TableWriter(tmp_path) as w,
-    ):
-        w.add_batch(batch, 2)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExampleError, match="file cannot be written"):
+        TableWriter(tmp_path / "file")
 
 
 def test_a_table_that_is_written_anew_forgets_what_was_kept_of_the_old_people(tmp_path: Path) -> None:
     write_people(tmp_path, [(ANN, [])])
     (tmp_path / "profiles-0123456789ab.table").write_bytes(b"of ann")
+    (tmp_path / "examples.parquet").write_bytes(b"of a table that an older umbel wrote")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(KeyboardInterrupt):
         write_people(tmp_path, interrupted())
@@ -141,33 +122,30 @@ def _cut(folder: Path) -> None:
     (folder / FILE).write_bytes(data[:-9])
 
 
-def _other_rows(folder: Path) -> None:
-    """Puts three people in another order, and one that is not there, into the file."""
-    rows = [
-        {"person": person, "user": "u", "text": "t", "label": "l", "time": None, "heldout": False}
-        for person in (5, 4, 9)
-    ]
-    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
-    _replaced(folder, pa.Table.from_pylist(rows, schema=schema))
+def _changed(*words: str) -> Callable[[Path], None]:
+    """Changes the file behind umbel's back."""
+
+    def change(folder: Path) -> None:
+        with closing(sqlite3.connect(folder / FILE)) as connection:
+            for own in words:
+                connection.execute(own)
+            connection.commit()
+        _marked(bytes=(folder / FILE).stat().st_size)(folder)
+
+    return change
 
 
-def _replaced(folder: Path, rows: pa.Table, **more: object) -> None:
-    pq.write_table(rows, folder / FILE, row_group_size=1, **more)
-    (folder / MARK).write_bytes(described(1, 2, folder / FILE))
+def _no_database(folder: Path) -> None:
+    (folder / FILE).write_bytes(b"film " * 1000)
+    _marked(bytes=5000)(folder)
 
 
-def _no_label(folder: Path) -> None:
-    rows = pq.read_table(folder / FILE).drop_columns(["label"])
-    _replaced(folder, rows.set_column(0, "person", rows["person"].cast(pa.string())))
+def _pipe(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
 
-
-def _no_statistics(folder: Path) -> None:
-    _replaced(folder, pq.read_table(folder / FILE), write_statistics=False)
-
-
-def _pipe(folder: Path) -> None:
-    (folder / MARK).unlink()
-    os.mkfifo(folder / MARK)
+    return change
 
 
 def _marked(**changes: object) -> Callable[[Path], None]:
@@ -182,27 +160,25 @@ def _marked(**changes: object) -> Callable[[Path], None]:
     [
         (lambda folder: (folder / FILE).unlink(), [f"{FILE} is missing"]),
         (_cut, [f"{FILE} has "]),
-        (
-            _other_rows,
-            [f"{FILE} has 3 rows, expected 2", f"{FILE} has people beyond", f"{FILE} is not sorted"],
-        ),
-        (
-            _no_label,
-            [
-                f"{FILE}: column person is string, expected int32",
-                f"{FILE}: column label is missing, expected",
-            ],
-        ),
-        (
-            _no_statistics,
-            [f"{FILE}: row group 0 does not say whose", f"{FILE}: row group 1 does not say whose"],
-        ),
+        (_no_database, [f"{FILE} cannot be read: SQLITE_NOTADB"]),
+        (_changed("DROP TABLE person"), [f"{FILE} cannot be read: SQLITE_ERROR"]),
+        (_changed("DELETE FROM person"), [f"{FILE} ends with person None, expected 1"]),
+        (_changed("DELETE FROM person WHERE number = 1"), [f"{FILE} ends with person 0, expected 1"]),
+        (_changed("UPDATE person SET first = first + 1"), [f"{FILE} cannot be read: it is not as it was"]),
+        (_changed("UPDATE person SET first = 'film'"), [f"{FILE} cannot be read: it is not as it was"]),
+        (_changed("UPDATE person SET examples = 7"), [f"{FILE} cannot be read: it is not as it was"]),
+        (_marked(people=1), [f"{FILE} ends with person 1, expected 0"]),
+        (_marked(examples=7), [f"{FILE} has 3 examples, expected 7"]),
         (
             _marked(schema="umbel.people/9", more=1),
-            [f"{MARK}: schema is umbel.people/9, expected umbel.people/2"],
+            [f"{MARK}: schema is umbel.people/9, expected umbel.people/3"],
         ),
-        (_marked(people=2), [f"{FILE} is not the file that {MARK} was written for"]),
-        (_pipe, [f"{MARK}: OSError"]),
+        (
+            _marked(schema="umbel.people/2", sha256="0"),
+            [f"{MARK}: schema is umbel.people/2, expected umbel.people/3"],
+        ),
+        (_pipe(MARK), [f"{MARK}: OSError"]),
+        (_pipe(FILE), [f"{FILE} cannot be read: Not a plain file"]),
         (_marked(people=0, examples=-1), [f"{MARK}: people is 0", f"{MARK}: examples is -1"]),
         (_marked(more=1), [f"{MARK}: unknown key 'more'"]),
         (lambda folder: (folder / MARK).write_text("[1]"), [f"{MARK}: it is no object"]),
@@ -212,25 +188,52 @@ def _marked(**changes: object) -> Callable[[Path], None]:
 def test_what_is_no_whole_table_is_refused_with_all_that_is_wrong(
     tmp_path: Path, damage: Callable[[Path], object], problems: list[str]
 ) -> None:
-    write_people(tmp_path, [(ANN, [])])
+    write_people(tmp_path, [(ANN, []), (ANN[1:], [])])
     damage(tmp_path)
     with pytest.raises(ExampleError, match="no whole table of people") as error:
         PeopleTable(tmp_path)
     assert len(error.value.problems) == len(problems)
     assert all(found.startswith(p) for found, p in zip(error.value.problems, problems, strict=True))
     assert "film" not in str(error.value)
+    assert "umbel data pack" in str(error.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("UPDATE person SET examples = replace(examples, 'bob', 'eve')", "it is not as it was written"),
+        ("UPDATE person SET checksum = checksum + 1 WHERE number = 1", "it is not as it was written"),
+        ("DELETE FROM person WHERE number = 1", "its row is missing"),
+        (
+            "UPDATE person SET examples = (SELECT examples FROM person WHERE number = 0) WHERE number = 1",
+            "it is not as it was written",
+        ),
+    ],
+)
+def test_a_person_whose_row_is_another_is_told_and_the_others_are_read(
+    tmp_path: Path, damage: str, told: str
+) -> None:
+    people: Everybody = [
+        ([Example(name, f"a secret of {name}", "yes")], []) for name in ("ann", "bob", "cem")
+    ]
+    write_people(tmp_path, people)
+    _changed(damage)(tmp_path)
+    table = PeopleTable(tmp_path)
+    assert [table.of(number)[0].examples for number in (0, 2)] == [people[0][0], people[2][0]]
+    with pytest.raises(ExampleError, match=r"person 000001 of .* cannot be read") as error:
+        table.of(1)
+    assert error.value.problems == (told,)
+    assert "secret" not in str(error.value)
 
 
 def test_a_bit_flipped_anywhere_is_refused_or_changes_nobody(tmp_path: Path) -> None:
-    """The footer has no checksum of its own, and a damaged one may end the process within Arrow."""
-    people = [([Example(f"u{n}", f"text {n}", "yes")] * (n % 3), ANN[:1]) for n in range(4)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writing, "GROUP_ROWS", 3)
-        write_people(tmp_path, people)
+    """Whatever it is a part of: people.json, SQLite's own pages, a person's place, or their examples."""
+    people = [([Example(f"u{n}", f"text {n} " + "of many" * 9, "yes")] * (n % 3), ANN[:1]) for n in range(60)]
+    write_people(tmp_path, people)
     refused = 0
     for name in (MARK, FILE):
         whole = (tmp_path / name).read_bytes()
-        for place in range(0, len(whole), 3):
+        for place in range(0, len(whole), 7):
             changed = bytearray(whole)
             changed[place] ^= 1 << (place % 8)
             (tmp_path / name).write_bytes(changed)
@@ -261,15 +264,3 @@ def test_a_folder_that_was_made_in_vain_is_removed_and_one_that_was_there_is_not
         with pytest.raises(ExampleError, match="there are 0 people"):
             write_people(tmp_path / name, [])
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
-
-
-def test_rows_that_are_damaged_on_the_disk_are_noticed(tmp_path: Path) -> None:
-    """Each page of the file has a checksum: a byte of the texts is another."""
-    texts = [Example("ann", f"{number} " + "abcdefgh" * 40, "yes") for number in range(3)]
-    write_people(tmp_path, [(texts, [])])
-    raw = bytearray((tmp_path / FILE).read_bytes())
-    raw[raw.index(b"abcdefgh") + 1] ^= 255
-    (tmp_path / FILE).write_bytes(raw)
-    with pytest.raises(ExampleError, match="cannot be read") as error:
-        PeopleTable(tmp_path).of(0)
-    assert "abcdefgh" not in str(error.value)
