@@ -107,7 +107,8 @@ def check_cluster(engine: str, ray_address: str | None) -> None:
         return
     problems = _cluster_problems(engine, ray_address)
     if problems:
-        raise ConfigError("the rounds cannot run on a Ray cluster", problems, "Pass --engine flower with it.")
+        hint = "Pass --engine flower with it." if engine != FLOWER else "See: umbel simulate --help."
+        raise ConfigError("the rounds cannot run on a Ray cluster", problems, hint)
     reach(ray_address)
 
 

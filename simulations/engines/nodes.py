@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,9 @@ from flwr.supercore.run import Run
 
 from umbel.coordinator.federation.own_grid import OwnGrid
 from umbel.coordinator.federation.roll import Roll
+from umbel.device_client.flower_app import DEVICES
+from umbel.shared.errors import ConfigError
+from umbel.simulations.homes.home import table_stamp
 
 _RUN_ID, _SERVER_NODE = 1, 1
 _FIRST_NODE = 1000  # node ids are not the devices' numbers, as with every other grid
@@ -40,6 +44,8 @@ class InProcessGrid(OwnGrid):
         self._asked: dict[str, Message] = {}
         self._held: dict[int, Context] = {}
         self._others = others
+        self._devices = Path(str(config[DEVICES])) if config.get(DEVICES) else None
+        self._people = table_stamp(self._devices) if self._devices else None
 
     @abstractmethod
     def answers(self, asked: Sequence[tuple[Message, Context]]) -> Iterable[Message]:
@@ -65,7 +71,12 @@ class InProcessGrid(OwnGrid):
         return keys
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Lets each device answer what it was asked, and returns the answers."""
+        """Lets each device answer what it was asked, and returns the answers.
+
+        Raises:
+            ConfigError: The table of people that the run began with is gone, or is another one now.
+        """
+        self._check_people()
         messages = [self._asked.pop(key) for key in list(message_ids) if key in self._asked]
         return self._answers([(message, self._context(message.metadata.dst_node_id)) for message in messages])
 
@@ -74,6 +85,15 @@ class InProcessGrid(OwnGrid):
     ) -> Iterable[Message]:
         """Lets each device answer, and returns the answers."""
         return self.pull_messages(self.push_messages(messages))
+
+    def _check_people(self) -> None:
+        """Ends the run, rather than that everybody fails in each round that is left, or others take part."""
+        if self._people is not None and self._devices and table_stamp(self._devices) != self._people:
+            raise ConfigError(
+                "the people of these rounds have changed while they ran",
+                [f"{self._devices} holds another table of people now, or none"],
+                "Put back the one that was there, and run the same again: finished rounds are kept.",
+            )
 
     def _answers(self, asked: Sequence[tuple[Message, Context]]) -> Iterator[Message]:
         try:

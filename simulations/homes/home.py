@@ -160,11 +160,24 @@ def table_at(devices: Path) -> PeopleTable | None:
     Raises:
         ExampleError: It is damaged.
     """
+    stamp = table_stamp(devices)
+    return None if stamp is None else _table(devices, *stamp)
+
+
+def table_stamp(devices: Path) -> tuple[int, int] | None:
+    """Returns what changes when a folder gets another table of people; None if it holds none.
+
+    Raises:
+        ExampleError: The folder cannot be read.
+    """
     try:
         found = os.stat(os.path.join(devices, MARK))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return _table(devices, found.st_ino, found.st_mtime_ns)
+    except OSError as error:
+        problem = f"{MARK}: {error.strerror or type(error).__name__}"
+        raise ExampleError(f"{devices} cannot be read", [problem]) from None
+    return found.st_ino, found.st_mtime_ns
 
 
 def missing_homes(devices: Path, total: int) -> list[str]:
@@ -175,7 +188,9 @@ def missing_homes(devices: Path, total: int) -> list[str]:
         return [f"{devices}: {problem}" for problem in error.problems] or [error.headline]
     if table is not None:
         lack = f"{devices} has {table.people:,} people, {total:,} are wanted"
-        return [lack] if table.people < total else []
+        closed = f"{devices} cannot be written: people's profiles are kept beside them"
+        lacks = [lack] if table.people < total else []
+        return lacks if os.access(devices, os.W_OK) else [*lacks, closed]
     homes = (device_folder(devices, number) for number in range(total))
     return [f"no such home: {home}" for home in homes if not home.is_dir()]
 

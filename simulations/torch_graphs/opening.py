@@ -92,13 +92,13 @@ def opener_of(compute: str) -> TorchOpener:
         ConfigError: Torch has no such device here.
     """
     kind, _, rest = compute.partition(":")
-    name, bfloat16 = rest.removesuffix(":bfloat16") or "cpu", rest.endswith(":bfloat16")
-    problem = "" if kind == TORCH else f"found '{shown(compute)}'"
+    name, bfloat16 = rest.removesuffix(":bfloat16"), rest.endswith(":bfloat16")
+    problem = "" if kind == TORCH and name else f"found '{shown(compute)}'"
     device = torch.device("cpu")
     if not problem:
         try:
             device = torch.device(name)
-            torch.ones(1, device=device)
+            torch.ones(1, device=device).item()  # "meta" takes tensors, and has no numbers of them
         except Exception as error:
             problem = f"{shown(name)}: {str(error).splitlines()[0]}"
     if problem:

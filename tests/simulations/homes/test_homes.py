@@ -1,5 +1,7 @@
 """Devices in a table of people are devices in folders: the same rounds to the bit, the same profiles."""
 
+import os
+import shutil
 import subprocess
 import tracemalloc
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from tests.device_client.test_embedded import Counted
 from tests.simulations.test_engines import EXAMPLES as ENGINES_EXAMPLES
 from tests.simulations.test_engines import command
 
-from umbel.coordinator.federation.journal import Journal, RoundsResult
+from umbel.coordinator.federation.journal import Journal, RoundRecord, RoundsResult
 from umbel.coordinator.federation.sampling import sampled
 from umbel.coordinator.server_app import serve
 from umbel.device_client.engine import Engine
@@ -126,6 +128,41 @@ def test_a_stopped_run_over_a_table_goes_on_to_the_same(
     whole = run("serial", tiny_release, table, tmp_path / "whole")
     run("serial", tiny_release, table, tmp_path / "cut", replace(SETTINGS, rounds=1))
     assert_same(run("serial", tiny_release, table, tmp_path / "cut"), whole)
+
+
+@pytest.mark.parametrize("change", ["gone", "another"])
+def test_rounds_end_where_their_people_become_others_and_go_on_once_they_are_back(
+    change: str, tiny_release: Release, table: Path, tmp_path: Path
+) -> None:
+    """In place of rounds in which everybody fails, or others answer."""
+    settings, held = replace(SETTINGS, rounds=3), tmp_path / "held"
+    whole = run("cohort", tiny_release, table, tmp_path / "whole", settings)
+
+    def change_people(record: RoundRecord) -> None:
+        if record.round == 1:
+            table.rename(held)
+            if change == "another":
+                write_people(table, people([3] * len(EXAMPLES)))
+
+    with pytest.raises(ConfigError, match="have changed while they ran"):
+        run_rounds(
+            "cohort", release_folder=tiny_release.folder, devices_folder=table,
+            clients_total=len(EXAMPLES), settings=settings, out=tmp_path / "cut", on_round=change_people,
+        )  # fmt: skip
+    shutil.rmtree(table, ignore_errors=True)
+    held.rename(table)
+    assert_same(run("cohort", tiny_release, table, tmp_path / "cut", settings), whole)
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_the_rounds(
+    tiny_release: Release, table: Path, tmp_path: Path
+) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("nothing is closed to root")
+    table.chmod(0o500)
+    with pytest.raises(ConfigError, match="the rounds cannot begin") as error:
+        run("cohort", tiny_release, table, tmp_path / "out")
+    assert error.value.problems == (f"{table} cannot be written: people's profiles are kept beside them",)
 
 
 def test_who_has_no_examples_costs_one_device(tiny_release: Release, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_an_operator_that_is_not_known_and_a_weight_that_is_missing_are_both_tol
     assert told.value.problems == ("operator Hardmax is not known", "weight 'w' is missing")
 
 
-@pytest.mark.parametrize("compute", ["torch:nowhere", "jax", "torch:cuda:99"])
+@pytest.mark.parametrize("compute", ["torch:nowhere", "jax", "torch:cuda:99", "torch", "torch:meta"])
 def test_a_place_that_is_not_there_is_told(compute: str, tiny_release: Release, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as told:
         compute_with_torch(compute)
