@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from umbel.shared.checks import number_problems, parsed_json
+from umbel.shared.checks import number_problems, parsed_json, shown
 from umbel.shared.files import atomic_write
 from umbel.simulations.bench import plots
 from umbel.simulations.bench.encoders import TITLES
@@ -96,12 +96,10 @@ def write_page(run: Path, out: Path, accuracy: Path | None = None) -> list[Path]
         accuracy: A file with what 8 bits cost in accuracy; see `read_accuracy`.
 
     Raises:
-        BenchError: Nothing was measured there, or `accuracy` is no such file.
+        BenchError: Nothing was measured there, a result is damaged, or `accuracy` is no such file.
     """
     known = None if accuracy is None else read_accuracy(accuracy)
-    found = [
-        read_measured(run / command / RESULT) for command in _COMMANDS if (run / command / RESULT).is_file()
-    ]
+    found = [_measured(run, command) for command in _COMMANDS if (run / command / RESULT).is_file()]
     if not found:
         raise BenchError(
             f"nothing was measured in {run}", hint="Run: umbel bench device, umbel bench serving."
@@ -118,6 +116,18 @@ def write_page(run: Path, out: Path, accuracy: Path | None = None) -> list[Path]
             figures.append(name)
     atomic_write(out / PAGE, page(found, figures, known).encode())
     return written
+
+
+def _measured(run: Path, command: str) -> Measured:
+    """Returns what a command has measured."""
+    path = run / command / RESULT
+    found = read_measured(path)
+    wrong = [f"command is '{shown(found.command)}', expected {command}"] if found.command != command else []
+    strange = sorted({row.encoder for row in found.rows} - {"", *TITLES})
+    wrong += [f"encoder '{shown(name)}' is not known" for name in strange]
+    if wrong:
+        raise BenchError(f"{path} cannot be shown", wrong, f"Make it again: umbel bench {command}.")
+    return found
 
 
 def page(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ class Sample:
     """Repetitions of one figure."""
 
     values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values or not all(map(math.isfinite, self.values)):
+            raise ValueError("a sample has numbers, and finite ones")
 
     @property
     def median(self) -> float:
@@ -69,11 +74,12 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """The ratio of the medians; None where nothing is compared."""
+        """The ratio of the medians; None where nothing is compared, or the one below is 0."""
         if self.theirs is None:
             return None
         ours, theirs = self.ours.median, self.theirs.median
-        return theirs / ours if self.sense == "times" else ours / theirs
+        over, under = (theirs, ours) if self.sense == "times" else (ours, theirs)
+        return over / under if under else None
 
     @property
     def holds(self) -> bool | None:

@@ -14,7 +14,7 @@ from umbel.simulations.bench.benches import Request, run_bench
 from umbel.simulations.bench.commands import app
 from umbel.simulations.bench.page import write_page
 from umbel.simulations.bench.roofline import COMPUTED, TOUCHED
-from umbel.simulations.bench.rows import BenchError, Measured, Sample, write_measured
+from umbel.simulations.bench.rows import RESULT, BenchError, Measured, Sample, write_measured
 from umbel.simulations.bench.sides import Settings, Sides
 from umbel.simulations.progress import Progress
 
@@ -159,6 +159,18 @@ def test_accuracies_that_are_none_are_refused(tmp_path: Path, text: str) -> None
     (tmp_path / "accuracy.json").write_text(text)
     with pytest.raises(BenchError, match="tells no accuracies"):
         write_page(tmp_path, tmp_path / "docs", tmp_path / "accuracy.json")
+
+
+def test_a_result_that_is_another_commands_or_of_another_encoder_is_not_shown(tmp_path: Path) -> None:
+    found = Measured(command="training", settings={}, machine={}, seconds=1.0, rows=(a_row(encoder="large"),))
+    write_measured(tmp_path / "device" / RESULT, found)
+    with pytest.raises(BenchError, match="cannot be shown") as error:
+        write_page(tmp_path, tmp_path / "docs")
+    assert error.value.problems == (
+        "command is 'training', expected device",
+        "encoder 'large' is not known",
+    )
+    assert not (tmp_path / "docs").exists()
 
 
 def test_a_page_of_nothing_is_refused(tmp_path: Path) -> None:

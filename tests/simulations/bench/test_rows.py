@@ -66,6 +66,21 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
         read_measured(tmp_path / "found.json")
 
 
+@pytest.mark.parametrize("values", [[], [float("nan")], [1.0, float("inf")]])
+def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, values: list[float]) -> None:
+    write_measured(tmp_path / "found.json", measured(a_row()))
+    row = json.loads((tmp_path / "found.json").read_bytes())
+    row["rows"][0]["ours"]["values"] = values
+    (tmp_path / "found.json").write_text(json.dumps(row))
+    with pytest.raises(BenchError, match="is no result of a benchmark"):
+        read_measured(tmp_path / "found.json")
+
+
+def test_nothing_is_so_many_times_nothing() -> None:
+    assert a_row(ours=Sample((0.0,)), theirs=Sample((1.0,)), bound=1.0).ratio is None
+    assert a_row(theirs=Sample((0.0,)), sense="share", bound=1.0).holds is None
+
+
 def test_a_row_in_words() -> None:
     row = a_row(theirs=Sample((0.5,)), bound=2.0, against="torch")
     plain = [cell.replace("\u00a0", " ") for cell in cells(row)]
