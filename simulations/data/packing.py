@@ -13,7 +13,7 @@ from umbel.shared.examples import Example, iter_examples
 from umbel.shared.files import plain_bytes
 from umbel.simulations.data.splits import held_out
 from umbel.simulations.homes.table import FILE, KIND, MARK, MARK_BYTES
-from umbel.simulations.homes.writing import OWN, TableWriter
+from umbel.simulations.homes.writing import BEFORE, MARK_UNFINISHED, OWN, TableWriter
 
 _HINT = (
     "Mend these and try again. A file can be sorted with: sort (JSONL), or ORDER BY user in what wrote it."
@@ -60,7 +60,7 @@ def pack(
     """
     problems = number_problems("heldout_share", heldout_share, 0.0, 0.9)
     refuse_odd(problems + count_problems("seed", seed, -(2**63), 2**63 - 1))
-    _refuse_other(folder)
+    _refuse_other(folder, file)
     found: list[str] = []
     held = 0
     with TableWriter(folder) as writer:
@@ -97,22 +97,30 @@ def _together(examples: Iterator[Example], problems: list[str]) -> Iterator[tupl
         yield own[0].user, own
 
 
-def _refuse_other(folder: Path) -> None:
-    """Refuses a folder that holds something else than a table, or what is left of one."""
+def _refuse_other(folder: Path, file: Path) -> None:
+    """Refuses a folder that holds something else than a table, or what is left of one.
+
+    Of a table without what says that it is whole, a writer that was killed has left what was to say so.
+    """
     if not folder.is_dir():
         return
-    others = [path.name for path in folder.iterdir() if not any(path.match(own) for own in OWN)]
-    if others or _is_other(folder / MARK):
+    names = {path.name for path in folder.iterdir()}
+    others = {name for name in names if not any(Path(name).match(own) for own in OWN)}
+    if MARK in names and _is_other(folder / MARK):
+        others.add(MARK)
+    if not names & {MARK, MARK_UNFINISHED}:
+        others |= names & {FILE, BEFORE}
+    if file.absolute().parent.resolve() == folder.resolve():
+        others.add(file.name)
+    if others:
         hint = "Name another folder to write to: a table replaces what its folder holds."
-        raise ExampleError(f"{folder} holds something else", sorted(others)[:_FEW_NAMES] or [MARK], hint)
+        raise ExampleError(f"{folder} holds something else", sorted(others)[:_FEW_NAMES], hint)
 
 
 def _is_other(mark: Path) -> bool:
     """Says whether a file with this common name is whole, and yet not what says that a table is."""
     try:
         row = parsed_json(plain_bytes(mark, MARK_BYTES))
-    except FileNotFoundError:
-        return False
     except (OSError, ValueError):
         return not (mark.parent / FILE).is_file()  # damaged, beside the examples
     return not (isinstance(row, dict) and str(row.get("schema")).startswith(KIND))

@@ -11,6 +11,7 @@ round has read is not held in the next; the file is opened as one that nobody ch
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import threading
@@ -137,7 +138,8 @@ class PeopleTable:
 
 def sqlite_words(error: Exception) -> str:
     """Returns by what name SQLite knows an error: its words could quote a cell."""
-    return str(getattr(error, "sqlite_errorname", "") or type(error).__name__)
+    name = str(getattr(error, "sqlite_errorname", "") or type(error).__name__)
+    return os.strerror(errno.ENOSPC) if name == "SQLITE_FULL" else name
 
 
 def _described(folder: Path) -> tuple[int, int, int]:

@@ -17,10 +17,10 @@ from umbel.shared.files import sole_use, sync_folder
 from umbel.simulations.homes.person import Row, row_of, row_of_nobody
 from umbel.simulations.homes.table import FILE, MARK, MOST_PEOPLE, SCHEMA, sqlite_words
 
-_UNFINISHED, _MARK_UNFINISHED = ".examples.unfinished", ".people.unfinished"
-_BEFORE = "examples.parquet"  # of an earlier version's table: it would be left for nobody
+_UNFINISHED, MARK_UNFINISHED = ".examples.unfinished", ".people.unfinished"
+BEFORE = "examples.parquet"  # of an earlier version's table: it would be left for nobody
 _KEPT = ("profiles-*.table", "read-*.table")
-OWN = (MARK, FILE, _UNFINISHED, _MARK_UNFINISHED, _BEFORE, *_KEPT)
+OWN = (MARK, FILE, _UNFINISHED, MARK_UNFINISHED, BEFORE, *_KEPT)
 """What the files in a table's folder are called, those of one that was not written to its end, too."""
 _MOST_PROBLEMS = 1000
 _TABLE = (
@@ -78,7 +78,7 @@ class TableWriter:
                     self._finish()
         finally:
             self._connection.close()
-            for left in (_UNFINISHED, _MARK_UNFINISHED):
+            for left in (_UNFINISHED, MARK_UNFINISHED):
                 (self.folder / left).unlink(missing_ok=True)
             self._let_go()
 
@@ -143,13 +143,13 @@ class TableWriter:
         self._connection.close()
         size = _to_disk(self.folder / _UNFINISHED)
         row = {"schema": SCHEMA, "people": self.people, "examples": self.examples, "bytes": size}
-        _new_file(self.folder / _MARK_UNFINISHED, json.dumps(row).encode() + b"\n")
-        _to_disk(self.folder / _MARK_UNFINISHED)
+        _new_file(self.folder / MARK_UNFINISHED, json.dumps(row).encode() + b"\n")
+        _to_disk(self.folder / MARK_UNFINISHED)
         # From here on only names change, for which a full disk has room.
-        kept = (path for name in (*_KEPT, _BEFORE) for path in self.folder.glob(name))
+        kept = (path for name in (*_KEPT, BEFORE) for path in self.folder.glob(name))
         for old in (self.folder / MARK, *kept):
             old.unlink(missing_ok=True)
-        for unfinished, name in ((_UNFINISHED, FILE), (_MARK_UNFINISHED, MARK)):
+        for unfinished, name in ((_UNFINISHED, FILE), (MARK_UNFINISHED, MARK)):
             os.replace(self.folder / unfinished, self.folder / name)
         sync_folder(self.folder)
 
@@ -189,8 +189,13 @@ def _new_database(path: Path) -> sqlite3.Connection:
     """
     _new_file(path)
     connection = sqlite3.connect(path, isolation_level=None)
-    for words in ("PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF", _TABLE, "BEGIN"):
-        connection.execute(words)
+    try:
+        for words in ("PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF", _TABLE, "BEGIN"):
+            connection.execute(words)
+    except BaseException:
+        connection.close()
+        path.unlink(missing_ok=True)
+        raise
     return connection
 
 
