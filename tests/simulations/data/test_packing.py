@@ -105,7 +105,8 @@ def test_what_a_table_would_replace_is_only_ever_a_table(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "left", [[".examples.unfinished"], [FILE, ".people.unfinished"], ["examples.parquet"]]
+    "left",
+    [[".examples.unfinished"], [FILE, ".people.unfinished"], ["examples.parquet", ".people.unfinished"]],
 )
 def test_where_an_earlier_one_was_killed_it_is_packed_again(tmp_path: Path, left: list[str]) -> None:
     write_examples(tmp_path / "one.jsonl", people([2]))
