@@ -167,9 +167,10 @@ def population(
     """Measure rounds of 100 people among 1,000, 10,000, 100,000 and 1,000,000 registered ones.
 
     Seconds of a round and peak memory must stay within 10 % of those among 1,000. The people are generated,
-    in 330 MB of disk for a million, and kept in the work folder. Every size runs in fresh processes, in
-    turns; before any time is told, the serial engine must reach the same tensors. A row says how many were
-    asked before: among few people many soon are, and cost less. Rounds that forget are measured, too.
+    in 330 MB of disk for a million, and kept in the work folder. Every size runs in fresh processes, which
+    do a round each in turn; before any time is told, the serial engine must reach the same tensors. A row
+    says how many were asked before: among few people many soon are, and cost less. Rounds that forget are
+    measured, too.
 
     For instance: umbel bench population --model small
     """

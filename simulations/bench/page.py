@@ -79,7 +79,8 @@ _ROUNDS = (
 )
 _AMONG = (
     "Among ever more people, who takes part in a round is drawn from all who are registered. Each size runs "
-    "in fresh processes, in turns; medians are over the rounds of all of them, without each one's first. "
+    "in fresh processes. Those of all sizes do a round each in turn, so that what disturbs one disturbs all; "
+    "medians are over the rounds of all of a size, without each one's first. "
     "What somebody's texts are as tokens is kept in memory for the next time that they are asked: among a "
     "thousand people many soon are, among a million nobody is. So that like is compared with like, too, "
     "rounds are run besides that forget this after each round.",

@@ -1,19 +1,21 @@
-"""`umbel bench population`: rounds of as many devices among ever more registered people, in fresh processes.
+"""`umbel bench population`: rounds of as many devices among ever more registered people.
 
 What a round costs must follow from who takes part. The people are generated, a million of them in half a
 minute, and lie in a table (`umbel.simulations.homes`).
 
 Rounds keep what texts are as tokens for the next time that somebody is asked. Among a thousand people many
 soon are asked again, among a million nobody: a row says how many were. So that like is compared with like,
-too, rounds are run besides that forget it.
+too, rounds are run besides that forget it. All are in fresh processes, which do a round each in turn.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
@@ -22,9 +24,11 @@ import numpy as np
 from umbel.device_client.weights import load_weights
 from umbel.shared.errors import ExampleError
 from umbel.shared.examples import Example
+from umbel.shared.files import atomic_write
 from umbel.shared.release import Release
 from umbel.shared.rng import generator
 from umbel.simulations.bench.handed import chosen_in
+from umbel.simulations.bench.processes import Stepwise, environment
 from umbel.simulations.bench.rows import Row, Sample
 from umbel.simulations.bench.sides import Sides
 from umbel.simulations.bench.simulation_bench import OURS, Load, Reached, as_new, check_reached, ran_once
@@ -39,8 +43,20 @@ _CHUNK = 16_384  # people that are generated at a time
 _SERIAL = "serial"
 ROUND, FORGETTING, PEAK = "a round", "a round, earlier ones forgotten", "peak memory"
 
-_Ran: TypeAlias = dict[int, list[Reached]]
-"""How many people are registered -> the rounds of each process."""
+_Kind: TypeAlias = tuple[str, int]
+"""Whether earlier rounds are forgotten (`ROUND` or `FORGETTING`), and how many people are registered."""
+
+
+@final
+@dataclass(slots=True)
+class _Found:
+    """What was measured of a kind of rounds: seconds of each, and peak bytes of each process."""
+
+    seconds: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
+
+
+_Measured: TypeAlias = Mapping[_Kind, _Found]
 
 
 @final
@@ -85,13 +101,10 @@ def people(sides: Sides, encoder: str) -> list[Row]:
     least = found.sizes[0]
     once = {OURS: work.ran(OURS, least), _SERIAL: work.ran(_SERIAL, least)}
     check_reached(once, load_weights(work.release))
-    kept: _Ran = {size: [] for size in found.sizes}
-    forgetting: _Ran = {size: [] for size in found.sizes}
-    for number in range(sides.settings.repetitions):  # in turns: a machine that slows down slows all
-        for size in found.sizes if number % 2 == 0 else reversed(found.sizes):
-            kept[size].append(work.ran(OURS, size))
-            forgetting[size].append(work.ran(OURS, size, forget=True))
-    return [row for size in found.sizes for row in _rows(work, kept, forgetting, size)]
+    measured = {(part, size): _Found() for size in found.sizes for part in (ROUND, FORGETTING)}
+    for _ in range(sides.settings.repetitions):
+        _in_turns(work, measured)
+    return [row for size in found.sizes for row in _rows(work, measured, size)]
 
 
 def asked_before(load: Load) -> float:
@@ -104,35 +117,54 @@ def asked_before(load: Load) -> float:
     return again / (load.clients * (settings.rounds - 1))
 
 
-def _rows(work: _Work, kept: _Ran, forgetting: _Ran, size: int) -> list[Row]:
+def _in_turns(work: _Work, measured: _Measured) -> None:
+    """Starts a process of each kind, and lets each do a round in turn: what disturbs one disturbs all."""
+    for size in work.registered.sizes:
+        as_new(work.devices(size))
+    work.sides.on_phase(f"{work.encoder}, a round of each in turn")
+    with ExitStack() as stack:
+        running = {kind: stack.enter_context(work.started(*kind)) for kind in measured}
+        for process in running.values():
+            process.first()  # it warms up
+        for number in range(1, work.registered.rounds):
+            for kind in running if number % 2 else reversed(running):
+                measured[kind].seconds.append(float(running[kind].step()))
+        for kind, process in running.items():
+            measured[kind].peaks.append(float(process.ended().peak_bytes))
+
+
+def _rows(work: _Work, measured: _Measured, size: int) -> list[Row]:
     """Returns the rows of a size; the first one is compared with nothing."""
     load = work.registered.load(size)
     known = f"{load.words()}; {asked_before(load):.0%} of them asked before"
     nobody = f"{load.words()}; all of them as if for the first time"
+    seconds = {kind: Sample(tuple(found.seconds)) for kind, found in measured.items()}
+    peaks = {kind: Sample(tuple(found.peaks)) for kind, found in measured.items()}
     return [
-        _row(work, ROUND, known, "s", size, {n: _seconds(own) for n, own in kept.items()}),
-        _row(work, FORGETTING, nobody, "s", size, {n: _seconds(own) for n, own in forgetting.items()}),
-        _row(work, PEAK, known, "bytes", size, {n: _peaks(own) for n, own in kept.items()}),
+        _row(work, ROUND, known, "s", (ROUND, size), seconds),
+        _row(work, FORGETTING, nobody, "s", (FORGETTING, size), seconds),
+        _row(work, PEAK, known, "bytes", (ROUND, size), peaks),
     ]
 
 
 def _row(
-    work: _Work, part: str, setting: str, unit: Literal["s", "bytes"], size: int, found: Mapping[int, Sample]
+    work: _Work,
+    part: str,
+    setting: str,
+    unit: Literal["s", "bytes"],
+    kind: _Kind,
+    samples: Mapping[_Kind, Sample],
 ) -> Row:
     least = work.registered.sizes[0]
-    beside: dict[str, Any] = {"theirs": found[least], "against": f"{least:,} people", "bound": BOUND}
+    beside: dict[str, Any] = {
+        "theirs": samples[kind[0], least],
+        "against": f"{least:,} people",
+        "bound": BOUND,
+    }
     return Row(
         part=part, encoder=work.encoder, setting=setting, threads=work.threads, unit=unit, sense="share",
-        ours=found[size], **(beside if size != least else {}),
+        ours=samples[kind], **(beside if kind[1] != least else {}),
     )  # fmt: skip
-
-
-def _seconds(ran: list[Reached]) -> Sample:
-    return Sample(tuple(value for own in ran for value in own.sample.values))
-
-
-def _peaks(ran: list[Reached]) -> Sample:
-    return Sample(tuple(float(own.peak_bytes) for own in ran))
 
 
 @final
@@ -145,32 +177,41 @@ class _Work:
         self.threads = max(sides.settings.threads)
         self.release = sides.release(encoder, "plora")
 
-    def ran(self, side: str, size: int, *, forget: bool = False) -> Reached:
-        """Runs the rounds in a fresh process, over people of whom nothing is kept.
+    def devices(self, size: int) -> Path:
+        """Returns the folder of so many people."""
+        return table_of(self.release, self.sides.place(f"registered-{size}"), self.registered.load(size))
 
-        Args:
-            side: Which engine.
-            size: How many people are registered.
-            forget: Forget after a round what its people's texts are as tokens.
-        """
+    def ran(self, side: str, size: int) -> Reached:
+        """Runs the rounds in a fresh process, over people of whom nothing is kept."""
         self.sides.on_phase(f"{self.encoder}, {side}, {size:,} people")
-        load = self.registered.load(size)
-        devices = table_of(self.release, self.sides.place(f"registered-{size}"), load)
-        as_new(devices)
-        out = self.sides.folder / "scratch" / f"population-{self.encoder}-{side}-{size}"
+        as_new(self.devices(size))
+        name = f"population-{self.encoder}-{side}-{size}"
+        return ran_once(self.sides, name, self._order(name, side, size), self.threads)
+
+    def started(self, part: str, size: int) -> Stepwise:
+        """Starts a process that does a round when it is told to; `FORGETTING`: it forgets who was asked."""
+        forget = part == FORGETTING
+        name = f"population-{self.encoder}-{'forgetting' if forget else 'keeping'}-{size}"
+        order = self._order(name, OURS, size) | {"forget": forget}
+        path = self.sides.place("orders") / f"{name}.json"
+        atomic_write(path, json.dumps(order).encode())
+        command = [sys.executable, "-m", "umbel.simulations.bench.rounds_once", str(path)]
+        return Stepwise(command, environment(self.threads), Path(order["out"]))
+
+    def _order(self, name: str, side: str, size: int) -> dict[str, Any]:
+        """Returns what is to be run, with an empty folder for what comes of it."""
+        out = self.sides.folder / "scratch" / name
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        order = {
+        return {
             "side": side,
             "out": str(out),
             "release": str(self.release.folder),
-            "devices": str(devices),
-            "settings": load.settings().as_run_config(),
+            "devices": str(self.devices(size)),
+            "settings": self.registered.load(size).settings().as_run_config(),
             "people": size,
             "threads": self.threads,
-            "forget": forget,
         }
-        return ran_once(self.sides, f"population-{self.encoder}-{side}-{size}", order, self.threads)
 
 
 def table_of(release: Release, place: Path, load: Load) -> Path:

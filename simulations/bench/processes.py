@@ -130,6 +130,79 @@ class Worker:
         return json.loads(line)
 
 
+@final
+class Stepwise:
+    """A fresh process that does a step when it is told to, and tells its peak memory at its end.
+
+    It says a line after each step, the first of which it does by itself, and goes on when it is given one.
+    So the steps of several processes can be done in turns, one at a time.
+    """
+
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], folder: Path):
+        """Starts it; what it says on stderr goes to a log.
+
+        Args:
+            command: Its first word is a path.
+            variables: Its environment.
+            folder: Where its log goes, and what it took.
+        """
+        self._command, self._told, self._log = command, folder / "told.json", folder / "log"
+        launcher = [sys.executable, "-I", "-S", str(_LAUNCH), str(self._told), *command]
+        with self._log.open("wb") as stream:
+            self._process: subprocess.Popen[str] = subprocess.Popen(
+                launcher, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, env=dict(variables),
+                text=True,
+            )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(OSError):
+            self._process.stdin.close()  # it ends: nobody tells it to go on
+        self._process.wait()
+        self._process.stdout.close()
+
+    def first(self) -> str:
+        """Waits for the first step, and returns what the process says of it.
+
+        Raises:
+            BenchError: It ended; its last words are told.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise _failed(self._command, self._process.wait(), self._log.read_text(errors="replace"))
+        return line
+
+    def step(self) -> str:
+        """Lets it do the next step, and returns what it says of it.
+
+        Raises:
+            BenchError: It ended; its last words are told.
+        """
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        return self.first()
+
+    def ended(self) -> Ran:
+        """Lets it go on after the last step, and returns what it took.
+
+        Raises:
+            BenchError: It ended with an error; its last words are told.
+        """
+        printed, _ = self._process.communicate("\n")
+        if self._process.returncode:
+            errors = self._log.read_text(errors="replace")
+            raise _failed(self._command, self._process.returncode, errors)
+        found = json.loads(self._told.read_text())
+        return Ran(found["seconds"], found["peak_bytes"], printed)
+
+
 def umbel_command(*words: str) -> list[str]:
     """Returns the command line of this umbel."""
     return [sys.executable, "-m", "umbel", *words]

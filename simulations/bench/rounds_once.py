@@ -3,18 +3,21 @@
     python -m umbel.simulations.bench.rounds_once ORDER.json
 
 The order names side, release, devices, backbone, method, settings, people, threads and out; see
-`simulation_bench`. With `forget`, what a round's people had as tokens is forgotten after it.
+`simulation_bench`. With `forget`, which is true or false, a round's seconds are printed after it, and the
+next one begins when a line comes; where it is true, what texts were as tokens is forgotten meanwhile.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from umbel.coordinator.federation.journal import RoundRecord
 from umbel.coordinator.federation.settings import RoundSettings
 from umbel.device_client.simulated import forget_encoded
 from umbel.shared.release import read_release
@@ -43,9 +46,18 @@ def _engine(order: dict[str, Any], settings: RoundSettings, out: Path) -> tuple[
         out=out / "rounds",
         workers=order["threads"],
         compute=order.get("compute"),
-        on_round=(lambda _: forget_encoded()) if order.get("forget") else None,
+        on_round=partial(_between, order["forget"]) if "forget" in order else None,
     )
     return [record.seconds for record in reached.rounds], reached.trainables
+
+
+def _between(forget: bool, record: RoundRecord) -> None:
+    """Does what is to be done after a round, in no round's time; see `processes.Stepwise`."""
+    if forget:
+        forget_encoded()
+    print(json.dumps(record.seconds), flush=True)  # noqa: T201
+    if not sys.stdin.readline():
+        raise SystemExit(1)  # who started this has ended
 
 
 def _plain(order: dict[str, Any], settings: RoundSettings, out: Path) -> tuple[list[float], dict[str, Any]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umbel.simulations.bench.processes import Worker, environment, run_once
+from umbel.simulations.bench.processes import Stepwise, Worker, environment, run_once
 from umbel.simulations.bench.rows import BenchError
 from umbel.simulations.bench.sides import Sides, alternated, check_same
 
@@ -87,6 +87,46 @@ def test_a_worker_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None
     ):
         worker.prepare("unknown")
     assert any("KeyError" in problem for problem in error.value.problems)
+
+
+_STEPS = """
+import sys
+for number in range(3):
+    print(number, flush=True)
+    if not sys.stdin.readline():
+        raise SystemExit(5)
+print("done")
+"""
+
+
+def test_processes_do_their_steps_in_turns(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    command = [sys.executable, "-S", "-c", _STEPS]
+    with (
+        Stepwise(command, environment(1), tmp_path) as one,
+        Stepwise(command, environment(1), tmp_path / "b") as other,
+    ):
+        said = [process.first() for process in (one, other)]
+        said += [process.step() for process in (one, other, other, one)]
+        assert said == ["0\n", "0\n", "1\n", "1\n", "2\n", "2\n"]
+        ran = one.ended()
+        assert ran.printed == "done\n"
+        assert 1_000_000 < ran.peak_bytes < 100_000_000
+    with Stepwise(command, environment(1), tmp_path) as left:  # and ends, as nobody tells it to go on
+        assert left.first() == "0\n"
+
+
+def test_a_process_that_ends_between_its_steps_is_told_with_its_last_words(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", "-c", "import sys; print(1, flush=True); input(); sys.exit('so it was')"]
+    with Stepwise(command, environment(1), tmp_path) as process:
+        process.first()
+        with pytest.raises(BenchError, match="ended with 1") as error:
+            process.step()
+    assert error.value.problems == ("so it was",)
+    with Stepwise(command, environment(1), tmp_path) as process:
+        process.first()
+        with pytest.raises(BenchError, match="ended with 1"):
+            process.ended()
 
 
 def test_threads_are_set_on_purpose_and_bytecode_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
