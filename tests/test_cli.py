@@ -222,3 +222,19 @@ def test_help_is_wrapped_by_the_terminal_alone() -> None:
     helps = [found.help, *(command.help for command in found.commands.values())]
     assert not [text for text in helps if text is None or "\n" in text.replace("\n\n", "")]
     assert "opens it without you" in (found.commands["enroll"].help or "")  # two lines of its docstring
+
+
+def arguments(command: click.Command, path: str) -> list[tuple[str, click.Argument]]:
+    """Returns every argument of a command, or of a group's commands, each with its command's name."""
+    if isinstance(command, click.Group):
+        inner = command.commands.items()
+        return [found for name, each in inner for found in arguments(each, f"{path} {name}")]
+    return [(path, parameter) for parameter in command.params if isinstance(parameter, click.Argument)]
+
+
+def test_help_says_what_every_argument_is(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [each for part in cli.PARTS for each in arguments(cli.load(part), part)]
+    assert len(found) > 15
+    assert not [(path, argument.name) for path, argument in found if not argument.help]
+    assert cli.main(["data", "show", "--help"]) == 0
+    assert ".parquet file of examples" in " ".join(capsys.readouterr().out.split())

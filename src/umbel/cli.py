@@ -25,7 +25,8 @@ from typing import Final, final
 
 import click
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup
+from typer.utils import get_params_from_function
 
 from umbel import __version__
 from umbel.shared.errors import MissingExtraError, UmbelError
@@ -130,6 +131,7 @@ def load(name: str) -> click.Command:
     group = typer.main.get_group(getattr(importlib.import_module(module), attribute))
     group.suggest_commands = False
     _join_lines(group)
+    _give_back_help(group)
     return group.commands[part.command] if part.command else group
 
 
@@ -139,6 +141,17 @@ def _join_lines(command: click.Command) -> None:
     command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     for inner in getattr(command, "commands", {}).values():
         _join_lines(inner)
+
+
+def _give_back_help(command: click.Command) -> None:
+    """Gives each argument its help again: click 8.5 empties what typer 0.20 has set before."""
+    for inner in getattr(command, "commands", {}).values():
+        _give_back_help(inner)
+    empty = [each for each in command.params if isinstance(each, TyperArgument) and not each.help]
+    if empty and command.callback is not None:
+        written = get_params_from_function(command.callback)
+        for argument in empty:
+            argument.help = getattr(written[argument.name].default, "help", None)
 
 
 @final
