@@ -51,6 +51,15 @@ class DataConfig(Strict):
             raise ValueError("; ".join(error.problems) or error.headline) from None
         return value
 
+    @model_validator(mode="after")
+    def _read_or_generated(self) -> Self:
+        if self.source == "community" and self.path is not None:
+            raise ValueError(
+                "source is 'community', which is generated: nothing is read from path (--data); say source = "
+                "'file' for a file of examples, or leave path out"
+            )
+        return self
+
 
 @final
 class RoundsConfig(Strict):

@@ -20,8 +20,8 @@ from umbel.shared.errors import ConfigError
 AUTO: Final = "auto"
 _REACH_S, _LOOK_S = 5.0, 120.0
 _START = (
-    "Start one: 'ray start --head --port=6379' on the first machine, 'ray start --address=FIRST:6379' on the "
-    "others; see docs/experiments.md."
+    "Start one: 'ray start --head --port=6379 --disable-usage-stats' on the first machine, 'ray start "
+    "--address=FIRST:6379' on the others; see docs/experiments.md."
 )
 _ALIKE = (
     "Every machine of the cluster needs the same umbel, and the run's folders under the same paths, as on a "
@@ -52,7 +52,7 @@ def connected(address: str, folders: Sequence[Path], variables: Mapping[str, str
     """
     import ray
 
-    reach(address)
+    address = reach(address)
     try:
         ray.init(
             address=address,
@@ -72,14 +72,16 @@ def connected(address: str, folders: Sequence[Path], variables: Mapping[str, str
         ray.shutdown()
 
 
-def reach(address: str) -> None:
+def reach(address: str) -> str:
     """Finds out soon whether a cluster answers: Ray itself waits for long, or for ever.
+
+    Returns:
+        HOST:PORT, that of "auto" too.
 
     Raises:
         ConfigError: None does.
     """
-    if address == AUTO:
-        return
+    address = _started_here() if address == AUTO else address
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
@@ -89,6 +91,20 @@ def reach(address: str) -> None:
         ) from None
     if "RAY_USE_TLS" not in os.environ and not _speaks(address):
         raise ConfigError(f"what answers at {address} is no Ray cluster", hint=_START)
+    return address
+
+
+def _started_here() -> str:
+    """Returns where the cluster is that `ray start` has made on this machine, or has joined, last.
+
+    `ray.init` would also take any other Ray that runs here, as that of another simulation.
+    """
+    from ray._private.utils import read_ray_address
+
+    address: str | None = read_ray_address()
+    if not address:
+        raise ConfigError("no Ray cluster was started on this machine", hint=_START)
+    return address
 
 
 def _speaks(address: str) -> bool:

@@ -227,6 +227,21 @@ def test_an_address_where_nobody_is_costs_no_time(tmp_path: Path) -> None:
     check_cluster("cohort", None)
 
 
+def test_auto_is_the_cluster_that_was_started_here_and_nothing_else_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ray start` leaves its address in a file, also where its cluster has died: nobody waits for that one."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(ConfigError, match="no Ray cluster was started on this machine") as error:
+        check_cluster("flower", "auto")
+    assert "ray start --head" in error.value.hint
+    address = f"127.0.0.1:{free_port()}"
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(f"{address}\n")
+    with pytest.raises(ConfigError, match=f"there is no Ray cluster at {address}"):
+        check_cluster("flower", "auto")
+
+
 def test_the_command_refuses_a_cluster_before_anything_is_made(tmp_path: Path) -> None:
     out, nobody = tmp_path / "run", f"127.0.0.1:{free_port()}"
     words = ["simulate", "demo", "--out", str(out), "--ray-address", nobody]
@@ -248,6 +263,11 @@ def test_addresses_that_are_none_are_told_with_an_engine_that_has_no_cluster(add
         check_cluster("cohort", address)
     assert error.value.problems[0] == "engine is 'cohort': only flower runs on a Ray cluster"
     assert f"address is '{address}'" in error.value.problems[1]
+    assert error.value.hint == "Pass --engine flower with it."
+    with pytest.raises(ConfigError) as with_flower:
+        check_cluster("flower", address)
+    assert len(with_flower.value.problems) == 1
+    assert "Pass --engine" not in with_flower.value.hint
 
 
 @pytest.mark.parametrize("address", ["auto", "head:6379", "10.0.0.1:1", "[::1]:6379"])
