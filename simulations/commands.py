@@ -32,7 +32,8 @@ def simulate(
     rounds: Annotated[int | None, typer.Option(min=0, help="How many federated rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
     engine: Annotated[
-        str | None, typer.Option(help="What runs the devices: cohort (the fast one), flower or serial.")
+        str | None,
+        typer.Option(help="What runs the devices: cohort (the fast one, the default), flower or serial."),
     ] = None,
     rule: Annotated[
         str | None,
@@ -63,8 +64,8 @@ def simulate(
     ray_address: Annotated[
         str | None,
         typer.Option(
-            help="HOST:PORT of a Ray cluster that is there already: the flower engine runs devices on all "
-            "its machines, in a process for each core.",
+            help="HOST:PORT of a Ray cluster that is there already, or auto for the one started here: the "
+            "flower engine runs devices on all its machines, in a process for each core.",
         ),
     ] = None,
     compute: Annotated[
@@ -104,6 +105,8 @@ def simulate(
     same command is given again.
 
     For instance: umbel simulate demo
+
+    Or, with the devices' graphs on a GPU: umbel simulate demo --compute torch:cuda
 
     Or, on real film ratings: umbel simulate movielens --data ml-latest-small
 

@@ -20,7 +20,11 @@ app = typer.Typer(
 _WIDE = 1000  # wider than any table
 _Model = Annotated[
     list[str] | None,
-    typer.Option("--model", "-m", help="An encoder: minilm, bert-base or tiny; may be given repeatedly."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="An encoder: minilm, bert-base or tiny; may be given repeatedly; by default the first two.",
+    ),
 ]
 _Out = Annotated[Path, typer.Option("--out", "-o", help="The work folder; what is in it is used again.")]
 _RivalEnv = Annotated[
@@ -100,7 +104,11 @@ def serving(
 def simulation(
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="An encoder: small, minilm or tiny; may be given repeatedly."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="An encoder: small, minilm or tiny; may be given repeatedly; by default the first two.",
+        ),
     ] = None,
     out: _Out = _RUN,
     method: Annotated[
@@ -151,7 +159,9 @@ def simulation(
 def population(
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="An encoder: tiny or small; may be given repeatedly."),
+        typer.Option(
+            "--model", "-m", help="An encoder: tiny or small; may be given repeatedly; by default both."
+        ),
     ] = None,
     out: _Out = _RUN,
     threads: Annotated[int, typer.Option(min=1, max=256, help="Threads of the engine.")] = 2,
@@ -186,7 +196,9 @@ def training(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", "-m", help="An encoder: minilm, bert-base, small or tiny; may be given repeatedly."
+            "--model",
+            "-m",
+            help="An encoder: minilm, bert-base, small or tiny; may be given repeatedly; by default minilm.",
         ),
     ] = None,
     out: _Out = _RUN,

@@ -103,7 +103,8 @@ def write_page(run: Path, out: Path, accuracy: Path | None = None) -> list[Path]
     found = [_measured(run, command) for command in _COMMANDS if (run / command / RESULT).is_file()]
     if not found:
         raise BenchError(
-            f"nothing was measured in {run}", hint="Run: umbel bench device, umbel bench serving."
+            f"nothing was measured in {run}",
+            hint=f"Run: umbel bench {', '.join(_COMMANDS[:-1])} or {_COMMANDS[-1]}.",
         )
     rows = [row for measured in found for row in measured.rows]
     out.mkdir(parents=True, exist_ok=True)
@@ -151,7 +152,7 @@ def page(
             "torch, transformers and PEFT, and what simulated rounds cost, beside Flower's engine, "
             "pfl-research and a plain torch loop, on the same machine in the same run."
         ),
-        *(prose(text) for text in dict.fromkeys(_machine(measured) for measured in found)),
+        *(prose(text) for text in _machines(found)),
         *(prose(note) for measured in found for note in measured.notes),
         "These commands measure what is missing and write this page:",
         f"```bash\n{_ASKED}\n```",
@@ -184,6 +185,14 @@ _TITLES = {
 }
 
 
+def _machines(found: Sequence[Measured]) -> list[str]:
+    """Says of each machine, with the libraries there, what was measured on it."""
+    sections: dict[str, list[str]] = {}
+    for measured in found:
+        sections.setdefault(_machine(measured), []).append(_TITLES[measured.command])
+    return [f"{'; '.join(titles)}: {machine}" for machine, titles in sections.items()]
+
+
 def _machine(found: Measured) -> str:
     told = dict(found.machine)
     libraries = [f"{name} {told[name]}" for name in ("umbel", "onnxruntime", "numpy") if name in told]
@@ -191,7 +200,7 @@ def _machine(found: Measured) -> str:
         f"{name.removeprefix('rival ')} {value}" for name, value in told.items() if name.startswith("rival ")
     ]
     return (
-        f"Measured on {told.get('processor')} ({told.get('cores')} cores; {told.get('instructions')}), "
+        f"measured on {told.get('processor')} ({told.get('cores')} cores; {told.get('instructions')}), "
         f"{told.get('system')}, Python {told.get('python')}, {', '.join(libraries)}"
         + (f"; beside {', '.join(rival)}." if rival else ".")
     )

@@ -100,7 +100,7 @@ def pack(
 
     Each person's rows must stand together in FILE; people are numbered in its order, from 0. The file is
     read a person at a time, so it may be larger than the memory. Rounds over the table take the time and
-    memory of those who take part: docs/architecture.md says how they are run.
+    memory of those who take part: docs/experiments.md says how they are run.
 
     For instance: umbel data pack people.parquet --heldout-share 0.2 --out people
     """

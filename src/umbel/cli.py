@@ -92,7 +92,7 @@ PARTS: Mapping[str, Part] = {
     ),
     "bench": Part(
         "umbel.simulations.bench.commands:app", "", "simulation", _TRY,
-        "Measure what a device and serving cost, beside torch, transformers and PEFT.",
+        "Measure what a device, serving, simulated rounds and training cost, beside others.",
     ),
     "device": Part(
         "umbel.device_client.commands:app", "", "device", _DEVICE,

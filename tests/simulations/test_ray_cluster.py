@@ -230,7 +230,7 @@ def test_an_address_where_nobody_is_costs_no_time(tmp_path: Path) -> None:
 def test_auto_is_the_cluster_that_was_started_here_and_nothing_else_that_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`ray start` leaves its address in a file, also where its cluster has died: nobody waits for that one."""
+    """`ray start` leaves its address in a file, also of a cluster that has died: nobody waits for it."""
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(ConfigError, match="no Ray cluster was started on this machine") as error:
         check_cluster("flower", "auto")

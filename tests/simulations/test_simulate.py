@@ -355,9 +355,7 @@ def test_a_mistyped_data_path_costs_no_run_and_claims_no_folder(
     assert figures(tmp_path / "run") == figures(whole)
 
 
-def test_data_that_would_not_be_read_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_that_would_not_be_read_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.toml").write_text("")
     assert simulate(tmp_path, tmp_path / "run", "--data", tmp_path / "people.jsonl") == 2
     assert "source = 'file' for a file of examples" in capsys.readouterr().err
