@@ -144,6 +144,16 @@ def test_the_page_shows_rounds_by_side_and_at_most(tmp_path: Path) -> None:
         assert f"> {users}</text>" in bars
 
 
+def test_the_page_says_once_of_each_machine_what_was_measured_on_it(tmp_path: Path) -> None:
+    for command, cores in (("device", "2"), ("serving", "2"), ("simulation", "64")):
+        found = Measured(command=command, settings={}, machine={"cores": cores}, seconds=1.0, rows=(a_row(),))
+        write_measured(tmp_path / command / "result.json", found)
+    text = write_page(tmp_path, tmp_path / "docs")[0].read_text()
+    assert text.count("measured on") == 2
+    assert "One owner's device; One process, one owner or many: measured on None (2 cores" in text
+    assert "Simulated rounds: measured on None (64 cores" in text
+
+
 def test_the_page_tells_what_8_bits_cost(tmp_path: Path) -> None:
     write_measured(tmp_path / "device" / "result.json", measured(a_row()))
     known = {"films": {"float32": 0.64, "int8": 0.635}, "jokes": {"float32": 0.7, "int8": 0.69}}
