@@ -97,9 +97,10 @@ def simulate(
 
     Raises:
         BusyError: Another process is at work in `out`.
-        ConfigError: `out` holds another run, or one over other examples.
+        ConfigError: `out` holds another run, or one over other examples; or torchrun has started this.
         UmbelError: A phase failed; what was finished is kept.
     """
+    _refuse_workers()
     refuse_taken(out, own=RUN)
     check_cluster(config.rounds.engine, ray_address)
     check_compute(compute)
@@ -196,6 +197,15 @@ def described(config: ExperimentConfig | AgainstCentralConfig) -> dict[str, Any]
     if config.data.path is not None:
         row["data"]["path"] = Path(config.data.path).name
     return row
+
+
+def _refuse_workers() -> None:
+    """Refuses to be one of several processes that torchrun has started."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(
+            "a simulation is one process, and torchrun starts several",
+            hint="Start it without torchrun, which is for: umbel coordinator train.",
+        )
 
 
 def _refuse_another(out: Path, name: str, config: ExperimentConfig) -> None:

@@ -355,6 +355,15 @@ def test_a_mistyped_data_path_costs_no_run_and_claims_no_folder(
     assert figures(tmp_path / "run") == figures(whole)
 
 
+def test_torchrun_is_not_for_simulations(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert simulate(experiment, tmp_path / "run") == 2
+    assert "Start it without torchrun" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_that_would_not_be_read_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.toml").write_text("")
     assert simulate(tmp_path, tmp_path / "run", "--data", tmp_path / "people.jsonl") == 2
