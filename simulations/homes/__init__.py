@@ -1,1 +1,1 @@
-"""Homes of many simulated devices in a few files: examples in Parquet, profiles in one table per release."""
+"""Homes of many simulated devices in a few files: examples in SQLite, profiles in one table per release."""
