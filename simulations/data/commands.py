@@ -106,8 +106,15 @@ def pack(
     """
     from umbel.simulations.data.packing import pack as packed
 
-    with _working(f"Packing {file}"):
-        found = packed(file, out, heldout_share=heldout_share, seed=seed, default_user=user)
+    with _working(f"Packing {file}") as shown:
+        found = packed(
+            file,
+            out,
+            heldout_share=heldout_share,
+            seed=seed,
+            default_user=user,
+            on_people=lambda people: shown.update(f"Packing: {people:,} people ..."),
+        )
     if as_json:
         print(json.dumps({"folder": str(out), **asdict(found)}))
         return

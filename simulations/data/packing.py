@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -18,6 +18,7 @@ from umbel.simulations.homes.writing import BEFORE, MARK_UNFINISHED, OWN, TableW
 _HINT = (
     "Mend these and try again. A file can be sorted with: sort (JSONL), or ORDER BY user in what wrote it."
 )
+_TOLD = 1000  # people, after which one is told how many they are
 _FEW = 1000  # problems, after which no more are looked for
 _FEW_NAMES = 5
 
@@ -41,7 +42,13 @@ class Packed:
 
 
 def pack(
-    file: Path, folder: Path, *, heldout_share: float = 0.0, seed: int = 0, default_user: str | None = None
+    file: Path,
+    folder: Path,
+    *,
+    heldout_share: float = 0.0,
+    seed: int = 0,
+    default_user: str | None = None,
+    on_people: Callable[[int], None] = lambda people: None,
 ) -> Packed:
     """Packs a file, in which each person's examples stand together, into a table of people.
 
@@ -51,6 +58,7 @@ def pack(
         heldout_share: Share of a person's distinct texts from which nothing is learned; 0 for none.
         seed: Which they are.
         default_user: The user of rows that name none.
+        on_people: Told now and then how many people are packed.
 
     Raises:
         BusyError: Another process is writing a table there.
@@ -68,6 +76,8 @@ def pack(
             split = held_out(user, own, seed=seed, share=heldout_share)
             held += len(split.query)
             writer.add(split.support, split.query, checked=True)
+            if writer.people % _TOLD == 0:
+                on_people(writer.people)
             if len(found) > _FEW:
                 break
         if not writer.people and not found:

@@ -52,6 +52,13 @@ def test_everybody_is_there_in_the_files_order_with_some_held_out(
     assert found.bytes == sum(path.stat().st_size for path in (folder / "table").iterdir())
 
 
+def test_long_packing_tells_how_far_it_is(tmp_path: Path) -> None:
+    write_examples(tmp_path / "people.jsonl", people([1] * 2100))
+    told: list[int] = []
+    pack(tmp_path / "people.jsonl", tmp_path / "table", on_people=told.append)
+    assert told == [1000, 2000]
+
+
 def _both(user: object) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     return user.support, user.query  # type: ignore[attr-defined]
 
