@@ -38,8 +38,9 @@ class EncodedCache:
                 self._kept.move_to_end(key)
                 return found
         made = make()
-        with self._lock:
-            self._keep(key, made)
+        if len(made):  # nothing is made again as fast as it is found, and would count for no bytes
+            with self._lock:
+                self._keep(key, made)
         return made
 
     def clear(self) -> None:

@@ -13,15 +13,19 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from flwr.app import Message
+
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
+from umbel.coordinator.federation.presence import first_line
 from umbel.shared.errors import MissingExtraError, TrainingError, UmbelError
 from umbel.simulations.engines.ray_cluster import connected
 
 APP_FOLDER: Final = Path(__file__).parents[1] / "flower_app"
+_RAYS_ERROR = "ray.exceptions."  # what Flower tells of an error of Ray's begins with its class
 _OBJECT_STORE_BYTES = 100 * 2**20  # messages are small; Ray's own default is a third of the machine
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -73,6 +77,7 @@ def _run(
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
+        stop_without_ray(grid)
         outcome.catch(lambda: serve(grid, context.run_config, on_round=on_round, stopped=stop.is_set))
 
     run = _new_run(config)
@@ -97,6 +102,26 @@ def _run(
         stop.set()
         ray.shutdown()
     return outcome.result()
+
+
+def stop_without_ray(grid: Any) -> None:
+    """Lets a grid's answers end the run where Ray has failed, and not the device.
+
+    A process of Ray's that is gone would otherwise cost its devices, or everybody, each round that is left.
+    """
+    pull = grid.pull_messages
+
+    def pull_messages(message_ids: Iterable[str]) -> Iterator[Message]:
+        for reply in pull(message_ids):
+            if reply.has_error() and _RAYS_ERROR in str(reply.error.reason):
+                raise TrainingError(
+                    "Ray has lost a process that devices ran in",
+                    [first_line(str(reply.error.reason))],
+                    "Finished rounds are kept: run the same again, once there is memory and a cluster.",
+                )
+            yield reply
+
+    grid.pull_messages = pull_messages
 
 
 def _import_ray() -> Any:

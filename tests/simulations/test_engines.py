@@ -8,24 +8,31 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Context, Error, Message
 from tests.builders import write_devices
 
 from umbel.coordinator.federation.journal import Journal
-from umbel.shared.errors import ConfigError, ExampleError, ReleaseError
+from umbel.coordinator.server_app import serve
+from umbel.shared.errors import ConfigError, ExampleError, ReleaseError, TrainingError
 from umbel.shared.release import Release
 from umbel.simulations.engines import RoundSettings, RoundsResult, run_rounds
-from umbel.simulations.engines.serial import raising, run_serial
+from umbel.simulations.engines.flower import stop_without_ray
+from umbel.simulations.engines.serial import SerialGrid, raising, replying, run_serial
 
 SETTINGS = RoundSettings(
     rounds=2, clients_per_round=3, seed=5, evaluate_clients=3, local_rate=0.5, clip=0.5, secure=False
 )
 EXAMPLES = [5, 6, 2, 9, 4]
+ACTOR_DIED = (
+    "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly before finishing this task.'>"
+)
 
 # Runs rounds in a process of its own and tells of each; the test may end it in between.
 RUN = """
@@ -380,3 +387,29 @@ def test_rounds_train_the_onboarding_network_and_a_release_follows(
         onboard_profile(release, [], ["good film", "a slow book"], file)
         profiles.append(file.read_bytes()[40:])
     assert profiles[0] != profiles[1]
+
+
+def test_rounds_end_where_ray_fails_and_go_on_to_the_same(tiny_release: Release, tmp_path: Path) -> None:
+    """A device's own error costs one device; a process of Ray's that is gone would cost every round."""
+    devices, reason = write_devices(tmp_path / "devices", EXAMPLES), ACTOR_DIED
+
+    def respond(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "train" and message.metadata.group_id == "2":
+            return Message(Error(0, reason), reply_to=message)
+        return replying(message, context)
+
+    def rounds(out: Path, answers: Callable[[Message, Context], Message]) -> RoundsResult:
+        config: dict[str, Any] = SETTINGS.as_run_config() | {
+            "release": str(tiny_release.folder), "devices": str(devices), "out": str(out),
+            "population": len(EXAMPLES), "threads": 1,
+        }  # fmt: skip
+        grid = SerialGrid(config, len(EXAMPLES), answers)
+        stop_without_ray(grid)
+        return serve(grid, config, roll=grid.roll())
+
+    with pytest.raises(TrainingError, match="Ray has lost a process"):
+        rounds(tmp_path / "cut", respond)
+    kept = Journal(tmp_path / "cut", tiny_release.release_id, len(EXAMPLES), SETTINGS).read()
+    assert kept is not None
+    assert [record.round for record in kept.rounds] == [1]
+    assert_equal(rounds(tmp_path / "cut", replying), rounds(tmp_path / "whole", replying))
