@@ -16,6 +16,7 @@ from umbel.coordinator.artifacts import TrainedModel, rebuild, rebuild_onboarder
 from umbel.coordinator.backbone import Backbone
 from umbel.coordinator.graphs import onboard
 from umbel.coordinator.graphs.embedded import embedded_graphs, measure_embedded
+from umbel.coordinator.graphs.gelu import with_shared_erf
 from umbel.coordinator.graphs.joint import export_joint, parameter_arrays
 from umbel.coordinator.graphs.parity import check_parity, measure_parity
 from umbel.coordinator.graphs.quantized import (
@@ -137,7 +138,8 @@ def publish_model(
     private = [tensor.name for tensor in model.profile_spec().tensors]
     shapes = {name: arrays[name].shape for name in names}
     placed = [by_content(files[BACKBONE_WEIGHTS]), files[SHARED_WEIGHTS], outside]
-    graphs = split_graphs(joint, private, shapes, placed)
+    cut = split_graphs(joint, private, shapes, placed)
+    graphs = with_shared_erf(cut)
     own = {} if network is None else onboard.onboarding_graphs(network, files[SHARED_WEIGHTS], lessons)
     behind = embedded_graphs(model, shapes, placed) if model.acts_on_embeddings() else {}
     on_phase("compare torch and onnxruntime")
@@ -154,7 +156,8 @@ def publish_model(
     if int8:
         on_phase("int8")
         tokens = sample_tokens(backbone, texts, max_tokens)
-        small, found = int8_blobs(graphs, written, tokens, model.profile_spec())
+        # Of the graphs as they were cut: in 8 bits, learning rounds what predicting rounds.
+        small, found = int8_blobs(cut, written, tokens, model.profile_spec())
     on_phase("write")
     blobs = {f"{name}.onnx": data for name, data in (graphs | behind | own).items()} | small
     blobs |= {name: file.data for name, file in files.items()} | {TOKENIZER: backbone.tokenizer_json}

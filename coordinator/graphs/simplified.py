@@ -18,7 +18,10 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from umbel.coordinator.graphs.columns import by_columns
+from umbel.coordinator.graphs.norms import shorten_norms
 from umbel.coordinator.graphs.reshapes import Dims, Reshapes, Size, dims_of
+from umbel.coordinator.graphs.values import permutation_of, source_of
 
 _ELEMENTWISE = (
     *("Abs", "Add", "Cast", "Div", "Erf", "Exp", "Gelu", "Log", "Max", "Min", "Mul", "Neg", "Pow", "Relu"),
@@ -42,6 +45,10 @@ def simplify(model: ir.Model) -> None:
         common.RemoveUnusedNodesPass()(model)
         if not any(changed):
             break
+    by_columns(model.graph)
+    for node in list(model.graph):
+        _one_reshape(node, reshapes)
+    shorten_norms(model)
     for node in list(model.graph):
         _say_shape_shortly(node, reshapes)
     _clean(model)
@@ -73,7 +80,7 @@ def _one_reshape(node: ir.Node, reshapes: Reshapes) -> bool:
         return False
     if dims_of(node.inputs[0]) == wanted:
         return _replace(node.outputs[0], node.inputs[0])
-    first = _source(node.inputs[0], "Reshape")
+    first = source_of(node.inputs[0], "Reshape")
     source = dims_of(first)
     if first is None or source is None or not reshapes.can(source, wanted):
         return False
@@ -82,11 +89,11 @@ def _one_reshape(node: ir.Node, reshapes: Reshapes) -> bool:
 
 def _no_transposes(node: ir.Node, _: Reshapes) -> bool:
     """Transpose(Transpose(x)) is x where the second undoes the first."""
-    first = _source(node.inputs[0], "Transpose") if node.op_type == "Transpose" else None
+    first = source_of(node.inputs[0], "Transpose") if node.op_type == "Transpose" else None
     if first is None:
         return False
-    inner = _permutation(node.inputs[0])
-    undone = [inner[axis] for axis in _permutation(node.outputs[0])] == sorted(inner)
+    inner = permutation_of(node.inputs[0])
+    undone = [inner[axis] for axis in permutation_of(node.outputs[0])] == sorted(inner)
     return undone and _replace(node.outputs[0], first)
 
 
@@ -97,13 +104,13 @@ def _transposed_product(node: ir.Node, reshapes: Reshapes) -> bool:
     if product is None or product.op_type != "MatMul":
         return False
     left, right = product.inputs
-    first, dims, turned = _source(left, "Transpose"), dims_of(right), _permutation(node.outputs[0])
+    first, dims, turned = source_of(left, "Transpose"), dims_of(right), permutation_of(node.outputs[0])
     if (
         first is None
         or right is None
         or dims is None
         or turned not in _SWAPPED
-        or _permutation(left) != turned
+        or permutation_of(left) != turned
     ):
         return False
     if len(dims) != len(turned):
@@ -158,7 +165,7 @@ def _flattened(
 def _rows_of_inputs(node: ir.Node, lead: Dims) -> Size | None:
     """Returns how many rows x has, where an input is x (rows, d), unflattened to (*lead, d)."""
     for value in node.inputs:
-        flat, dims = dims_of(_source(value, "Reshape")), dims_of(value)
+        flat, dims = dims_of(source_of(value, "Reshape")), dims_of(value)
         if flat and dims and len(flat) == 2 and (*lead, flat[-1]) == dims:
             return flat[0]
     return None
@@ -202,7 +209,7 @@ def _by_head(node: ir.Node, reshapes: Reshapes) -> bool:
     wanted = dims_of(node.outputs[0])
     if node.op_type not in ("MatMul", "Transpose") or wanted is None or len(wanted) != 3:
         return False
-    if node.op_type == "Transpose" and _permutation(node.outputs[0]) != _SWAPPED[0]:
+    if node.op_type == "Transpose" and permutation_of(node.outputs[0]) != _SWAPPED[0]:
         return False
     inner = [source for value in node.inputs if (source := _heads(value)) is not None]
     leads = {dims[:2] for source in inner if (dims := dims_of(source)) is not None}
@@ -218,7 +225,7 @@ def _by_head(node: ir.Node, reshapes: Reshapes) -> bool:
 
 def _heads(value: ir.Value | None) -> ir.Value | None:
     """Returns x (batch, heads, n, d) where a value is x as (batch * heads, n, d)."""
-    source = _source(value, "Reshape")
+    source = source_of(value, "Reshape")
     whole, flat = dims_of(source), dims_of(value)
     if whole is None or flat is None or len(whole) != 4 or len(flat) != 3 or whole[2:] != flat[1:]:
         return None
@@ -232,18 +239,6 @@ def _say_shape_shortly(node: ir.Node, reshapes: Reshapes) -> None:
         return
     node.replace_input_with(1, reshapes.target(source, wanted, node))
     node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
-
-
-def _source(value: ir.Value | None, op: str) -> ir.Value | None:
-    """Returns what a node of this kind makes a value of; None if another makes it."""
-    node = None if value is None else value.producer()
-    return node.inputs[0] if node is not None and node.op_type == op else None
-
-
-def _permutation(value: ir.Value | None) -> list[int]:
-    """Returns the order of axes of the transpose that makes a value."""
-    node = None if value is None else value.producer()
-    return [] if node is None else list(node.attributes["perm"].as_ints())
 
 
 def _is_used(node: ir.Node) -> bool:

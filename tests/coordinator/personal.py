@@ -15,6 +15,7 @@ from tests.oracles.personal import OracleConfig, OracleResult, oracle_gradients,
 from torch import Tensor
 
 from umbel.coordinator.backbone import Backbone
+from umbel.coordinator.graphs.gelu import with_shared_erf
 from umbel.coordinator.graphs.joint import parameter_arrays
 from umbel.coordinator.graphs.split import split_graphs, weights_file
 from umbel.coordinator.methods.base import MethodConfig
@@ -131,6 +132,11 @@ class Joint:
 
     def graphs(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Returns the public graphs and the weights files, as they are published."""
+        graphs, files = self.cut()
+        return with_shared_erf(graphs), files
+
+    def cut(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """Returns the public graphs as they are cut, of which those in 8 bits are made, and the files."""
         arrays = parameter_arrays(self.model)
         encoder = {name: array for name, array in arrays.items() if name.startswith("encoder.")}
         shared = {name: array for name, array in arrays.items() if name not in encoder}

@@ -83,7 +83,7 @@ def _assert_as_the_equations_say(joint: Joint) -> None:
     several times further away.
     """
     model = copy.deepcopy(joint.model).eval().requires_grad_(False)
-    graphs, files = joint.graphs()
+    graphs, files = joint.cut()
     weights = {name: array for data in files.values() for name, array in load(data).items()}
     small, file = quantized_graphs({name: graphs[name] for name in ("predict", "learn")}, weights)
     batch = random_batch(1, 3, 9, 2, len(VOCABULARY))
@@ -123,7 +123,7 @@ def test_with_every_method_it_is_what_the_equations_say(tiny_backbone: TinyBackb
 
 def test_every_matrix_of_the_encoder_is_in_it_and_nothing_else(tiny_joint: Joint) -> None:
     """Two layers of six matrices; what is left of them in float32 is no matrix product's any more."""
-    graphs, files = tiny_joint.graphs()
+    graphs, files = tiny_joint.cut()
     weights = {name: array for data in files.values() for name, array in load(data).items()}
     small, file = quantized_graphs({name: graphs[name] for name in ("predict", "learn")}, weights)
     assert sorted(array.dtype.name for array in load(file.data).values()) == ["float32"] * 12 + ["int8"] * 12

@@ -3,21 +3,12 @@
 from collections import Counter
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
-from onnx import parser
 from tests.coordinator.personal import Joint
+from tests.coordinator.small_graphs import answers, made, operators, simplified
 
 from umbel.coordinator.graphs.reshapes import Reshapes, dims_of
-from umbel.coordinator.graphs.simplified import simplify
-from umbel.shared.rng import generator
-
-HEAD = '<ir_version: 10, opset_import: ["" : 20]>\n'
-ROWS, TOKENS, WIDTH = 3, 5, 4
-SHAPES: dict[str, int] = {"b": ROWS, "s": TOKENS, "h": 2}
 
 FOLDED = """
 g (float[b, s, 4] x, float[4, 4] weight) => (float[b, s, 4] y)
@@ -110,36 +101,6 @@ g (float[b, 4] x, float[4, 4] weight) => (float[b, 4] y)
     y = MatMul(x, back)
 }
 """
-
-
-def made(text: str) -> onnx.ModelProto:
-    return parser.parse_model(HEAD + text.strip())
-
-
-def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
-    found = ir.serde.deserialize_model(model)
-    simplify(found)
-    smaller = ir.serde.serialize_model(found)
-    onnx.checker.check_model(smaller)
-    return smaller
-
-
-def answers(model: onnx.ModelProto) -> list[npt.NDArray[np.float32]]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    rng = generator(0, 0, "", "test simplified")
-    feed = {
-        value.name: rng.normal(size=[SHAPES.get(dim, dim) for dim in value.shape]).astype(np.float32)
-        for value in session.get_inputs()
-    }
-    found: list[npt.NDArray[np.float32]] = session.run(None, feed)
-    return found
-
-
-def operators(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph.node)
 
 
 @pytest.mark.parametrize("text", [FOLDED, REDUCED, SPLIT, HEADS, TRANSPOSED])
