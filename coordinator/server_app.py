@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from umbel.coordinator.federation.journal import ROUNDS, Journal, RoundRecord, RoundsResult
+from umbel.coordinator.federation.journal import ONNXRUNTIME, ROUNDS, Journal, RoundRecord, RoundsResult
 from umbel.coordinator.federation.presence import OnWait
 from umbel.coordinator.federation.privacy.accountant import chance_of_deciding
 from umbel.coordinator.federation.privacy.budget import PrivateRounds
@@ -22,7 +22,7 @@ from umbel.shared.errors import ConfigError
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import SHARED_WEIGHTS, Release, read_release
 
-RELEASE, OUT, POPULATION, DEVICES = "release", "out", "population", "devices"
+RELEASE, OUT, POPULATION, DEVICES, COMPUTE = "release", "out", "population", "devices", "compute"
 OPEN = (
     "SECURE AGGREGATION IS OFF (secure = false): this coordinator, and whoever gets into it, sees the change "
     "of each device by itself in every round. It tells which labels its owner gave, and texts may be guessed "
@@ -89,7 +89,8 @@ def serve(
     release = release or read_release(Path(str(config[RELEASE])))
     population = int(config.get(POPULATION, 0))
     _refuse_few(settings, population)
-    journal = Journal(Path(str(config[OUT])), release.release_id, population, settings)
+    compute = str(config.get(COMPUTE) or ONNXRUNTIME)
+    journal = Journal(Path(str(config[OUT])), release.release_id, population, settings, compute)
 
     def keep(reached: RoundsResult) -> None:
         journal.write(reached)

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
+from umbel.device_client.engine import ONNXRUNTIME
 from umbel.shared.errors import UmbelError
 from umbel.shared.files import atomic_write
 
@@ -247,6 +248,7 @@ class Result:
         experiment: The experiment's name.
         seed: The seed that all randomness came from.
         engine: What ran the rounds.
+        compute: What ran the graphs of devices in them; earlier versions did not say it.
         methods: The personalization methods that were on.
         profile_bytes: Size of one person's profile.
         release: Id of the evaluated release, in hex.
@@ -261,6 +263,7 @@ class Result:
     experiment: Annotated[str, StringConstraints(min_length=1)]
     seed: int
     engine: str
+    compute: str = ONNXRUNTIME
     data: Data
     backbone: Backbone
     methods: tuple[str, ...]

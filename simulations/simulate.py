@@ -31,8 +31,8 @@ from umbel.coordinator.artifacts import TrainedModel
 from umbel.coordinator.federation.settings import SEEDED
 from umbel.coordinator.publish import publish, publish_update
 from umbel.coordinator.train import read_finished, train
-from umbel.device_client.engine import Engine
-from umbel.shared.checks import parsed_json
+from umbel.device_client.engine import ONNXRUNTIME, Engine
+from umbel.shared.checks import parsed_json, shown
 from umbel.shared.errors import ConfigError
 from umbel.shared.files import atomic_write, refuse_taken, sha256_bytes, sole_use
 from umbel.shared.release import Release, read_release
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 RUN = "run.json"
 RESULT = "result.json"
 REPORT = "report.html"
+_ANOTHER = "Choose another --out, or pass --restart to begin again there (it is overwritten)."
 _VERSIONS = ("numpy", "torch", "transformers", "onnxruntime", "flwr")
 
 
@@ -89,7 +90,7 @@ def simulate(
         threads: Threads of training and measuring.
         workers: Processes that the flower engine runs devices in; the cohort engine has `threads`.
         ray_address: A Ray cluster that the flower engine runs devices on; see `run_rounds`.
-        compute: What runs the graphs of the cohort engine's devices; onnxruntime if None.
+        compute: What runs the graphs of devices in rounds; onnxruntime if None. A run goes on with the same.
         restart: Begin again, whatever is there.
         training: A finished training of the same people to take instead of training; the recipe is chosen
             anew where [recipe] differs.
@@ -111,7 +112,7 @@ def simulate(
         )
     with sole_use(out):
         if not restart:
-            _refuse_another(out, name, config)
+            _refuse_another(out, name, config, compute or ONNXRUNTIME)
         # Before the folder is cleared or claimed: a mistyped path must cost nobody their run or its place.
         begun = time.perf_counter()
         with progress.phase("people"):
@@ -121,7 +122,7 @@ def simulate(
             read_finished(config.coordinator, seen_examples(people.population), training)
         if restart:
             _clear(out)
-        _claim(out, name, config, people)
+        _claim(out, name, config, people, compute or ONNXRUNTIME)
         if (out / RESULT).is_file():
             return read_result(out / RESULT)
         clock = Clock(out / "seconds.json")
@@ -172,7 +173,9 @@ def _run(
         unseen = _unseen(engine, people, config, out, bar)
     with clock.phase("evaluate seen"), progress.phase("people seen in training") as bar:
         seen = _seen(engine, people, config, out, bar)
-    result = _result(name, config, people, trained, final, reached, unseen, seen, clock.seconds, threads)
+    result = _result(
+        name, config, people, trained, final, reached, unseen, seen, clock.seconds, threads, compute
+    )
     write_outputs(out, result)
     return result
 
@@ -208,28 +211,30 @@ def _refuse_workers() -> None:
         )
 
 
-def _refuse_another(out: Path, name: str, config: ExperimentConfig) -> None:
+def _refuse_another(out: Path, name: str, config: ExperimentConfig, compute: str) -> None:
     """Raises ConfigError if the folder holds another run."""
     path = out / RUN
     if not path.is_file():
         return
     try:
-        found = parsed_json(path.read_bytes())["identity"]
+        row = parsed_json(path.read_bytes())
+        found, computed = row["identity"], row.get("compute", ONNXRUNTIME)  # earlier runs did not say it
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged", [type(error).__name__], "Choose another --out.") from error
     if found != identity(name, config):
-        raise ConfigError(
-            f"{out} holds a run with another configuration",
-            hint="Choose another --out, or pass --restart to begin again there (it is overwritten).",
-        )
+        raise ConfigError(f"{out} holds a run with another configuration", hint=_ANOTHER)
+    if computed != compute:
+        problem = f"compute was {shown(str(computed))}, is now {shown(compute)}"
+        raise ConfigError(f"{out} holds a run whose devices computed by something else", [problem], _ANOTHER)
 
 
-def _claim(out: Path, name: str, config: ExperimentConfig, people: People) -> None:
+def _claim(out: Path, name: str, config: ExperimentConfig, people: People, compute: str) -> None:
     """Makes the folder this run's own, or refuses one whose run has other examples under the same path."""
     if not (out / RUN).is_file():
         row = {
             "experiment": name,
             "identity": identity(name, config),
+            "compute": compute,
             "examples": people.digest(),
             "config": described(config),
         }
@@ -241,7 +246,7 @@ def _claim(out: Path, name: str, config: ExperimentConfig, people: People) -> No
             f"{out} holds a run of an earlier umbel, which did not note its examples"
             if found is None
             else f"{out} holds a run over other examples: the data have changed since",
-            hint="Choose another --out, or pass --restart to begin again there (it is overwritten).",
+            hint=_ANOTHER,
         )
 
 
@@ -383,12 +388,14 @@ def _result(
     seen: Seen | None,
     seconds: Mapping[str, float],
     threads: int,
+    compute: str | None,
 ) -> Result:
     population, manifest = people.population, release.manifest
     return Result(
         experiment=name,
         seed=config.coordinator.seed,
         engine=config.rounds.engine,
+        compute=compute or ONNXRUNTIME,
         data=Data(
             name=people.name,
             users_seen=len(population.seen),

@@ -21,6 +21,8 @@ from umbel.shared.profile import FloatArray
 SCHEMA = "umbel.rounds/2"
 ROUNDS = "rounds.json"
 BEGUN = "begun.json"
+ONNXRUNTIME = "onnxruntime"
+"""What runs the graphs of devices, where a run names nothing else."""
 _VELOCITY = "velocity/"
 _OPTIONAL = {
     "seen_accuracy": (0.0, 1.0), "epsilon": (0.0, math.inf), "clip": (0.0, 1e9), "within": (-1e9, 1e9),
@@ -115,10 +117,17 @@ class Journal:
     again, whoever else is there by then.
     """
 
-    def __init__(self, folder: Path, release_id: str, population: int, settings: RoundSettings):
+    def __init__(
+        self,
+        folder: Path,
+        release_id: str,
+        population: int,
+        settings: RoundSettings,
+        compute: str = ONNXRUNTIME,
+    ):
         self.folder = folder
-        identity = {"release": release_id, "population": population, **settings.identity()}
-        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        identity = {"release": release_id, "population": population, "compute": compute}
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity | settings.identity()))
 
     def read(self) -> RoundsResult | None:
         """Returns what was reached, or None if nothing was.
@@ -150,7 +159,7 @@ class Journal:
         """Returns the round that was begun last, finished or not; None if there is none of this run."""
         try:
             row = parsed_json((self.folder / BEGUN).read_bytes())
-            if row["schema"] != SCHEMA or row["settings"] != self._identity:
+            if row["schema"] != SCHEMA or _of_now(row["settings"]) != self._identity:
                 return None
             return Begun(int(row["round"]), tuple(int(client) for client in row["clients"]))
         except (OSError, ValueError, KeyError, TypeError):
@@ -166,6 +175,7 @@ class Journal:
             ) from None
 
     def _refuse_other(self, path: Path, found: Mapping[str, Any]) -> None:
+        found = _of_now(found)
         names = sorted(set(found) | set(self._identity))
         differing = [n for n in names if found.get(n) != self._identity.get(n)]
         problems = [f"{n} was {found.get(n)!r}, is now {self._identity.get(n)!r}" for n in differing]
@@ -197,6 +207,11 @@ class Journal:
             if old.name != name:
                 with suppress(OSError):  # it only takes room
                     old.unlink(missing_ok=True)
+
+
+def _of_now(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings as they are noted now: earlier runs did not say what ran the graphs."""
+    return {"compute": ONNXRUNTIME, **settings}
 
 
 def _with_rounds(row: Mapping[str, Any], rounds: Sequence[RoundRecord]) -> str:

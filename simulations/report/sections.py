@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 
+from umbel.device_client.engine import ONNXRUNTIME
 from umbel.simulations.report import plots, words
 from umbel.simulations.report.markup import Line, bars, details, figure, panel, pre, table
 from umbel.simulations.report.svg import inline
@@ -208,9 +209,8 @@ def costs(result: Result) -> str:
 
 def origins(result: Result) -> str:
     """Returns how to make this result again, its data and its configuration."""
-    command = shlex.join(
-        ["umbel", "simulate", result.experiment, "--seed", str(result.seed), "--engine", result.engine]
-    )
+    words = ["umbel", "simulate", result.experiment, "--seed", str(result.seed), "--engine", result.engine]
+    command = shlex.join([*words, *([] if result.compute == ONNXRUNTIME else ["--compute", result.compute])])
     data = result.data
     rows = [
         ("data", data.name),

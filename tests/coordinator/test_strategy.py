@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.linear_engine import SHAPES, linear_engine
 
 from umbel.coordinator.federation.envelopes import wire_bytes
-from umbel.coordinator.federation.journal import Journal, RoundRecord, RoundsResult
+from umbel.coordinator.federation.journal import Begun, Journal, RoundRecord, RoundsResult
 from umbel.coordinator.federation.line import Stopped
 from umbel.coordinator.federation.sampling import sampled
 from umbel.coordinator.federation.server_step import moved
@@ -451,6 +451,28 @@ def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:
         f"release was {RELEASE!r}, is now {'f' * 64!r}",
         "seed was 4, is now 5",
     )
+
+
+def test_rounds_go_on_with_what_has_computed_them_and_those_that_do_not_say_were_onnxruntimes(
+    tmp_path: Path,
+) -> None:
+    Journal(tmp_path, RELEASE, 6, SETTINGS, "torch:cuda:bfloat16").write(RoundsResult([], start_values()))
+    with pytest.raises(ConfigError) as error:
+        Journal(tmp_path, RELEASE, 6, SETTINGS).read()
+    assert error.value.problems == ("compute was 'torch:cuda:bfloat16', is now 'onnxruntime'",)
+    journal = Journal(tmp_path, RELEASE, 6, SETTINGS)
+    journal.write(RoundsResult([], start_values()))
+    journal.begin(Begun(1, (2, 4)))
+    for file in (tmp_path / "rounds.json", tmp_path / "begun.json"):
+        row = json.loads(file.read_text())
+        assert row["settings"].pop("compute") == "onnxruntime"
+        file.write_text(json.dumps(row))
+    assert journal.read() is not None
+    assert journal.begun() == Begun(1, (2, 4))
+    other = Journal(tmp_path, RELEASE, 6, SETTINGS, "torch:cpu")
+    assert other.begun() is None
+    with pytest.raises(ConfigError, match="compute was 'onnxruntime', is now 'torch:cpu'"):
+        other.read()
 
 
 def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_torch_runs_the_graphs_in_flowers_processes(
     subprocess.run(
         command("flower", tiny_release, devices, tmp_path, SETTINGS, "torch:cpu"), check=True, timeout=120
     )
-    found = Journal(tmp_path, tiny_release.release_id, len(EXAMPLES), SETTINGS).read()
+    found = Journal(tmp_path, tiny_release.release_id, len(EXAMPLES), SETTINGS, "torch:cpu").read()
     assert found is not None
     assert [record.clients for record in found.rounds] == [record.clients for record in serial.rounds]
     gaps = [np.abs(found.trainables[name] - values).max() for name, values in serial.trainables.items()]

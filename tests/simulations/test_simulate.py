@@ -212,6 +212,37 @@ def test_another_configuration_does_not_go_on_in_the_folder(
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
+def test_a_run_goes_on_with_what_has_computed_it_and_one_that_does_not_say_was_onnxruntimes(
+    experiment: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said beside the configuration, which is the same: a machine's matter, but the numbers are others."""
+    out = unfinished(whole, tmp_path / "run", "rounds", "release-after-rounds", "evaluation")
+    row = json.loads((out / "run.json").read_text())
+    assert row.pop("compute") == "onnxruntime"
+    (out / "run.json").write_text(json.dumps(row))  # as an earlier version did
+    assert simulate(experiment, out, "--compute", "torch:cpu") == 2
+    assert capsys.readouterr().err.endswith(
+        f"umbel: {out} holds a run whose devices computed by something else\n"
+        "  - compute was onnxruntime, is now torch:cpu\n"
+        "Choose another --out, or pass --restart to begin again there (it is overwritten).\n"
+    )
+    assert simulate(experiment, out) == 0
+    assert figures(out) == figures(whole)
+    text = (out / "result.json").read_text()
+    (out / "result.json").write_text(text.replace('  "compute": "onnxruntime",\n', ""))
+    assert read_result(out / "result.json").compute == "onnxruntime"
+
+
+def test_a_result_says_what_has_computed_it(experiment: Path, whole: Path, tmp_path: Path) -> None:
+    out = unfinished(whole, tmp_path / "run", "rounds", "release-after-rounds", "evaluation")
+    row = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(row | {"compute": "torch:cpu"}))
+    assert simulate(experiment, out, "--compute", "torch:cpu") == 0
+    assert read_result(out / "result.json").compute == "torch:cpu"
+    assert json.loads((out / "rounds" / "rounds.json").read_text())["settings"]["compute"] == "torch:cpu"
+    assert "--engine serial --compute torch:cpu" in (out / "report.html").read_text()
+
+
 def test_other_examples_under_the_same_name_do_not_show_the_old_result(
     experiment: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
