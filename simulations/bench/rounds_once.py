@@ -10,6 +10,7 @@ next one begins when a line comes; where it is true, what texts were as tokens i
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,16 @@ def main() -> None:
     settings = RoundSettings.from_run_config(order["settings"])
     seconds, tensors = (_plain if order["side"] == "plain" else _engine)(order, settings, out)
     np.savez(out / "tensors.npz", **tensors)
-    print(json.dumps({"seconds": seconds}))  # noqa: T201
+    others = _of_others(order["threads"]) if order["side"] == "cohort" else 0  # it may have processes
+    print(json.dumps({"seconds": seconds, "others_bytes": others}))  # noqa: T201
+
+
+def _of_others(processes: int) -> int:
+    """Returns what the processes that this one has started held at most, all together; 0 if there were none.
+
+    Linux tells that of the largest alone; the others are alike.
+    """
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 * processes
 
 
 def _engine(order: dict[str, Any], settings: RoundSettings, out: Path) -> tuple[list[float], dict[str, Any]]:

@@ -293,9 +293,9 @@ def ran_once(sides: Sides, name: str, order: Mapping[str, Any], threads: int) ->
     atomic_write(path, json.dumps(order).encode())
     command = [sys.executable, "-m", "umbel.simulations.bench.rounds_once", str(path)]
     found = run_once(command, environment(threads))
-    seconds = json.loads(found.printed.splitlines()[-1])["seconds"]
+    told = json.loads(found.printed.splitlines()[-1])
     tensors = dict(np.load(Path(order["out"]) / "tensors.npz"))
-    return Reached(Sample(tuple(seconds[1:])), found.peak_bytes, tensors)
+    return Reached(Sample(tuple(told["seconds"][1:])), found.peak_bytes + told["others_bytes"], tensors)
 
 
 def as_new(devices: Path) -> None:

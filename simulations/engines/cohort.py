@@ -1,11 +1,11 @@
-"""A whole cohort in this process: devices' private steps run together, a person per row of one batch.
+"""A whole cohort on this machine: devices' private steps run together, a person per row of one batch.
 
-Every device does what it does alone, by the same code (`umbel.device_client.flower_app`), until it wants a
-profile or a gradient. There it waits; once all of a pack wait, what they want is made in one go, and each
-goes on with its own. So messages, checks, the gate and errors are those of any other engine. Packs are a
-function of the round and its devices, and some are at work at a time, each in a thread: the same seed gives
-the same numbers whatever the threads. Another engine's sums are in another order, so its numbers are equal to
-float32's rounding.
+Devices answer in packs (`packs.py`), a function of the round and its devices, and some packs are at work at a
+time: the same seed gives the same numbers whatever works on them. Another engine's sums are in another order,
+so its numbers are equal to float32's rounding.
+
+Each pack at work has a thread. Where a text is read once, little of a device's work is products, in which
+Python's threads run side by side; then it has a process, if there is enough to do.
 """
 
 from __future__ import annotations
@@ -13,38 +13,41 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, final
 
-from flwr.app import Context, Message
+from flwr.app import Message
 
 from umbel.coordinator.federation.journal import RoundRecord, RoundsResult
+from umbel.coordinator.federation.settings import RoundSettings
 from umbel.coordinator.server_app import serve
-from umbel.device_client import flower_app
-from umbel.device_client.engine import ONNXRUNTIME, Engine
+from umbel.device_client.engine import ONNXRUNTIME
 from umbel.device_client.flower_app import COMPUTE
-from umbel.device_client.learning import Encoded
-from umbel.device_client.rounds import Steps, Wanted, WantedGradient, WantedProfile, learned
-from umbel.shared.profile import FloatArray
 from umbel.shared.release import EMBEDDED, Release, read_release
 from umbel.simulations.engines.nodes import InProcessGrid
-from umbel.simulations.homes.home import home_of
+from umbel.simulations.engines.pack_processes import PackProcesses
+from umbel.simulations.engines.packs import Asked, answered_together, on_gpu
 
-TORCH_CPU = "torch:cpu"
 PACK, _PACK_BEHIND = 8, 32  # devices: so many that a graph run costs little beside their texts
 _SHARE, _LEAST = 3, 4  # a pack is a third of those who are left, at most; at least a quarter of a whole one
-_ROWS, _FLOATS = 256, 3 * 2**17  # texts of a graph run, and floats of their states: what caches hold
-_GPU_PACK, _GPU_ROWS = 128, 2048  # a GPU wants more at a time
-
-_Asked: TypeAlias = tuple[Message, Context]
+_GPU_PACK = 128  # a GPU wants more at a time
+_MANY = 3000  # answers of a run, after which processes have paid for their start
 
 
 @final
 class CohortGrid(InProcessGrid):
     """Its devices answer in packs, some of them at a time."""
 
-    def __init__(self, config: dict[str, Any], population: int, *, pack: int = PACK, threads: int = 1):
+    def __init__(
+        self,
+        config: dict[str, Any],
+        population: int,
+        *,
+        pack: int = PACK,
+        threads: int = 1,
+        processes: PackProcesses | None = None,
+    ):
         """Makes the nodes.
 
         Args:
@@ -52,14 +55,19 @@ class CohortGrid(InProcessGrid):
             population: How many devices there are.
             pack: How many answer together; numbers are a function of it, to float32's rounding.
             threads: How many packs are at work at a time; numbers do not depend on it.
+            processes: What answers instead of threads.
         """
         super().__init__(config, population)
         self._pack = pack
         self._threads = threads
+        self._processes = processes
 
-    def answers(self, asked: Sequence[_Asked]) -> Iterator[Message]:
+    def answers(self, asked: Sequence[Asked]) -> Iterator[Message]:
         """Yields what devices answer, in the order in which they were asked."""
         packs = _packs(asked, self._pack)
+        if self._processes is not None:
+            yield from self._processes.answers(list(packs))
+            return
         if self._threads == 1:
             for pack in packs:
                 yield from answered_together(pack)
@@ -79,7 +87,7 @@ class CohortGrid(InProcessGrid):
                     waiting.cancel()
 
 
-def _packs(asked: Sequence[_Asked], most: int) -> Iterator[Sequence[_Asked]]:
+def _packs(asked: Sequence[Asked], most: int) -> Iterator[Sequence[Asked]]:
     """Yields packs of `most` at most; the last ones are smaller, so that no thread waits long for another.
 
     They are a function of how many are asked alone.
@@ -91,124 +99,13 @@ def _packs(asked: Sequence[_Asked], most: int) -> Iterator[Sequence[_Asked]]:
         start += size
 
 
-@final
-@dataclass(slots=True)
-class _Device:
-    """A device at work.
-
-    Attributes:
-        message: What it was asked.
-        context: Flower's, of its node.
-        steps: Its work.
-        wanted: What it waits for; None at the end.
-        answer: What it has answered.
-    """
-
-    message: Message
-    context: Context
-    steps: Steps[Message]
-    wanted: Wanted | None = None
-    answer: Message | None = None
-
-    def go_on(self, made: dict[str, FloatArray] | None) -> None:
-        """Works until it wants something or has an answer; whatever goes wrong is its answer."""
-        try:
-            self.wanted = self.steps.send(made) if made is not None else next(self.steps)
-        except StopIteration as end:
-            self.wanted, self.answer = None, end.value
-        except Exception as error:
-            self.fail(error)
-
-    def fail(self, error: Exception) -> None:
-        """Answers with an error."""
-        self.steps.close()
-        self.wanted = None
-        self.answer = flower_app.refusal(self.message, self.context, error, home_of)
-
-
-def answered_together(asked: Sequence[_Asked]) -> list[Message]:
-    """Returns what several devices answer; what they want meanwhile is made for all of them together."""
-    devices = [_Device(m, context, flower_app.answering(m, context, home_of)) for m, context in asked]
-    for device in devices:
-        device.go_on(None)
-    while waiting := [device for device in devices if device.wanted is not None]:
-        for alike in _alike(waiting):
-            _give(alike)
-    return [device.answer for device in devices if device.answer is not None]
-
-
-def _alike(waiting: Sequence[_Device]) -> list[list[_Device]]:
-    """Returns the devices by what a batch must have in common."""
-    groups: dict[tuple[Any, ...], list[_Device]] = {}
-    for device in waiting:
-        assert device.wanted is not None
-        groups.setdefault(_kind(device.wanted), []).append(device)
-    return list(groups.values())
-
-
-def _kind(wanted: Wanted) -> tuple[Any, ...]:
-    if isinstance(wanted, WantedGradient):
-        return id(wanted.engine), wanted.examples.embedding is not None
-    recipe = wanted.task.recipe(wanted.engine.release.manifest, len(wanted.support))
-    return id(wanted.engine), repr(recipe)
-
-
-def _give(alike: Sequence[_Device]) -> None:
-    """Makes what devices wait for, and lets them go on; if that fails, each has its own made by itself."""
-    try:
-        made = _made([device.wanted for device in alike if device.wanted is not None])
-    except Exception as error:
-        if len(alike) == 1:
-            alike[0].fail(error)
-            return
-        for device in alike:
-            _give([device])
-        return
-    for device, own in zip(alike, made, strict=True):
-        device.go_on(own)
-
-
-def _made(wanted: Sequence[Wanted]) -> list[dict[str, FloatArray]]:
-    """Makes profiles in one batch; and gradients, where what runs the graphs can do so for many people."""
-    if len(wanted) == 1:
-        return [wanted[0].made()]
-    profiles = [own for own in wanted if isinstance(own, WantedProfile)]
-    if profiles:
-        engine, task = profiles[0].engine, profiles[0].task
-        supports = [own.support for own in profiles]
-        found = learned(engine, supports, task, rows=_rows(engine, supports))
-        return [
-            {name: values[row : row + 1] for name, values in found.items()} for row in range(len(profiles))
-        ]
-    gradients = [own for own in wanted if isinstance(own, WantedGradient)]
-    if gradients[0].engine.compute == ONNXRUNTIME:
-        return [own.made() for own in gradients]
-    from umbel.simulations.torch_graphs.gradients import gradients_of_each
-
-    return gradients_of_each(gradients, rows=_rows(gradients[0].engine, [own.examples for own in gradients]))
-
-
-def _rows(engine: Engine, examples: Sequence[Encoded]) -> int:
-    """Returns how many texts go into a graph run at most."""
-    if _on_gpu(engine.compute):
-        return _GPU_ROWS
-    if all(own.embedding is not None for own in examples):
-        return _FLOATS // engine.embedding_size
-    longest = max(int(own.tokens.ids.shape[1]) for own in examples)
-    return max(1, min(_ROWS, _FLOATS // (longest * engine.embedding_size)))
-
-
-def _on_gpu(compute: str) -> bool:
-    return compute != ONNXRUNTIME and not compute.startswith(TORCH_CPU)
-
-
 def run_cohort(
     config: dict[str, Any],
     population: int,
     workers: int,
     on_round: Callable[[RoundRecord], None] | None,
 ) -> RoundsResult:
-    """Runs the rounds of a run config; see `run_rounds`. `workers` are threads here."""
+    """Runs the rounds of a run config; see `run_rounds`. `workers` are threads here, or processes."""
     Path(str(config["out"])).mkdir(parents=True, exist_ok=True)
     compute = str(config.get(COMPUTE) or ONNXRUNTIME)
     if compute != ONNXRUNTIME:
@@ -216,12 +113,21 @@ def run_cohort(
 
         compute_with_torch(compute)
     release = read_release(Path(str(config["release"])))
-    pack, threads = (_GPU_PACK, 1) if _on_gpu(compute) else (_pack(release), workers)
-    grid = CohortGrid(config, population, pack=pack, threads=threads)
-    return serve(grid, config, on_round=on_round, roll=grid.roll(), release=release)
+    pack, threads = (_GPU_PACK, 1) if on_gpu(compute) else (_pack(release), workers)
+    apart = threads > 1 and compute == ONNXRUNTIME and pack == _PACK_BEHIND and _is_much(config, population)
+    with PackProcesses(threads) if apart else nullcontext() as processes:
+        grid = CohortGrid(config, population, pack=pack, threads=threads, processes=processes)
+        return serve(grid, config, on_round=on_round, roll=grid.roll(), release=release)
 
 
 def _pack(release: Release) -> int:
     """Returns how many devices answer together: more where a text is read once and little is left."""
     behind = all(f"{graph}.onnx" in release.manifest.blobs for graph in EMBEDDED)
     return _PACK_BEHIND if behind else PACK
+
+
+def _is_much(config: dict[str, Any], population: int) -> bool:
+    """Says whether so many answers are wanted that processes are worth their start."""
+    settings = RoundSettings.from_run_config(config)
+    clients = min(settings.clients_per_round, population) + settings.evaluate_clients
+    return settings.rounds * clients >= _MANY
