@@ -74,14 +74,14 @@ def test_where_a_process_is_killed_the_rounds_end_and_can_go_on(
 
     def kill(record: RoundRecord) -> None:
         del record
-        for process in processes._all:
+        for process in killed._all:
             os.kill(process.pid, signal.SIGKILL)
 
-    with PackProcesses(2) as processes, pytest.raises(TrainingError, match="has ended") as error:
-        run(embedded_release, devices, tmp_path / "own", processes, on_round=kill)
+    with PackProcesses(2) as killed, pytest.raises(TrainingError, match="has ended") as error:
+        run(embedded_release, devices, tmp_path / "own", killed, on_round=kill)
     assert list(error.value.problems) == ["its exit code is -9 (killed)"]
-    with PackProcesses(2) as processes:
-        found = run(embedded_release, devices, tmp_path / "own", processes)
+    with PackProcesses(2) as others:
+        found = run(embedded_release, devices, tmp_path / "own", others)
     assert len(found.rounds) == SETTINGS.rounds
     assert_close(found, expected, 0.0)
 
