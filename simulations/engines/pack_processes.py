@@ -130,7 +130,7 @@ def _answered(process: subprocess.Popen[bytes], asked: Sequence[Asked]) -> list[
         send(list(asked), _pipe(process.stdin))
         answers, states = pickle.load(_pipe(process.stdout))
     except (EOFError, OSError, pickle.UnpicklingError):
-        code = process.wait(_ENDS_S)
+        code = _exit_code(process)
         raise TrainingError(
             "a process of the cohort has ended",
             [f"its exit code is {code}" + (" (killed)" if code < 0 else "")],
@@ -175,9 +175,14 @@ def _end(process: subprocess.Popen[bytes], *, at_once: bool) -> None:
         process.kill()
     with suppress(OSError):
         _pipe(process.stdin).close()
+    _exit_code(process)
+    _pipe(process.stdout).close()
+
+
+def _exit_code(process: subprocess.Popen[bytes]) -> int:
+    """Waits until a process has ended, and returns its exit code; one that stays is killed."""
     try:
-        process.wait(_ENDS_S)
+        return process.wait(_ENDS_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
-    _pipe(process.stdout).close()
+        return process.wait()

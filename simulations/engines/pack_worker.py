@@ -25,7 +25,10 @@ def main() -> None:
             asked: list[Asked] = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        send(_answered(asked), answers)
+        try:
+            send(_answered(asked), answers)
+        except BrokenPipeError:  # whoever asked has ended
+            return
 
 
 def _answered(asked: list[Asked]) -> tuple[list[Message], list[RecordDict | None]]:
