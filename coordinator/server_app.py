@@ -22,7 +22,8 @@ from umbel.shared.errors import ConfigError
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import SHARED_WEIGHTS, Release, read_release
 
-RELEASE, OUT, POPULATION, DEVICES, COMPUTE = "release", "out", "population", "devices", "compute"
+RELEASE, OUT, POPULATION, DEVICES = "release", "out", "population", "devices"
+COMPUTE, PEOPLE = "compute", "people"
 OPEN = (
     "SECURE AGGREGATION IS OFF (secure = false): this coordinator, and whoever gets into it, sees the change "
     "of each device by itself in every round. It tells which labels its owner gave, and texts may be guessed "
@@ -89,8 +90,14 @@ def serve(
     release = release or read_release(Path(str(config[RELEASE])))
     population = int(config.get(POPULATION, 0))
     _refuse_few(settings, population)
-    compute = str(config.get(COMPUTE) or ONNXRUNTIME)
-    journal = Journal(Path(str(config[OUT])), release.release_id, population, settings, compute)
+    journal = Journal(
+        Path(str(config[OUT])),
+        release.release_id,
+        population,
+        settings,
+        compute=str(config.get(COMPUTE) or ONNXRUNTIME),
+        people=str(config.get(PEOPLE) or ""),
+    )
 
     def keep(reached: RoundsResult) -> None:
         journal.write(reached)

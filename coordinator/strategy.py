@@ -48,6 +48,9 @@ from umbel.shared.profile import FloatArray
 from umbel.shared.release import Manifest
 from umbel.shared.secure.messages import COLLECT, SETUP
 
+PANEL = "evaluation panel"
+"""For what purpose those who are evaluated are sampled."""
+
 log = logging.getLogger(__name__)
 
 OnGreeted: TypeAlias = Callable[[Ask, Mapping[int, int]], None]
@@ -305,9 +308,8 @@ class PersonalRounds(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Returns the tasks of the panel: the same devices in every round, so that rounds can be compared."""
-        panel = sampled(
-            self._presence.known(), self.settings.evaluate_clients, self.settings.seed, 0, "evaluation panel"
-        )
+        settings = self.settings
+        panel = sampled(self._presence.known(), settings.evaluate_clients, settings.seed, 0, PANEL)
         return self._tasks(server_round, arrays, EVALUATE, panel) if panel else []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:

@@ -42,6 +42,8 @@ _MARKS = {
     "cells": "a comparison",
     "metadata/timestamp.json": "a channel",
     "coordinator.json": "a coordinator",
+    "rounds.json": "what rounds have reached",
+    "people.json": "a table of people",
 }
 
 
@@ -50,7 +52,7 @@ def refuse_taken(folder: Path, own: str = "") -> None:
 
     Args:
         folder: Where somebody wants to write; it need not exist.
-        own: The mark of what may be there: "run.json", "manifest.json", "training.json" or "cells".
+        own: The mark of what may be there: "run.json", "training.json", "rounds.json" or "cells".
 
     Raises:
         ConfigError: The folder holds something else.

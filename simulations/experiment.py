@@ -222,10 +222,20 @@ def read_experiment(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> E
     Raises:
         ConfigError: Keys are unknown or values out of range, in any section: all are listed.
     """
-    row = read_toml(folder / CONFIG)
-    for section, values in changes.items():
-        target = row if section == "" else row.setdefault(section, {})
-        if isinstance(target, dict):  # anything else is refused below, with all other problems
-            target.update(values)
+    row = changed(read_toml(folder / CONFIG), changes)
     sections = {name: row.pop(name, {}) for name in ("data", "rounds", "evaluation")}
     return validated(ExperimentConfig, {"coordinator": row, **sections}, str(folder / CONFIG))
+
+
+def changed(row: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns a configuration that was read, with some values changed in it.
+
+    Args:
+        row: What was read.
+        changes: Section -> key -> value; section "" is the top level.
+    """
+    for section, values in changes.items():
+        target = row if section == "" else row.setdefault(section, {})
+        if isinstance(target, dict):  # anything else is refused when it is validated, with all other problems
+            target.update(values)
+    return row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
@@ -32,6 +32,12 @@ class Bar:
         self._rich.update(self._task, completed=done, total=total, words=words)
         if done < total:
             self._tell(f"{done}/{total} {words}".rstrip())
+
+    def tells(self, done: int, total: int, lines: Sequence[str]) -> None:
+        """Shows that `done` of `total` are done, and lines on it that stay."""
+        self._rich.update(self._task, completed=done, total=total, words="")
+        for line in lines:
+            self._rich.console.print(f"    {line}", highlight=False, markup=False)
 
     def training(self, phase: str, done: int, total: int, words: str) -> None:
         """Shows a step of training or of choosing the recipe."""

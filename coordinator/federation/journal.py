@@ -23,6 +23,7 @@ ROUNDS = "rounds.json"
 BEGUN = "begun.json"
 ONNXRUNTIME = "onnxruntime"
 """What runs the graphs of devices, where a run names nothing else."""
+_PEOPLE = "people"
 _VELOCITY = "velocity/"
 _OPTIONAL = {
     "seen_accuracy": (0.0, 1.0), "epsilon": (0.0, math.inf), "clip": (0.0, 1e9), "within": (-1e9, 1e9),
@@ -123,10 +124,22 @@ class Journal:
         release_id: str,
         population: int,
         settings: RoundSettings,
+        *,
         compute: str = ONNXRUNTIME,
+        people: str = "",
     ):
+        """Opens nothing yet.
+
+        Args:
+            folder: Where it lies.
+            release_id: Of the release that rounds are of.
+            population: How many devices there are.
+            settings: Of the rounds.
+            compute: What runs the graphs of devices.
+            people: What tells simulated people from others; empty where nothing does.
+        """
         self.folder = folder
-        identity = {"release": release_id, "population": population, "compute": compute}
+        identity = {"release": release_id, "population": population, "compute": compute, _PEOPLE: people}
         self._identity: dict[str, Any] = json.loads(json.dumps(identity | settings.identity()))
 
     def read(self) -> RoundsResult | None:
@@ -159,7 +172,7 @@ class Journal:
         """Returns the round that was begun last, finished or not; None if there is none of this run."""
         try:
             row = parsed_json((self.folder / BEGUN).read_bytes())
-            if row["schema"] != SCHEMA or _of_now(row["settings"]) != self._identity:
+            if row["schema"] != SCHEMA or self._other(row["settings"]):
                 return None
             return Begun(int(row["round"]), tuple(int(client) for client in row["clients"]))
         except (OSError, ValueError, KeyError, TypeError):
@@ -175,15 +188,24 @@ class Journal:
             ) from None
 
     def _refuse_other(self, path: Path, found: Mapping[str, Any]) -> None:
-        found = _of_now(found)
-        names = sorted(set(found) | set(self._identity))
-        differing = [n for n in names if found.get(n) != self._identity.get(n)]
-        problems = [f"{n} was {found.get(n)!r}, is now {self._identity.get(n)!r}" for n in differing]
+        differing = self._other(found)
+        problems = [f"{name} was {was!r}, is now {now!r}" for name, (was, now) in differing.items()]
         if problems:
             hint = f"{_HINT} To begin anew under the same name, move {self.folder} away."
             if "population" in differing:
                 hint += " population is how many devices are waited for: --devices of 'coordinator serve'."
             raise ConfigError(f"{path} belongs to a run with other settings", problems, hint)
+
+    def _other(self, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Returns name -> what it was and is now, of the settings that are others.
+
+        Earlier runs did not say what ran the graphs, nor who took part.
+        """
+        found, now = {"compute": ONNXRUNTIME, **settings}, self._identity
+        names = set(found) | set(now)
+        names -= set() if found.get(_PEOPLE) and now[_PEOPLE] else {_PEOPLE}
+        both = {name: (found.get(name), now.get(name)) for name in sorted(names)}
+        return {name: values for name, values in both.items() if values[0] != values[1]}
 
     def write(self, result: RoundsResult) -> None:
         """Keeps what was reached; the older state stays until the new one is wholly on disk.
@@ -207,11 +229,6 @@ class Journal:
             if old.name != name:
                 with suppress(OSError):  # it only takes room
                     old.unlink(missing_ok=True)
-
-
-def _of_now(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings as they are noted now: earlier runs did not say what ran the graphs."""
-    return {"compute": ONNXRUNTIME, **settings}
 
 
 def _with_rounds(row: Mapping[str, Any], rounds: Sequence[RoundRecord]) -> str:
@@ -244,6 +261,15 @@ def kept_trainables(folder: Path, release_id: str) -> tuple[int, dict[str, Float
     tensors = _tensors(folder, row["trainables"]["sha256"])
     values = {name: value for name, value in tensors.items() if not name.startswith(_VELOCITY)}
     return len(row["rounds"]), values
+
+
+def kept_file(folder: Path) -> Path:
+    """Returns the file with the shared tensors after the rounds of an out folder.
+
+    Raises:
+        ConfigError: rounds.json is missing or damaged.
+    """
+    return folder / _file(_checked(folder / ROUNDS)["trainables"]["sha256"])
 
 
 def kept_rounds(folder: Path) -> dict[str, Any]:

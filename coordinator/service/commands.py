@@ -262,7 +262,10 @@ def bar(
 
 
 def publish_rounds(
-    folder: Folder,
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="The coordinator's folder, or one that 'umbel rounds' wrote."),
+    ],
     release: Annotated[
         Path, typer.Option("--release", "-r", help="Folder of the release that was trained on.")
     ],
@@ -275,13 +278,14 @@ def publish_rounds(
 
     For instance: umbel coordinator publish-rounds federation --release release --out next
     """
-    from umbel.coordinator.federation.journal import kept_rounds, kept_trainables
+    from umbel.coordinator.federation.journal import ROUNDS, kept_rounds, kept_trainables
     from umbel.coordinator.publish import publish_update
     from umbel.coordinator.service.folder import Folder as Kept
     from umbel.shared.release import read_release
 
     read = read_release(release)
-    kept = Kept.read(folder).rounds(read.release_id)
+    reached = (folder / ROUNDS).is_file()  # of simulated rounds
+    kept = folder if reached else Kept.read(folder).rounds(read.release_id)
     rounds, values = kept_trainables(kept, read.release_id)
     made, privacy = publish_update(read, values, out), kept_rounds(kept)["privacy"]
     found = {"release": str(out), "id": made.release_id, "parent": read.release_id, "rounds": rounds}

@@ -100,9 +100,11 @@ def pack(
 
     Each person's rows must stand together in FILE; people are numbered in its order, from 0. The file is
     read a person at a time, so it may be larger than the memory. Rounds over the table take the time and
-    memory of those who take part: docs/experiments.md says how they are run.
+    memory of those who take part.
 
     For instance: umbel data pack people.parquet --heldout-share 0.2 --out people
+
+    Then: umbel rounds --release release --people people
     """
     from umbel.simulations.data.packing import pack as packed
 
@@ -120,7 +122,8 @@ def pack(
         return
     print(
         f"Packed {found.people:,} people with {found.examples:,} examples, {found.heldout:,} of them held "
-        f"out, into {out} ({found.bytes / 1e6:.1f} MB)."
+        f"out, into {out} ({found.bytes / 1e6:.1f} MB).\n"
+        f"Run rounds among them: umbel rounds --release RELEASE --people {out}"
     )
 
 

@@ -12,7 +12,7 @@ from umbel.coordinator.federation.settings import RoundSettings
 from umbel.device_client.engine import ONNXRUNTIME
 from umbel.shared.errors import ConfigError
 from umbel.simulations.engines.ray_cluster import address_problems, reach
-from umbel.simulations.homes.home import missing_homes
+from umbel.simulations.homes.home import missing_homes, people_digest
 
 __all__ = [
     "ENGINES",
@@ -77,8 +77,8 @@ def run_rounds(
         Every round, the earlier run's too, and the shared tensors after the last.
 
     Raises:
-        ConfigError: The engine is unknown, homes are missing, `out` belongs to a run with other settings, or
-            the Ray cluster cannot be used.
+        ConfigError: The engine is unknown, homes are missing, `out` belongs to a run with other settings or
+            over another table of people, or the Ray cluster cannot be used.
         ReleaseError: The release cannot be used.
         TrainingError: The devices cannot take part, or the engine broke.
         KeyboardInterrupt: Ctrl-C; finished rounds are kept in `out`.
@@ -89,6 +89,7 @@ def run_rounds(
         "devices": str(devices_folder.absolute()),
         "out": str(out.absolute()),
         "population": clients_total,
+        "people": people_digest(devices_folder),
         "threads": 1,
     }
     if compute not in (None, ONNXRUNTIME):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +25,9 @@ from umbel.shared.release import Release
 from umbel.simulations.homes.person import Own
 from umbel.simulations.homes.rows import RowFile, TornRowError, WrongFileError
 from umbel.simulations.homes.table import MARK, PeopleTable
+
+_HOME = re.compile("[0-9]{6,9}")
+_PACK = "Pack a file of examples, and name the folder: umbel data pack {} --out PEOPLE."
 
 
 @final
@@ -178,6 +182,39 @@ def table_stamp(devices: Path) -> tuple[int, int] | None:
         problem = f"{MARK}: {error.strerror or type(error).__name__}"
         raise ExampleError(f"{devices} cannot be read", [problem]) from None
     return found.st_ino, found.st_mtime_ns
+
+
+def people_in(devices: Path) -> int:
+    """Returns how many people a folder has: those of its table, or its homes 000000, 000001, ...
+
+    Raises:
+        ExampleError: It has none, or a damaged table.
+    """
+    table = table_at(devices)
+    if table is not None:
+        return table.people
+    try:
+        names = [path.name for path in devices.iterdir()]
+    except OSError as error:
+        file = devices.is_file()
+        problem = "it is a file" if file else error.strerror or type(error).__name__
+        hint = _PACK.format(devices) if file else _PACK.format("FILE")
+        raise ExampleError(f"{devices} is no folder of people", [problem], hint) from None
+    numbers = [int(name) for name in names if _HOME.fullmatch(name)]
+    if not numbers:
+        problem = f"it holds neither a table ({MARK}) nor homes (000000, 000001, ...)"
+        raise ExampleError(f"{devices} is no folder of people", [problem], _PACK.format("FILE"))
+    return max(numbers) + 1
+
+
+def people_digest(devices: Path) -> str:
+    """Returns what tells a table of people from another; nothing for a folder of homes.
+
+    Raises:
+        ExampleError: The table is damaged.
+    """
+    table = table_at(devices)
+    return "" if table is None else table.digest()[:16]
 
 
 def missing_homes(devices: Path, total: int) -> list[str]:

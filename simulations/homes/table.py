@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import threading
 import weakref
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from umbel.device_client.simulated import TABLE
 from umbel.shared.checks import count_problems, key_problems, parsed_json, shown
 from umbel.shared.errors import ExampleError
-from umbel.shared.files import plain_bytes, plain_file
+from umbel.shared.files import plain_bytes, plain_file, sha256_bytes
 from umbel.simulations.homes.person import OtherRowError, Own, parts_of
 from umbel.simulations.homes.rows import RowFile
 
@@ -38,6 +39,8 @@ MARK_BYTES: Final = 4096  # at most; people.json has some hundred
 _openings = itertools.count()
 _HINT = "Make it again from the file of examples that it was made of: umbel data pack."
 _ROW = "SELECT first, checksum, examples FROM person WHERE number = ?"
+_CHECKSUM = "SELECT checksum FROM person WHERE number = ?"
+_TOLD = 64  # people by whom tables are told apart
 _LAST = "SELECT max(number) FROM person"
 _WARY = ("PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON")  # of a file that may be damaged
 
@@ -83,6 +86,20 @@ class PeopleTable:
         except OtherRowError as error:
             place = f"person {number:06d} of {self.folder / FILE}"
             raise ExampleError(f"{place} cannot be read", [str(error)], _HINT) from None
+
+    def digest(self) -> str:
+        """Returns what tells tables apart: a hash of how much they hold, and of the checksums of some people.
+
+        Raises:
+            ExampleError: Somebody's row is missing, or cannot be read.
+        """
+        last = self.people - 1
+        some = sorted({last * part // _TOLD for part in range(_TOLD + 1)})
+        try:
+            found = [self._asked(_CHECKSUM, number) for number in some]
+        except OtherRowError as error:
+            raise ExampleError(f"{self.folder / FILE} cannot be read", [str(error)], _HINT) from None
+        return sha256_bytes(json.dumps([self.people, self.rows, found]).encode())
 
     def row_file(self, name: str, subject: str, rows: int, row_bytes: int) -> RowFile:
         """Returns a file of rows beside the examples; one that was opened before stays open.

@@ -82,6 +82,10 @@ PARTS: Mapping[str, Part] = {
         "umbel.simulations.commands:app", "evaluate", "simulation", _TRY,
         "Measure a release on a file of your own people.",
     ),
+    "rounds": Part(
+        "umbel.simulations.rounds.commands:app", "rounds", "simulation", _TRY,
+        "Run federated rounds with a release of your own, among people of your own.",
+    ),
     "results": Part(
         "umbel.simulations.commands:app", "results", "simulation", _TRY,
         "Write the results page of a comparison of methods from its JSON.",

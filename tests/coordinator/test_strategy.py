@@ -456,7 +456,9 @@ def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:
 def test_rounds_go_on_with_what_has_computed_them_and_those_that_do_not_say_were_onnxruntimes(
     tmp_path: Path,
 ) -> None:
-    Journal(tmp_path, RELEASE, 6, SETTINGS, "torch:cuda:bfloat16").write(RoundsResult([], start_values()))
+    Journal(tmp_path, RELEASE, 6, SETTINGS, compute="torch:cuda:bfloat16").write(
+        RoundsResult([], start_values())
+    )
     with pytest.raises(ConfigError) as error:
         Journal(tmp_path, RELEASE, 6, SETTINGS).read()
     assert error.value.problems == ("compute was 'torch:cuda:bfloat16', is now 'onnxruntime'",)
@@ -469,7 +471,7 @@ def test_rounds_go_on_with_what_has_computed_them_and_those_that_do_not_say_were
         file.write_text(json.dumps(row))
     assert journal.read() is not None
     assert journal.begun() == Begun(1, (2, 4))
-    other = Journal(tmp_path, RELEASE, 6, SETTINGS, "torch:cpu")
+    other = Journal(tmp_path, RELEASE, 6, SETTINGS, compute="torch:cpu")
     assert other.begun() is None
     with pytest.raises(ConfigError, match="compute was 'onnxruntime', is now 'torch:cpu'"):
         other.read()

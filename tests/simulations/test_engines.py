@@ -160,7 +160,7 @@ def test_torch_runs_the_graphs_in_flowers_processes(
     subprocess.run(
         command("flower", tiny_release, devices, tmp_path, SETTINGS, "torch:cpu"), check=True, timeout=120
     )
-    found = Journal(tmp_path, tiny_release.release_id, len(EXAMPLES), SETTINGS, "torch:cpu").read()
+    found = Journal(tmp_path, tiny_release.release_id, len(EXAMPLES), SETTINGS, compute="torch:cpu").read()
     assert found is not None
     assert [record.clients for record in found.rounds] == [record.clients for record in serial.rounds]
     gaps = [np.abs(found.trainables[name] - values).max() for name, values in serial.trainables.items()]
@@ -269,8 +269,8 @@ def test_the_app_folder_names_every_setting_with_its_default() -> None:
     from umbel.simulations.engines.flower import APP_FOLDER
 
     config = tomllib.loads((APP_FOLDER / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    paths = {"release": "", "devices": "", "out": "", "population": 0, "threads": 1, "compute": ""}
-    assert config == {**RoundSettings().as_run_config(), **paths}
+    paths = {"release": "", "devices": "", "out": "", "population": 0, "people": "", "threads": 1}
+    assert config == {**RoundSettings().as_run_config(), **paths, "compute": ""}
     assert (APP_FOLDER / "LICENSE").is_file()
 
 
