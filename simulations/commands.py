@@ -286,6 +286,7 @@ def results(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page and its figures.")] = Path(
         "."
     ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Write the results page of a comparison from its JSON, with its figures beside it.
 
@@ -293,6 +294,7 @@ def results(
     """
     from umbel.simulations.comparison.page import write_page
     from umbel.simulations.comparison.results import read_comparison
+    from umbel.simulations.progress import told_written
 
     if _is_against_central(result):
         from umbel.simulations.against_central.page import write_page as write_against_central
@@ -302,7 +304,7 @@ def results(
     else:
         found = read_comparison(result)
         written = write_page(found, out, _regenerating(found, result))
-    typer.echo(f"Wrote {written[0]} and {len(written) - 1} figures.")
+    typer.echo(told_written(written, as_json))
 
 
 def _is_against_central(result: Path) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import final
 
 from rich.console import Console
@@ -12,6 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 
 from umbel.coordinator.pace import Pace
+
+
+def told_written(written: Sequence[Path], as_json: bool) -> str:
+    """Returns in words, or as JSON, that a page and its figures were written; the page comes first."""
+    if as_json:
+        return json.dumps({"page": str(written[0]), "figures": [str(path) for path in written[1:]]})
+    return f"Wrote {written[0]} and {len(written) - 1} figures."
 
 
 @final

@@ -185,7 +185,9 @@ def test_the_demo_and_the_tour_run_as_they_stand(blocks: list[str], workplace: P
 
 def test_every_umbel_command_that_is_mentioned_exists(readme: str) -> None:
     for part, word in set(
-        re.findall(r"\bumbel (simulate|rounds|evaluate|data|device|coordinator|methods)(?: ([a-z]+))?", readme)
+        re.findall(
+            r"\bumbel (simulate|rounds|evaluate|data|device|coordinator|methods)(?: ([a-z]+))?", readme
+        )
     ):
         command = cli.load(part)
         if word and hasattr(command, "commands") and part != "simulate":

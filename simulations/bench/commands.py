@@ -243,15 +243,16 @@ def page(
         Path | None,
         typer.Option(help='What 8 bits cost: {"DATA SET": {"float32": 0.64, "int8": 0.639}}, as JSON.'),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Write performance.md from what was measured, with its figures beside it.
 
     For instance: umbel bench page runs/bench --out docs
     """
     from umbel.simulations.bench.page import write_page
+    from umbel.simulations.progress import told_written
 
-    written = write_page(run, out, accuracy)
-    typer.echo(f"Wrote {written[0]} and {len(written) - 1} figures.")
+    typer.echo(told_written(write_page(run, out, accuracy), as_json))
 
 
 def _check_device(device: str) -> None:

@@ -116,6 +116,8 @@ def test_the_page_has_every_row_its_verdicts_and_figures(tmp_path: Path) -> None
     for figure in figures:
         ET.parse(figure)
         assert f"]({figure.name})" in text
+    shown = CliRunner().invoke(app, ["page", str(tmp_path), "--out", str(tmp_path / "docs"), "--json"])
+    assert json.loads(shown.output) == {"page": str(page), "figures": [str(figure) for figure in figures]}
 
 
 def test_the_page_shows_rounds_by_side_and_at_most(tmp_path: Path) -> None:

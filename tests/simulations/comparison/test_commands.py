@@ -64,6 +64,10 @@ def test_a_comparison_from_the_command_line(
     page = (out / STUDIES["methods"].page).read_text(encoding="utf-8")
     assert run("results", out / "result.json", "--out", tmp_path / "page") == 0
     assert (tmp_path / "page" / STUDIES["methods"].page).read_text(encoding="utf-8") == page
+    capsys.readouterr()
+    assert run("results", out / "result.json", "--out", tmp_path / "page", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {told["page"], *told["figures"]} == {str(path) for path in (tmp_path / "page").iterdir()}
     (out / "result.json").write_text("{}", encoding="utf-8")
     assert run("results", out / "result.json", "--out", tmp_path / "page") == 2
     assert "is not a comparison" in capsys.readouterr().err
