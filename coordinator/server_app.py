@@ -149,7 +149,7 @@ def private_rounds(
         log.warning(SEEDED)
     else:
         raise ConfigError("the rounds cannot begin", [SEEDED], "Set noise_source to key.")
-    private = PrivateRounds(promised, settings.clients_per_round, population, source)
+    private = PrivateRounds(promised, settings.clients, population, source)
     if settings.secure:
         chance = settings.rounds * chance_of_deciding(private.rate, population, settings.least_devices())
         if chance > promised.delta:

@@ -352,7 +352,7 @@ class PersonalRounds(Strategy):
         able = Without(self._presence.known(), excluded)
         if self.private is not None:
             return self.private.sampled(able, round_)
-        return sampled(able, self.settings.clients_per_round, self.settings.seed, round_, "sample")
+        return sampled(able, self.settings.clients, self.settings.seed, round_, "sample")
 
     def _present(self, round_: int, stage: str, clients: Sequence[int]) -> dict[int, int]:
         """Returns device number -> node id of those who are there, and notes the others as failures."""

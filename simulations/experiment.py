@@ -136,7 +136,7 @@ class RoundsConfig(Strict):
         """Returns the settings of the rounds."""
         return RoundSettings(
             rounds=self.rounds,
-            clients_per_round=self.clients,
+            clients=self.clients,
             seed=seed,
             local_steps=self.local_steps,
             local_rate=self.local_rate,

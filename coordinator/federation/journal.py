@@ -23,7 +23,7 @@ ROUNDS = "rounds.json"
 BEGUN = "begun.json"
 ONNXRUNTIME = "onnxruntime"
 """What runs the graphs of devices, where a run names nothing else."""
-_PEOPLE = "people"
+_PEOPLE, _CLIENTS = "people", "clients_per_round"
 _VELOCITY = "velocity/"
 _OPTIONAL = {
     "seen_accuracy": (0.0, 1.0), "epsilon": (0.0, math.inf), "clip": (0.0, 1e9), "within": (-1e9, 1e9),
@@ -199,9 +199,11 @@ class Journal:
     def _other(self, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Returns name -> what it was and is now, of the settings that are others.
 
-        Earlier runs did not say what ran the graphs, nor who took part.
+        Earlier runs did not say what ran the graphs nor who took part, and had a longer word for the clients.
         """
         found, now = {"compute": ONNXRUNTIME, **settings}, self._identity
+        if _CLIENTS in found:
+            found["clients"] = found.pop(_CLIENTS)
         names = set(found) | set(now)
         names -= set() if found.get(_PEOPLE) and now[_PEOPLE] else {_PEOPLE}
         both = {name: (found.get(name), now.get(name)) for name in sorted(names)}

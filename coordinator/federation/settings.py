@@ -34,7 +34,7 @@ _NUMBERS = (
 _LEAST_NOISE = 0.1
 _COUNTS = {
     "rounds": (0, 100_000),
-    "clients_per_round": (1, 10**7),
+    "clients": (1, 10**7),
     "seed": (-(2**63), 2**63 - 1),
     "evaluate_clients": (0, 10**7),
     "min_replies": (1, 10**7),
@@ -63,7 +63,7 @@ class RoundSettings:
 
     Attributes:
         rounds: How many.
-        clients_per_round: Devices that train in a round; all of them where there are fewer.
+        clients: Devices that train in a round; all of them where there are fewer.
         seed: Of all randomness.
         local_steps: Minibatch SGD steps of a device on the shared tensors.
         local_rate: Their rate.
@@ -85,8 +85,8 @@ class RoundSettings:
         probation_rounds: For how many rounds a device is left out whose answer breaks the contract; twice as
             many each further time. 0 leaves nobody out.
         noise_multiplier: Standard deviation of the noise on a round's sum, over the clip; 0: no noise. With
-            noise, each device of the population is sampled by its own chance, clients_per_round over the
-            population, and the mean is over clients_per_round, whoever answers.
+            noise, each device of the population is sampled by its own chance, clients over the population,
+            and the mean is over clients, whoever answers.
         epsilon_budget: No round begins that would cost more than this in all; 0: no end.
         delta: The chance with which the bound of epsilon may fail.
         clip_quantile: With noise: the clip follows this quantile of the devices' norms; 0: it stays.
@@ -103,7 +103,7 @@ class RoundSettings:
     """
 
     rounds: int = 10
-    clients_per_round: int = 10
+    clients: int = 10
     seed: int = 0
     local_steps: int = 4
     local_rate: float = 0.05
@@ -167,8 +167,8 @@ class RoundSettings:
             problems.append(f"secure is {self.secure!r}, expected true or false")
         if not self.secure or problems:
             return problems
-        clients, least = self.clients_per_round, self.secure_settings().least
-        counted = not count_problems("clients", clients, *_COUNTS["clients_per_round"])
+        clients, least = self.clients, self.secure_settings().least
+        counted = not count_problems("clients", clients, *_COUNTS["clients"])
         if counted and not least <= clients <= MOST_DEVICES:
             found = f"clients is {clients}, expected {least} to {MOST_DEVICES}"
             problems.append(f"{found} where changes are summed securely")
@@ -213,7 +213,7 @@ class RoundSettings:
         return PrivacySettings(**{name: getattr(self, name) for name in _PRIVACY})
 
     def _most_weight(self) -> int:
-        return self.clients_per_round * self.example_cap
+        return self.clients * self.example_cap
 
     def rule_options(self, clip: float) -> RuleOptions:
         """Returns the part that the rule is told of a round with this clip."""
@@ -227,8 +227,7 @@ class RoundSettings:
 
     def as_run_config(self) -> dict[str, str | int | float | bool]:
         """Returns the settings as scalars, under the keys of a run config."""
-        row = {_key(name): value for name, value in asdict(self).items()}
-        row |= {_key(name): float(getattr(self, name)) for name in _NUMBERS}
+        row = asdict(self) | {name: float(getattr(self, name)) for name in _NUMBERS}
         return {**row, "recipe": json.dumps(self.recipe.as_json(), sort_keys=True) if self.recipe else ""}
 
     @classmethod
@@ -238,7 +237,7 @@ class RoundSettings:
         Raises:
             ConfigError: Values are of a wrong type or out of range; lists all problems.
         """
-        given = {field.name: config[_key(field.name)] for field in fields(cls) if _key(field.name) in config}
+        given = {field.name: config[field.name] for field in fields(cls) if field.name in config}
         # Whole numbers are a natural way to write rates, and a command line makes them integers.
         given |= {name: float(given[name]) for name in _NUMBERS if type(given.get(name)) is int}
         given["recipe"] = _recipe(given.get("recipe", ""))
@@ -247,10 +246,6 @@ class RoundSettings:
     def identity(self) -> dict[str, Any]:
         """Returns what must be the same for a run to be continued: all but how long it goes on or waits."""
         return {name: value for name, value in asdict(self).items() if name not in _FREE}
-
-
-def _key(name: str) -> str:
-    return "clients" if name == "clients_per_round" else name
 
 
 def _recipe(text: object) -> LearningRecipe | None:

@@ -327,7 +327,7 @@ def _budget(settings: RoundSettings, devices: int, as_json: bool) -> None:
     promised = settings.privacy()
     if promised is None or not promised.epsilon_budget or not devices:
         return
-    paid = rounds_paid(promised, min(1.0, settings.clients_per_round / devices), settings.rounds)
+    paid = rounds_paid(promised, min(1.0, settings.clients / devices), settings.rounds)
     words = f"The privacy budget, epsilon {promised.epsilon_budget:g}, pays for {paid} of the"
     _say(
         as_json,

@@ -27,7 +27,7 @@ def encoded_people(release: Release, devices: Path, people: int) -> list[Encoded
 
 def chosen_in(settings: RoundSettings, people: int, round_: int) -> list[int]:
     """Returns who takes part in a round."""
-    return sampled(range(people), settings.clients_per_round, settings.seed, round_, "sample")
+    return sampled(range(people), settings.clients, settings.seed, round_, "sample")
 
 
 def handed(release: Release, supports: Sequence[Encoded], settings: RoundSettings) -> dict[str, Any]:

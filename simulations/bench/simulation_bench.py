@@ -108,7 +108,7 @@ class Load:
         """Returns the settings of the rounds."""
         return RoundSettings(
             rounds=self.rounds,
-            clients_per_round=self.clients,
+            clients=self.clients,
             seed=1,
             local_steps=1,
             local_rate=self.rate,

@@ -129,5 +129,5 @@ def _pack(release: Release) -> int:
 def _is_much(config: dict[str, Any], population: int) -> bool:
     """Says whether so many answers are wanted that processes are worth their start."""
     settings = RoundSettings.from_run_config(config)
-    clients = min(settings.clients_per_round, population) + settings.evaluate_clients
+    clients = min(settings.clients, population) + settings.evaluate_clients
     return settings.rounds * clients >= _MANY

@@ -173,7 +173,7 @@ def test_a_device_learns_and_predicts_with_it(journey: Journey, tmp_path: Path) 
 
 def test_rounds_and_evaluation_work_with_it(journey: Journey, tmp_path: Path) -> None:
     release = journey.release
-    settings = RoundSettings(rounds=1, clients_per_round=2, evaluate_clients=2, local_rate=0.5, secure=False)
+    settings = RoundSettings(rounds=1, clients=2, evaluate_clients=2, local_rate=0.5, secure=False)
     reached = run_rounds(
         "serial", release_folder=release.folder, devices_folder=write_devices(tmp_path / "devices", [5, 6]),
         clients_total=2, settings=settings, out=tmp_path / "rounds",

@@ -84,7 +84,7 @@ class Over(Exception):  # noqa: N818
 
 
 def test_a_round_that_was_begun_goes_on_with_its_devices_whoever_has_come_since(tmp_path: Path) -> None:
-    settings = replace(ALONE, clients_per_round=2)
+    settings = replace(ALONE, clients=2)
     journal = Journal(tmp_path, RELEASE, 0, settings)
 
     def killed(client: int, task: RoundTask) -> Wire:
@@ -143,7 +143,7 @@ def test_devices_that_come_later_take_part_and_those_that_went_are_not_asked() -
     def on_round(reached: RoundsResult) -> None:
         grid.away = {0, 1, 2} if len(reached.rounds) == 1 else set()
 
-    settings = replace(ALONE, clients_per_round=6)
+    settings = replace(ALONE, clients=6)
     run(settings, grid, population=0, on_round=on_round)
     assert [grid.trained(number) for number in (1, 2, 3)] == [[0, 1, 2], [3, 4, 5], [0, 1, 2, 3, 4, 5]]
     assert [number for kind, _, number in grid.asked if kind == "query"] == [0, 1, 2, 3, 4, 5]
@@ -194,7 +194,7 @@ def test_no_secure_round_is_begun_with_fewer_devices_than_a_sum_needs() -> None:
         looks.append(1)
         return len(looks) == 4
 
-    secure = replace(ALONE, secure=True, clients_per_round=5, timeout_s=0.3)
+    secure = replace(ALONE, secure=True, clients=5, timeout_s=0.3)
     with pytest.raises(Stopped):
         run(secure, grid, population=0, on_begin=begun.append, stopped=stopped)
     assert begun == []
@@ -221,7 +221,7 @@ def test_a_wait_for_devices_is_told_and_who_refuses_is_not_asked_all_the_time() 
     def on_wait(here: int, wanted: int, connected: int) -> None:
         told.append((here, wanted, connected))
 
-    secure = replace(ALONE, secure=True, clients_per_round=5, timeout_s=0.3)
+    secure = replace(ALONE, secure=True, clients=5, timeout_s=0.3)
     with pytest.raises(Stopped):
         run(secure, grid, population=0, stopped=stopped, on_wait=on_wait)
     assert told == [(4, 5, 6)]
@@ -235,7 +235,7 @@ def test_a_number_that_is_another_devices_is_not_taken() -> None:
     def owns(node: int, number: int) -> bool:
         return owned.setdefault(number, node) == node
 
-    made = strategy(replace(ALONE, clients_per_round=6, rounds=1), population=0, owns=owns)
+    made = strategy(replace(ALONE, clients=6, rounds=1), population=0, owns=owns)
     made.start(grid)
     assert made.reached.rounds[0].clients == 5
     assert owned[0] == 1000

@@ -30,7 +30,7 @@ from umbel.simulations.engines.serial import SerialGrid
 
 MANIFEST = linear_engine().release.manifest
 RELEASE = MANIFEST.release_id
-SETTINGS = RoundSettings(rounds=3, clients_per_round=3, seed=4, evaluate_clients=2, clip=1e3, secure=False)
+SETTINGS = RoundSettings(rounds=3, clients=3, seed=4, evaluate_clients=2, clip=1e3, secure=False)
 Values = dict[str, npt.NDArray[np.float32]]
 Work = Callable[[int, RoundTask], Wire]
 
@@ -266,7 +266,7 @@ def test_a_robust_rule_can_be_chosen(rule: str) -> None:
         change = {name: np.full(shape, size, np.float32) for name, shape in SHAPES.items()}
         return Contribution(RELEASE, task.round, change, 1, 0.25).wire()
 
-    settings = replace(SETTINGS, rounds=1, clients_per_round=6, evaluate_clients=0)
+    settings = replace(SETTINGS, rounds=1, clients=6, evaluate_clients=0)
     assert run(settings, grid_of(work)).trainables["head.bias"][0] > 6
     assert run(replace(settings, rule=rule), grid_of(work)).trainables["head.bias"][0] < 0.1
 
@@ -285,7 +285,7 @@ def liar(number: int) -> Work:
 
 def test_a_device_that_breaks_the_contract_is_left_out_for_twice_as_long_each_time(tmp_path: Path) -> None:
     """All six are asked; device 2 lies in rounds 1, 4 and 9 and is left out of 2-3, 5-8 and 10."""
-    settings = replace(SETTINGS, rounds=10, clients_per_round=6, evaluate_clients=0)
+    settings = replace(SETTINGS, rounds=10, clients=6, evaluate_clients=0)
     found = run(settings, grid_of(liar(2)))
     assert [record.refused for record in found.rounds] == [
         (2,), (), (), (2,), (), (), (), (), (2,), (),
@@ -301,7 +301,7 @@ def test_a_device_that_breaks_the_contract_is_left_out_for_twice_as_long_each_ti
 
 
 def test_nobody_is_left_out_without_probation_or_for_a_crash() -> None:
-    settings = replace(SETTINGS, rounds=3, clients_per_round=6, evaluate_clients=0)
+    settings = replace(SETTINGS, rounds=3, clients=6, evaluate_clients=0)
     found = run(replace(settings, probation_rounds=0), grid_of(liar(2)))
     assert [record.refused for record in found.rounds] == [(2,)] * 3
 
@@ -423,7 +423,7 @@ def test_all_problems_of_settings_are_listed() -> None:
     with pytest.raises(ConfigError) as error:
         RoundSettings.from_run_config(config)
     assert [problem.split(" is ")[0] for problem in error.value.problems] == [
-        "clip", "rounds", "clients_per_round", "seed", "server_momentum", "outlier_share", "rule",
+        "clip", "rounds", "clients", "seed", "server_momentum", "outlier_share", "rule",
         "weighting",
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="recipe: missing key 'steps'"):
@@ -436,7 +436,7 @@ def test_only_the_mean_weighs_and_only_weights_that_can_be_summed() -> None:
     with pytest.raises(ConfigError, match="rule 'median' does not weigh devices"):
         RoundSettings(rule="median", weighting="examples")
     with pytest.raises(ConfigError, match="clients times example_cap is 2000000000, at most 1073741824"):
-        RoundSettings(weighting="examples", clients_per_round=20_000, example_cap=100_000)
+        RoundSettings(weighting="examples", clients=20_000, example_cap=100_000)
 
 
 def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -468,6 +468,8 @@ def test_rounds_go_on_with_what_has_computed_them_and_those_that_do_not_say_were
     for file in (tmp_path / "rounds.json", tmp_path / "begun.json"):
         row = json.loads(file.read_text())
         assert row["settings"].pop("compute") == "onnxruntime"
+        assert row["settings"].pop("people") == ""
+        row["settings"]["clients_per_round"] = row["settings"].pop("clients")
         file.write_text(json.dumps(row))
     assert journal.read() is not None
     assert journal.begun() == Begun(1, (2, 4))

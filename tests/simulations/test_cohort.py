@@ -20,7 +20,7 @@ from umbel.simulations.engines.cohort import CohortGrid, _packs
 
 EXAMPLES = [5, 6, 2, 9, 4, 7]
 SETTINGS = RoundSettings(
-    rounds=2, clients_per_round=5, seed=5, evaluate_clients=3, local_rate=0.5, clip=0.5, secure=False
+    rounds=2, clients=5, seed=5, evaluate_clients=3, local_rate=0.5, clip=0.5, secure=False
 )
 
 
@@ -151,7 +151,7 @@ def test_where_torch_cannot_compute_no_round_begins(
 
 def test_a_device_that_fails_fails_for_itself(tiny_release: Release, devices: Path, tmp_path: Path) -> None:
     (devices / "000002" / FILE).write_text("{")
-    settings = replace(SETTINGS, rounds=1, clients_per_round=6, evaluate_clients=0)
+    settings = replace(SETTINGS, rounds=1, clients=6, evaluate_clients=0)
     found = run("cohort", tiny_release, devices, tmp_path / "cohort", settings)
     assert (found.rounds[0].clients, found.rounds[0].failures) == (5, 1)
     assert found.rounds[0].notes == ("round 1, train, device 000002: ExampleError",)

@@ -27,7 +27,7 @@ from umbel.simulations.engines.flower import stop_without_ray
 from umbel.simulations.engines.serial import SerialGrid, raising, replying, run_serial
 
 SETTINGS = RoundSettings(
-    rounds=2, clients_per_round=3, seed=5, evaluate_clients=3, local_rate=0.5, clip=0.5, secure=False
+    rounds=2, clients=3, seed=5, evaluate_clients=3, local_rate=0.5, clip=0.5, secure=False
 )
 EXAMPLES = [5, 6, 2, 9, 4]
 ACTOR_DIED = (
@@ -206,7 +206,7 @@ def test_a_broken_home_costs_one_device_and_tells_only_what_kind_of_error(
     (devices / "000002" / "examples.jsonl").write_text(
         '{"user": "ann", "text": "a secret", "label": "perhaps"}\n'
     )
-    settings = replace(SETTINGS, rounds=1, clients_per_round=5, evaluate_clients=0)
+    settings = replace(SETTINGS, rounds=1, clients=5, evaluate_clients=0)
     record = run("serial", tiny_release, devices, tmp_path / "out", settings).rounds[0]
     assert (record.clients, record.failures) == (4, 1)
     assert record.notes == ("round 1, train, device 000002: ExampleError",)
@@ -215,7 +215,7 @@ def test_a_broken_home_costs_one_device_and_tells_only_what_kind_of_error(
 def test_the_debug_path_raises_where_it_breaks(tiny_release: Release, tmp_path: Path) -> None:
     devices = write_devices(tmp_path / "devices", EXAMPLES)
     (devices / "000002" / "examples.jsonl").unlink()
-    config = replace(SETTINGS, clients_per_round=5).as_run_config() | {
+    config = replace(SETTINGS, clients=5).as_run_config() | {
         "release": str(tiny_release.folder), "devices": str(devices), "out": str(tmp_path / "out"),
         "population": 5,
     }  # fmt: skip

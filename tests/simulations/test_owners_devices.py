@@ -17,7 +17,7 @@ from umbel.simulations.engines import RoundSettings
 from umbel.simulations.engines.serial import SerialGrid
 
 Node = dict[str, bool | float | int | str]
-SETTINGS = RoundSettings(rounds=2, clients_per_round=3, seed=5, local_rate=0.5, clip=0.5, secure=False)
+SETTINGS = RoundSettings(rounds=2, clients=3, seed=5, local_rate=0.5, clip=0.5, secure=False)
 
 
 def rounds(release: Release, nodes: list[Node], out: Path, **run: str) -> RoundsResult:

@@ -28,7 +28,7 @@ from umbel.simulations.engines import RoundSettings, check_cluster, run_rounds
 from umbel.simulations.engines.ray_cluster import address_problems
 from umbel.simulations.homes.writing import write_people
 
-SETTINGS = RoundSettings(rounds=2, clients_per_round=8, seed=5, local_rate=0.5, clip=0.5, secure=False)
+SETTINGS = RoundSettings(rounds=2, clients=8, seed=5, local_rate=0.5, clip=0.5, secure=False)
 EXAMPLES = [5, 6, 2, 9, 4, 7, 3, 8]
 
 # Rounds, or their error, in a process of its own: Ray leaves files open and threads behind.

@@ -27,9 +27,7 @@ from umbel.shared.secure.messages import COLLECT, SETUP, SHARE, UNMASK
 from umbel.simulations.engines import RoundSettings, RoundsResult, run_rounds
 from umbel.simulations.engines.serial import SerialGrid, run_serial
 
-SETTINGS = RoundSettings(
-    rounds=2, clients_per_round=6, seed=5, local_rate=0.5, clip=0.5, min_devices_in_a_sum=3
-)
+SETTINGS = RoundSettings(rounds=2, clients=6, seed=5, local_rate=0.5, clip=0.5, min_devices_in_a_sum=3)
 EXAMPLES = [5, 6, 2, 9, 4, 7]
 Respond = Callable[[Message, Context], Message]
 
@@ -250,7 +248,7 @@ def test_a_rule_that_looks_at_each_change_needs_secure_sums_to_be_off() -> None:
     with pytest.raises(ConfigError, match="rule 'median' looks at each change by itself"):
         RoundSettings(rule="median")
     with pytest.raises(ConfigError, match="clients is 3, expected 5 to 65536 where changes are summed"):
-        RoundSettings(clients_per_round=3)
+        RoundSettings(clients=3)
     with pytest.raises(ConfigError) as error:
         RoundSettings(min_devices_in_a_sum=2, secure_threshold=0.3, secure_peers=0, secure_stage_s=0.0)
     assert len(error.value.problems) == 4

@@ -35,7 +35,7 @@ def peak_of(count: int, values: int, rule: str) -> dict[str, float]:
         change = {"weights": base * np.float32(client / count)}
         return answered(message, Contribution(manifest.release_id, 1, change, 1, 0.1).wire())
 
-    settings = RoundSettings(rounds=1, clients_per_round=count, rule=rule, secure=False)
+    settings = RoundSettings(rounds=1, clients=count, rule=rule, secure=False)
     start = RoundsResult([], {"weights": np.zeros(values, np.float32)})
     rounds = PersonalRounds(manifest, settings, reached=start, population=count)
     grid = SerialGrid({}, count, respond)

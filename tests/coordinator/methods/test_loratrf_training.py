@@ -85,7 +85,7 @@ def test_alone_it_goes_the_whole_way(backbone: str, tmp_path: Path, private: str
         "serial", release_folder=release.folder, devices_folder=write_devices(tmp_path / "devices", [5, 6]),
         clients_total=2, out=tmp_path / "rounds",
         settings=RoundSettings(
-            rounds=1, clients_per_round=2, evaluate_clients=2, local_rate=0.5, secure=False
+            rounds=1, clients=2, evaluate_clients=2, local_rate=0.5, secure=False
         ),
     )  # fmt: skip
     assert [(record.clients, record.failures) for record in reached.rounds] == [(2, 0)]

@@ -35,7 +35,7 @@ from umbel.shared.norms import largest
 
 SETTINGS = RoundSettings(
     rounds=4,
-    clients_per_round=3,
+    clients=3,
     seed=6,
     clip=1.0,
     noise_multiplier=2.0,
@@ -57,7 +57,7 @@ def work(client: int, task: RoundTask) -> Wire:
 def private(settings: RoundSettings = SETTINGS, source: Source = SEEDED) -> dict[str, Any]:
     promised = settings.privacy()
     assert promised is not None
-    return {"private": PrivateRounds(promised, settings.clients_per_round, 6, source)}
+    return {"private": PrivateRounds(promised, settings.clients, 6, source)}
 
 
 def test_a_private_round_moves_by_the_noised_sum_over_the_expected_number() -> None:
@@ -221,7 +221,7 @@ def test_noise_from_the_seed_is_for_simulations_and_says_so_loudly(
 def test_where_one_device_may_decide_whether_a_sum_is_seen_it_is_said(
     clients: int, population: int, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = RoundSettings(rounds=20, clients_per_round=clients, noise_multiplier=1.0)
+    settings = RoundSettings(rounds=20, clients=clients, noise_multiplier=1.0)
     with caplog.at_level(logging.WARNING):
         private_rounds({"out": str(tmp_path)}, settings, population)
     assert ("WEAKEN THE PRIVACY BUDGET" in caplog.text) == said

@@ -34,7 +34,7 @@ from umbel.simulations.homes.writing import TableWriter, write_people
 
 EXAMPLES = [5, 6, 2, 9, 4, 7]
 SETTINGS = RoundSettings(
-    rounds=2, clients_per_round=5, seed=5, evaluate_clients=3, local_rate=0.5, clip=0.5, secure=False
+    rounds=2, clients=5, seed=5, evaluate_clients=3, local_rate=0.5, clip=0.5, secure=False
 )
 MILLION = 1_000_000
 
@@ -167,7 +167,7 @@ def test_a_table_that_cannot_be_written_is_refused_before_the_rounds(
 
 def test_who_has_no_examples_costs_one_device(tiny_release: Release, tmp_path: Path) -> None:
     write_people(tmp_path / "table", people([5, 0, 3]))
-    settings = replace(SETTINGS, rounds=1, clients_per_round=3, evaluate_clients=0)
+    settings = replace(SETTINGS, rounds=1, clients=3, evaluate_clients=0)
     record = run("cohort", tiny_release, tmp_path / "table", tmp_path / "out", settings, 3).rounds[0]
     assert (record.clients, record.notes) == (2, ("round 1, train, device 000001: ExampleError",))
 
@@ -258,9 +258,7 @@ def test_a_million_people_cost_a_round_no_more_than_ten(
     tiny_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secure: bool
 ) -> None:
     """Nothing is made or asked for each of them: counted in contexts, in messages and in Python's memory."""
-    settings = replace(
-        SETTINGS, clients_per_round=5, evaluate_clients=2, secure=secure, min_devices_in_a_sum=3
-    )
+    settings = replace(SETTINGS, clients=5, evaluate_clients=2, secure=secure, min_devices_in_a_sum=3)
     peaks: list[int] = []
     asked: list[str] = []
     push = InProcessGrid.push_messages
