@@ -118,10 +118,11 @@ def _words(ran: Ran, release: Path) -> str:
         return "No round began: the privacy budget pays for none."
     done = len(ran.rounds)
     counted = f"{done} rounds are" if done > 1 else "1 round is"
-    new = "before; pass more --rounds to go on" if ran.before == done else f"{done - ran.before} of them now"
-    used = sum(record.clients for record in ran.rounds)
-    lines = [f"{counted} done, {new}: {ran.out / 'rounds.json'} has a line for each."]
-    if not used:
+    now = f", {done - ran.before} of them now" if ran.before else ""
+    if ran.before == done:
+        now = " since an earlier call; more --rounds would go on"
+    lines = [f"{counted} done{now}. {ran.out / 'rounds.json'} has a line for each."]
+    if not any(record.clients for record in ran.rounds):
         return "\n".join([*lines, "Nobody's change could be used, so nothing has moved: its notes say why."])
     lines.append(f"The shared tensors after them are in {ran.tensors}.")
     publish = f"umbel coordinator publish-rounds {ran.out} --release {release} --out NEXT"

@@ -100,7 +100,7 @@ def run_own(
         progress.say(SEEDED)
     with sole_use(where.out), progress.phase("federated rounds") as bar:
         before = _finished(where.out)
-        if before:
+        if 0 < before < own.rounds.rounds:
             progress.say(f"  goes on after round {before}")
         bar.step(before, own.rounds.rounds)
         reached = _run(where, own, people, bar)

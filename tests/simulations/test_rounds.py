@@ -89,7 +89,7 @@ def test_packed_people_take_part_and_what_they_reach_becomes_a_release(
         "round 2",
     ]
     first, second, last = shown.out.splitlines()
-    assert first == f"2 rounds are done, 2 of them now: {out / 'rounds.json'} has a line for each."
+    assert first == f"2 rounds are done. {out / 'rounds.json'} has a line for each."
     assert second == f"The shared tensors after them are in {next(out.glob('trainables-*'))}."
     words = last.partition("umbel ")[2].replace("NEXT", str(after)).split()
     assert cli.main(words) == 0
@@ -143,9 +143,8 @@ def test_stopped_after_a_round_it_goes_on_to_the_same(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = [tiny_release.folder, people, "--config", config, "--rounds", 3]
-    release, folder, *more = words
-    assert rounds(release, folder, tmp_path / "whole", *more) == 0  # type: ignore[arg-type]
+    release, words = tiny_release.folder, ["--config", config, "--rounds", 3]
+    assert rounds(release, people, tmp_path / "whole", *words) == 0
     tells, out = Bar.tells, tmp_path / "stopped"
 
     def stops(bar: Bar, done: int, total: int, lines: list[str]) -> None:
@@ -155,17 +154,17 @@ def test_stopped_after_a_round_it_goes_on_to_the_same(
 
     with monkeypatch.context() as patch:
         patch.setattr(Bar, "tells", stops)
-        assert rounds(release, folder, out, *more) == 130  # type: ignore[arg-type]
+        assert rounds(release, people, out, *words) == 130
     assert capsys.readouterr().err.endswith("umbel: interrupted; what was finished is kept\n")
     assert len(journal(out)["rounds"]) == 2
-    assert rounds(release, folder, out, *more) == 0  # type: ignore[arg-type]
+    assert rounds(release, people, out, *words) == 0
     shown = capsys.readouterr()
     assert "goes on after round 2" in shown.err
-    assert shown.out.startswith("3 rounds are done, 1 of them now: ")
+    assert shown.out.startswith("3 rounds are done, 1 of them now. ")
     assert journal(out) == journal(tmp_path / "whole")
     before = files(out)
-    assert rounds(release, folder, out, *more) == 0  # type: ignore[arg-type]
-    assert "3 rounds are done before; pass more --rounds to go on: " in capsys.readouterr().out
+    assert rounds(release, people, out, *words) == 0
+    assert "3 rounds are done since an earlier call; more --rounds would go on. " in capsys.readouterr().out
     assert files(out) == before
     np.testing.assert_equal(tensors(out), tensors(tmp_path / "whole"))
 
