@@ -188,7 +188,7 @@ def people_in(devices: Path) -> int:
     """Returns how many people a folder has: those of its table, or its homes 000000, 000001, ...
 
     Raises:
-        ExampleError: It has none, or a damaged table.
+        ExampleError: It has none, a damaged table, or homes that are numbered otherwise.
     """
     table = table_at(devices)
     if table is not None:
@@ -200,11 +200,17 @@ def people_in(devices: Path) -> int:
         problem = "it is a file" if file else error.strerror or type(error).__name__
         hint = _PACK.format(devices) if file else _PACK.format("FILE")
         raise ExampleError(f"{devices} is no folder of people", [problem], hint) from None
-    numbers = [int(name) for name in names if _HOME.fullmatch(name)]
-    if not numbers:
+    homes = {name for name in names if _HOME.fullmatch(name)}
+    if not homes:
         problem = f"it holds neither a table ({MARK}) nor homes (000000, 000001, ...)"
         raise ExampleError(f"{devices} is no folder of people", [problem], _PACK.format("FILE"))
-    return max(numbers) + 1
+    missing = sorted({device_folder(devices, number).name for number in range(len(homes))} - homes)
+    if missing:
+        problem = (
+            f"it has {len(homes):,} homes, which are to be numbered from 000000 on; {missing[0]} is missing"
+        )
+        raise ExampleError(f"{devices} is no folder of people", [problem], "Number them anew.")
+    return len(homes)
 
 
 def people_digest(devices: Path) -> str:

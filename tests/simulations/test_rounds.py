@@ -178,7 +178,12 @@ def test_homes_in_folders_take_part_too(
     assert json.loads(capsys.readouterr().out)["people"] == 3
     (homes / "000001").rename(homes / "elsewhere")
     assert rounds(tiny_release.folder, homes, tmp_path / "more", *words) == 2
-    assert f"no such home: {homes / '000001'}" in capsys.readouterr().err
+    assert (
+        "it has 2 homes, which are to be numbered from 000000 on; 000001 is missing"
+        in capsys.readouterr().err
+    )
+    (homes / "99999999").mkdir()
+    assert rounds(tiny_release.folder, homes, tmp_path / "more", *words) == 2
 
 
 def test_all_that_is_in_the_way_is_told_at_once_and_nothing_is_written(
@@ -255,7 +260,7 @@ def test_nobody_is_evaluated_of_whom_nothing_is_held_out(
 def test_rounds_do_not_go_on_among_others_or_by_other_means(
     people: Path, config: Path, tiny_release: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As many people, with as many examples, in a table of the same size: one text is another."""
+    """As many people with as many examples; their texts are others."""
     out, words = tmp_path / "out", ["--config", config, "--rounds", 1]
     assert rounds(tiny_release.folder, people, out, *words) == 0
     before = files(out)

@@ -70,6 +70,19 @@ def test_people_without_examples_have_their_places(tmp_path: Path) -> None:
     assert [row_of_nobody(2, 9), row_of_nobody(0, 0)] == [row_of(2, 9, [], []), row_of(0, 0, (), ())]
 
 
+def test_tables_of_the_same_people_have_one_digest_and_any_other_text_another_one(tmp_path: Path) -> None:
+    """Few enough people that everybody is looked at; also among many, somebody else at the end is told."""
+    other = [Example("ann", "a slow film", "yes"), Example("ann", "a loud song", "no", 3.0)]
+    everybody: dict[str, Everybody] = {name: [(ANN, []), ([], ANN)] for name in "ab"}
+    everybody |= {"c": [(ANN, []), ([], other)]}
+    everybody |= {"many": [(ANN, [])] * 500, "more": [*[(ANN, [])] * 499, (other, [])]}
+    for name, people in everybody.items():
+        write_people(tmp_path / name, people)
+    digests = {name: PeopleTable(tmp_path / name).digest() for name in everybody}
+    assert digests["a"] == digests["b"]
+    assert len(set(digests.values())) == 4
+
+
 def test_threads_read_one_table_at_a_time(tmp_path: Path) -> None:
     people: Everybody = [([Example(f"u{n}", f"text {n}", "yes")] * (n % 3 + 1), []) for n in range(300)]
     write_people(tmp_path, people)
