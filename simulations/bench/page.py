@@ -66,13 +66,15 @@ _ROUNDS = (
     "clip and mean; before a time is told, all must have reached umbel's tensors to 1e-5, and to a "
     "hundredth of the way that each tensor has gone. Each side runs in fresh processes, people's homes "
     "are as new, and the first round, which warms up, is not counted. Flower's engine and pfl-research "
-    "have a process of one thread for each thread of the others. The peak memory of pfl-research is the "
-    "sum over its processes; Flower's is not told. pfl-research and the plain loop have all texts "
-    "encoded beforehand and keep everything in memory; umbel's engines read examples from the people's "
-    "homes and write their profiles there.",
+    "have a process of one thread for each thread of the others. Peak memory is the sum over a side's "
+    "processes; Flower's is not told. pfl-research and the plain loop have all texts encoded beforehand "
+    "and keep everything in memory; umbel's engines read examples from the people's homes and write "
+    "their profiles there. Where texts are read once there are a hundred rounds: in the first ones most "
+    "of those who are asked are asked for the first time, in most rounds hardly anybody is.",
     "By its FLOP alone: what the matrix products of a round compute (2 m k n each; no embedding, no "
     "softmax, nothing computed twice), at the speed of large float32 products, measured in the same run "
-    "with the same threads; the ratio is the share of that ceiling that is reached. By its bytes alone: "
+    "with the same threads, as the mean over the rounds; the ratio is the share of that ceiling that is "
+    "reached. By its bytes alone: "
     "what they touch if each reads its operands from memory and writes its result there, at the "
     "measured speed of memory; small products find theirs in caches, so this is no bound. "
     "simulations/bench/roofline.py has the formulas; a test counts the same products with torch.",
