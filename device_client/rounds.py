@@ -57,6 +57,11 @@ class WantedProfile:
         return learned(self.engine, [self.support], self.task)
 
 
+def read_is_enough(engine: Engine, examples: Encoded) -> bool:
+    """Says whether a gradient follows from what texts were read as: their tokens are then not needed."""
+    return examples.embedding is not None and engine.contributes_embedded
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class WantedGradient:
@@ -79,7 +84,8 @@ class WantedGradient:
     def made(self) -> dict[str, FloatArray]:
         """Returns it: trainable -> gradient. The encoder runs only where it has to."""
         at = self.examples.labels, self.owner, self.profile, self.values
-        if self.examples.embedding is not None and self.engine.contributes_embedded:
+        if read_is_enough(self.engine, self.examples):
+            assert self.examples.embedding is not None
             return self.engine.contribute_embedded(self.examples.embedding, *at)[1]
         return self.engine.contribute(self.examples.tokens, *at)[1]
 
@@ -244,8 +250,7 @@ def shared_steps(
     if not first:
         return {}
     values = dict(first)
-    read = support.embedding is not None and engine.contributes_embedded
-    examples = support.as_read() if read else support
+    examples = support.as_read() if read_is_enough(engine, support) else support
     for index in minibatches(len(support), settings.batch_size, settings.local_steps, client, task):
         rows = examples.rows(index)
         owner = (dropout.random(len(rows)) >= settings.profile_dropout).astype(np.int64)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umbel.simulations.options import Compute, EngineName
+
 if TYPE_CHECKING:
     from umbel.simulations.comparison.results import Comparison
     from umbel.simulations.results import Result
@@ -31,10 +33,7 @@ def simulate(
     users: Annotated[int | None, typer.Option(min=4, help="How many people take part.")] = None,
     rounds: Annotated[int | None, typer.Option(min=0, help="How many federated rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(help="What runs the devices: cohort (the fast one, the default), flower or serial."),
-    ] = None,
+    engine: EngineName = None,
     rule: Annotated[
         str | None,
         typer.Option(
@@ -68,13 +67,7 @@ def simulate(
             "flower engine runs devices on all its machines, in a process for each core.",
         ),
     ] = None,
-    compute: Annotated[
-        str | None,
-        typer.Option(
-            help="What runs the graphs of devices: onnxruntime (the default), or torch: torch:cuda, "
-            "torch:cuda:bfloat16, torch:cpu."
-        ),
-    ] = None,
+    compute: Compute = None,
     training: Annotated[
         Path | None,
         typer.Option(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umbel.simulations.options import Compute, EngineName
+
 if TYPE_CHECKING:
     from umbel.simulations.rounds.running import Ran
 
@@ -53,21 +55,12 @@ def rounds(
             help="TOML file with seed and a section rounds, as of an experiment; options come first.",
         ),
     ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(help="What runs the devices: cohort (the fast one, the default), flower or serial."),
-    ] = None,
+    engine: EngineName = None,
     workers: Annotated[
         int,
         typer.Option(min=1, max=256, help="How many threads or processes run the devices."),
     ] = 2,
-    compute: Annotated[
-        str | None,
-        typer.Option(
-            help="What runs the graphs of devices: onnxruntime (the default), or torch: torch:cuda, "
-            "torch:cuda:bfloat16, torch:cpu."
-        ),
-    ] = None,
+    compute: Compute = None,
     ray_address: Annotated[
         str | None,
         typer.Option(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from umbel.device_client.engine import GRADIENT
-from umbel.device_client.rounds import WantedGradient
+from umbel.device_client.rounds import WantedGradient, read_is_enough
 from umbel.shared.profile import FloatArray
 from umbel.shared.release import CONTRIBUTE_EMBEDDED
 
@@ -23,7 +23,7 @@ def gradients_of_each(wanted: Sequence[WantedGradient], rows: int) -> list[dict[
         rows: Texts at a time.
     """
     engine = wanted[0].engine
-    behind = wanted[0].examples.embedding is not None and engine.contributes_embedded
+    behind = read_is_enough(engine, wanted[0].examples)
     session = engine.session(CONTRIBUTE_EMBEDDED if behind else "contribute")
     longest = max(len(own.examples) for own in wanted)
     size = max(1, rows // max(longest, 1))

@@ -1,7 +1,7 @@
 """Small graphs, written as text, and what onnxruntime answers with them as they are."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,17 @@ def made(text: str) -> onnx.ModelProto:
     return parser.parse_model(HEAD + text.strip())
 
 
-def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+def rewritten(model: onnx.ModelProto, rewrite: Callable[[ir.Model], object]) -> onnx.ModelProto:
+    """Returns a graph after a pass that works in place; it must still be one."""
     found = ir.serde.deserialize_model(model)
-    simplify(found)
+    rewrite(found)
     smaller = ir.serde.serialize_model(found)
     onnx.checker.check_model(smaller)
     return smaller
+
+
+def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+    return rewritten(model, simplify)
 
 
 def answers(model: onnx.ModelProto, given: Mapping[str, Array] | None = None) -> list[Array]:

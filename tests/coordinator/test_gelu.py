@@ -5,13 +5,12 @@ import math
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
 from tests.coordinator.personal import Joint, random_batch, random_profile
-from tests.coordinator.small_graphs import Array, answers, made, operators
+from tests.coordinator.small_graphs import Array, answers, made, operators, rewritten
 from tests.numeric import assert_close_relative
 
 from umbel.coordinator.graphs.gelu import share_erf
@@ -62,11 +61,7 @@ READ_TWICE = LAYER.replace("out = Neg(sum)", "also = MatMul(y, second) out = Sub
 
 
 def shared(model: onnx.ModelProto) -> onnx.ModelProto:
-    found = ir.serde.deserialize_model(model)
-    share_erf(found)
-    smaller = ir.serde.serialize_model(found)
-    onnx.checker.check_model(smaller)
-    return smaller
+    return rewritten(model, share_erf)
 
 
 def gelu(x: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
